@@ -1,0 +1,5 @@
+"""`python -m thetau`."""
+
+from thetau.cli import main
+
+main()

@@ -1,0 +1,223 @@
+"""A PEFT LoRA adapter as a task vector: rows of B·A·scale, never a whole model.
+
+Format: `adapter_config.json` beside `adapter_model.safetensors`, <https://huggingface.co/docs/peft/developer_guides/checkpoint>.
+Covers linear, transposed (Conv1D) and embedding layers, rank-stabilised scaling, rank and alpha patterns, trained biases,
+`modules_to_save`, and DoRA (its norm runs over one output row, so rows suffice). What it does not cover is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thetau.checkpoint.memory import open_torch
+from thetau.checkpoint.naming import view_of
+from thetau.checkpoint.safetensors import open_file, read_text
+from thetau.checkpoint.source import Source, Spec, span
+from thetau.errors import AlignmentError, CheckpointError, nearest
+
+PREFIX = "base_model.model."
+REFUSED = (
+    "layer_replication",
+    "megatron_config",
+    "trainable_token_indices",
+    "target_parameters",
+    "alora_invocation_tokens",
+    "use_qalora",
+    "use_bdlora",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+)
+MOVES_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")  # initialisations that change the base's own weights
+BLOCK = 1 << 16  # elements that are multiplied at once, always the same ones, so that no way of reading changes a bit
+
+
+@dataclass(frozen=True)
+class _Delta:
+    """How one base tensor changes: a low-rank product, new values in its place, or both."""
+
+    a: str | None = None
+    b: str | None = None
+    magnitude: str | None = None
+    replace: str | None = None
+    scale: float = 1.0
+    transposed: bool = False  # the stored base weight is [in, out]
+    embedding: bool = False
+
+
+class LoraSource:
+    """The difference that an adapter makes to its base: names are the base's; absent names do not change."""
+
+    degree = 0
+    partial = True
+
+    def __init__(self, folder: Path, base: Source) -> None:
+        self.folder: Path | None = folder
+        self.label = str(folder)
+        self._base = base
+        config = _config(folder / "adapter_config.json")
+        weights = folder / "adapter_model.safetensors"
+        self._weights: Source = open_file(weights) if weights.exists() else open_torch(folder / "adapter_model.bin")
+        self._deltas = _deltas(self.label, config, self._weights.specs, base)
+        file = str(weights) if weights.exists() else str(folder / "adapter_model.bin")
+        self.specs = {name: replace(spec, file=file) for name, spec in base.specs.items() if name in self._deltas}
+        self.key = f"lora:{self._weights.key}:{base.key}"
+        self.notes = (f"{folder}: LoRA adapter, restored over {base.label} in {len(self.specs)} tensors.",)
+        self._check_shapes()
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Rows of the difference, in float32: `[stop - start, *shape[1:]]`."""
+        spec, delta = self.specs[name], self._deltas[name]
+        start, stop = span(spec, start, stop)
+        if delta.a is None:
+            return self._replaced(delta, name, start, stop) - self._base.read(name, start, stop).float()
+        step = max(1, BLOCK // max(1, spec.row_elements))
+        first = start - start % step
+        blocks = [self._block(delta, name, low, min(low + step, spec.rows)) for low in range(first, stop, step)]
+        rows = torch.cat(blocks) if blocks else torch.empty((0, *spec.shape[1:]))
+        return rows[start - first : stop - first]
+
+    def _replaced(self, delta: _Delta, name: str, start: int, stop: int) -> Tensor:
+        assert delta.replace is not None
+        rows = self._weights.read(delta.replace, start, stop).float()
+        return rows if self.specs[name].shape else rows.reshape(())
+
+    def _block(self, delta: _Delta, name: str, start: int, stop: int) -> Tensor:
+        assert delta.a is not None and delta.b is not None
+        if delta.embedding or delta.transposed:  # the weight is [in, out] where A is [rank, in] and B is [out, rank]
+            rows = self._weights.read(delta.a)[:, start:stop].float().T @ self._weights.read(delta.b).float().T
+        else:
+            rows = self._weights.read(delta.b, start, stop).float() @ self._weights.read(delta.a).float()
+        rows = rows * delta.scale
+        if delta.magnitude is None and delta.replace is None:
+            return rows
+        base = self._base.read(name, start, stop).float()
+        moved = rows + (self._replaced(delta, name, start, stop) if delta.replace else base)
+        if delta.magnitude is not None:
+            norm = torch.linalg.vector_norm(moved, dim=1, keepdim=True)
+            moved = moved * (self._weights.read(delta.magnitude, start, stop).float().reshape(-1, 1) / norm)
+        return moved - base
+
+    def fingerprint(self) -> str:
+        """That of the adapter's own file."""
+        return self._weights.fingerprint()
+
+    def _check_shapes(self) -> None:
+        for name, delta in self._deltas.items():
+            want = self._base.specs[name].shape
+            if delta.replace:
+                got = self._weights.specs[delta.replace].shape
+            else:
+                assert delta.a is not None and delta.b is not None
+                a, b = self._weights.specs[delta.a].shape, self._weights.specs[delta.b].shape
+                if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
+                    raise AlignmentError(
+                        f"{self.label}: {delta.a!r} {list(a)} and {delta.b!r} {list(b)} do not multiply; only matrices are supported."
+                    )
+                got = (a[1], b[0]) if delta.embedding or delta.transposed else (b[0], a[1])
+            if tuple(got) != tuple(want):
+                raise AlignmentError(
+                    f"{self.label}: the adapter changes {name!r} by shape {list(got)}, the base {self._base.label} has {list(want)}. Give the base it was trained on."
+                )
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether the folder holds a PEFT adapter."""
+    return (folder / "adapter_config.json").exists()
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path}: not a readable adapter configuration ({error}).") from error
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        got = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
+        raise CheckpointError(f"{path}: only LoRA adapters can be restored as task vectors. Got peft_type {got!r}.")
+    used = [key for key in REFUSED if config.get(key)]
+    if used:
+        raise CheckpointError(
+            f"{path}: uses {', '.join(used)}, which thetau cannot restore. Merge the adapter with PEFT's `merge_and_unload` first."
+        )
+    return config
+
+
+def _pattern(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
+    """PEFT's rule: a pattern names the end of a module's path."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
+    rank_pattern = int(_pattern(config.get("rank_pattern"), module, config.get("r", rank)))
+    alpha = _pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", rank_pattern))
+    return alpha / (math.sqrt(rank_pattern) if config.get("use_rslora") else rank_pattern)
+
+
+def _deltas(label: str, config: Mapping[str, Any], specs: Mapping[str, Spec], base: Source) -> dict[str, _Delta]:
+    found: dict[str, _Delta] = {}
+    problems: list[str] = []
+    parts: dict[str, dict[str, str]] = {}
+    for name in specs:
+        path = name.removeprefix(PREFIX)
+        match = re.match(r"(.*)\.lora_(embedding_)?(A|B|magnitude_vector)(?:\.weight)?$", path)
+        if match:
+            kind = {"A": "a", "B": "b"}.get(match[3], "magnitude")
+            parts.setdefault(match[1], {})[kind] = name
+            if match[2]:
+                parts[match[1]]["embedding"] = "yes"
+            continue
+        target = _base_name(path.replace(".modules_to_save.", ".").replace(".base_layer.", "."), base)
+        if target is None:
+            problems.append(f"{label}: {name!r} names no tensor of the base {base.label}.{nearest(path, base.specs)}")
+        else:
+            found[target] = _Delta(replace=name)
+    for module, part in parts.items():
+        target = _base_name(f"{module}.weight", base)
+        if target is None:
+            problems.append(
+                f"{label}: the adapter changes {module + '.weight'!r}, which the base {base.label} lacks.{nearest(module + '.weight', base.specs)}"
+            )
+        elif "a" not in part or "b" not in part:
+            problems.append(f"{label}: {module!r} has only one of its two LoRA matrices.")
+        else:
+            rank = specs[part["a"]].shape[0]
+            found[target] = _Delta(
+                a=part["a"],
+                b=part["b"],
+                magnitude=part.get("magnitude"),
+                scale=_scale(config, module, rank),
+                transposed=bool(config.get("fan_in_fan_out")),
+                embedding="embedding" in part,
+            )
+    if not found and not problems:
+        problems.append(f"{label}: the adapter changes nothing.")
+    if any(d.magnitude and (d.transposed or d.embedding) for d in found.values()):
+        problems.append(
+            f"{label}: DoRA on transposed or embedding layers cannot be restored. Merge it with PEFT's `merge_and_unload` first."
+        )
+    if problems:
+        raise AlignmentError("\n".join(problems))
+    return found
+
+
+def _base_name(path: str, base: Source) -> str | None:
+    """The base's name for an adapter's path: the same, or with a leading part more or less (`bert.`, `model.`)."""
+    if path in base.specs:
+        return path
+    short = path.split(".", 1)[-1]
+    if short in base.specs:
+        return short
+    longer = [name for name in base.specs if name.endswith("." + path) and "." not in name[: -len(path) - 1]]
+    return longer[0] if len(longer) == 1 else None

@@ -1,0 +1,77 @@
+"""What a tensor is, told by its name and shape: attention, MLP, embedding, norm, bias; its layer; how it is stored.
+
+Covers the names of BERT, RoBERTa, MPNet, ViT, DINOv2, CLIP (transformers and open_clip), T5, GPT-2, GPT-NeoX and Llama-style models.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """The part that a tensor plays."""
+
+    ATTENTION = "attention"  # weight matrices of q, k, v, o inside a block
+    MLP = "mlp"  # every other weight matrix inside a block
+    LINEAR = "linear"  # weight matrices outside the blocks: poolers, projections
+    EMBEDDING = "embedding"
+    HEAD = "head"
+    NORM = "norm"
+    BIAS = "bias"
+    CONV = "conv"
+    OTHER = "other"
+
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers?|blocks?|resblocks|h|block)\.(\d+)(?=\.)")
+_ATTENTION = re.compile(
+    r"(?:^|[._])(?:attn|attention|self_attn|cross_attn|SelfAttention|EncDecAttention|q_proj|k_proj|v_proj|o_proj|in_proj|qkv|Wqkv)(?=[._]|$)"
+)
+_EMBEDDING = re.compile(
+    r"embed|(?:^|\.)(?:wte|wpe|shared|positional|class_embedding|relative_attention_bias)(?:\.|$)", re.IGNORECASE
+)
+_HEAD = re.compile(r"(?:^|\.)(?:lm_head|classifier|score|qa_outputs|heads?|cls\.predictions)(?:\.|$)")
+_NORM = re.compile(r"norm|(?:^|[._])ln(?:_?\w)?(?=[._]|$)", re.IGNORECASE)
+_CONV1D = re.compile(
+    r"(?:^|\.)h\.\d+\.(?:attn\.c_attn|attn\.c_proj|attn\.q_attn|crossattention\.\w+|mlp\.c_fc|mlp\.c_proj)\.weight$"
+)
+_FUSED = re.compile(r"(?:in_proj_weight|(?:^|\.)(?:qkv|Wqkv|c_attn)\.weight)$")
+
+
+@dataclass(frozen=True)
+class View:
+    """How a stored matrix maps to logical ones of shape `[d_out, d_in]`: transposed (GPT-2's Conv1D), and `parts` stacked along d_out."""
+
+    transposed: bool = False
+    parts: int = 1
+
+
+def layer_of(name: str) -> int | None:
+    """The block's number, or None outside the blocks."""
+    match = _LAYER.search(name)
+    return int(match[1]) if match else None
+
+
+def kind_of(name: str, shape: tuple[int, ...]) -> Kind:
+    """The part that a tensor plays in its model."""
+    if len(shape) < 2:
+        if name.endswith("bias") and not _NORM.search(name):
+            return Kind.BIAS
+        return Kind.NORM if _NORM.search(name) else Kind.BIAS if name.endswith("bias") else Kind.OTHER
+    if _EMBEDDING.search(name) and len(shape) == 2:
+        return Kind.EMBEDDING
+    if len(shape) > 2:
+        return Kind.CONV if name.endswith("weight") else Kind.OTHER
+    if not re.search(r"(?:^|[._])weight$|_weight$|(?:^|\.)proj$", name):
+        return Kind.OTHER
+    if layer_of(name) is not None:
+        return Kind.ATTENTION if _ATTENTION.search(name) else Kind.MLP
+    return Kind.HEAD if _HEAD.search(name) else Kind.LINEAR
+
+
+def view_of(name: str, shape: tuple[int, ...]) -> View:
+    """How a stored matrix maps to logical ones; interleaved q/k/v (GPT-NeoX) counts as one matrix."""
+    transposed = len(shape) == 2 and _CONV1D.search(name) is not None
+    out, inner = (shape[1], shape[0]) if transposed else (shape[0], shape[1] if len(shape) > 1 else 0)
+    return View(transposed, 3 if len(shape) == 2 and _FUSED.search(name) and out == 3 * inner else 1)

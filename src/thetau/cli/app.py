@@ -1,0 +1,47 @@
+"""The verbs, put together."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from thetau._version import __version__
+from thetau.cli.evaluate import evaluate
+from thetau.cli.finetune import finetune
+from thetau.cli.inspect import inspect
+from thetau.cli.merge import merge
+from thetau.cli.methods import methods
+from thetau.cli.suite import suite_app
+from thetau.cli.vector import vector_app
+
+app = typer.Typer(
+    name="thetau",
+    help="Task arithmetic on real checkpoints: create, refine, merge, negate and diagnose task vectors.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"thetau {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Task arithmetic on real checkpoints."""
+
+
+app.command()(merge)
+app.command()(inspect)
+app.command()(methods)
+app.add_typer(vector_app, name="vector")
+app.command()(finetune)
+app.command()(evaluate)
+app.add_typer(suite_app, name="suite")

@@ -1,0 +1,126 @@
+"""What several verbs share: options of the engine, the progress bar, the summary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from thetau.errors import RecipeError
+
+if TYPE_CHECKING:
+    from thetau.engine.executor import Engine
+    from thetau.engine.save import Report
+    from thetau.facade import Expression
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="Where the result goes: a new folder.")]
+Workers = Annotated[
+    int | None, typer.Option("--workers", help="Threads; by default one a core. No number changes a bit of the result.")
+]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option("--max-memory", help="Memory for the tensors in flight, such as 4GB; by default half of what there is."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no summary.")]
+Exclude = Annotated[
+    list[str] | None, typer.Option("--exclude", help="Pattern of tensors that are left out (task heads); may be repeated.")
+]
+Dtype = Annotated[str | None, typer.Option("--dtype", help="Of the output, such as bfloat16; by default the base's.")]
+BaseOption = Annotated[
+    str, typer.Option("--base", "-b", help="The model that the others were fine-tuned from: folder, file or hub id.")
+]
+
+
+def engine(workers: int | None, max_memory: str | None, quiet: bool) -> Engine:
+    """The engine that the options ask for."""
+    from thetau.cli.progress import bar
+    from thetau.engine.executor import Engine
+    from thetau.recipes.schema import parse_size
+
+    given: dict[str, Any] = {}
+    if workers is not None:
+        given["workers"] = workers
+    if max_memory is not None:
+        try:
+            given["max_memory"] = parse_size(max_memory)
+        except ValueError as error:
+            raise RecipeError([str(error)], "--max-memory") from error
+    if not quiet:
+        given["progress"] = bar()
+    try:
+        return Engine(**given)
+    except ValueError as error:
+        raise RecipeError([str(error)], "options") from error
+
+
+def save(expression: Expression, out: Path, *, quiet: bool, **options: Any) -> None:
+    """Write, and say what was done."""
+    import warnings
+
+    from thetau.facade import ThetauWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ThetauWarning)  # the summary shows them
+        report = expression.save(out, **options)
+    summary(report, quiet=quiet)
+
+
+def summary(report: Report, *, quiet: bool) -> None:
+    """Notes and warnings of a run; warnings are printed even where quiet."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from thetau.engine.executor import gigabytes
+
+    console = Console(stderr=True, soft_wrap=True)
+    for warning in report.warnings:
+        console.print(Text("warning: ", style="bold yellow") + Text(warning, style="default"))
+    if quiet:
+        return
+    for note in report.notes:
+        console.print(Text("· " + note, style="dim"))
+    console.print(Text(f"{report.path}: {report.tensors} tensors, {gigabytes(report.nbytes)}", style="bold"))
+
+
+def parse_fields(given: Sequence[str]) -> dict[str, Any]:
+    """`["density=0.1", "then.density=0.2"]` → nested mapping; values are YAML.
+
+    Raises:
+        RecipeError: an entry has no `=`, or its value is not YAML.
+    """
+    import yaml
+
+    out: dict[str, Any] = {}
+    problems = []
+    for entry in given:
+        key, equals, text = entry.partition("=")
+        if not equals or not key:
+            problems.append(f"{entry!r} is not of the form field=value.")
+            continue
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            problems.append(f"{entry!r}: {' '.join(str(error).split())}")
+            continue
+        if isinstance(value, str):
+            try:
+                value = float(value)  # YAML reads 1e-3 as text
+            except ValueError:
+                pass
+        place = out
+        *path, last = key.split(".")
+        for part in path:
+            inner = place.get(part)
+            if not isinstance(inner, dict):  # `then=ties` before `then.density=…`
+                inner = {"name": inner} if isinstance(inner, str) else {}
+                place[part] = inner
+            place = inner
+        if isinstance(place.get(last), dict) and isinstance(value, str):
+            place[last]["name"] = value  # `then.density=…` before `then=ties`
+        else:
+            place[last] = value
+    if problems:
+        raise RecipeError(problems, "--set")
+    return out

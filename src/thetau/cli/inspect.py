@@ -1,0 +1,99 @@
+"""`thetau inspect`: look before merging."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from thetau.cli.common import Exclude, Quiet, Workers, engine
+
+if TYPE_CHECKING:
+    from thetau.diagnostics import Inspection
+
+
+def inspect(
+    base: Annotated[str, typer.Argument(help="The base: folder, file or hub id.")],
+    models: Annotated[list[str] | None, typer.Argument(help="Fine-tuned models, LoRA adapters or saved task vectors.")] = None,
+    exclude: Exclude = None,
+    json: Annotated[Path | None, typer.Option("--json", help="Write the result here as JSON too.")] = None,
+    workers: Workers = None,
+    quiet: Quiet = False,
+) -> None:
+    """Tensors, dtypes, norms, cosine matrix, what does not align, and whether BASE looks like the models' base.
+
+    thetau inspect base sst2 mnli
+    """
+    import json as serialiser
+
+    from thetau.diagnostics import inspect as look
+    from thetau.facade import open as open_weights
+
+    opened = open_weights(base)
+    result = look(
+        opened,
+        [open_weights(model, base=opened) for model in models or []],
+        exclude=exclude or [],
+        engine=engine(workers, None, quiet),
+    )
+    if json is not None:
+        json.write_text(serialiser.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
+    show(result)
+
+
+def show(result: Inspection) -> None:
+    """Print an inspection."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    table = Table("", "tensors", "parameters", "dtypes", "norm", "‖τ‖/‖θ₀‖", "", box=None, pad_edge=False)
+    for model in (result.base, *result.models):
+        dtypes = ", ".join(f"{count} {name}" for name, count in model.dtypes.items())
+        verdict = {True: "fits the base", False: "NOT its base?", None: "does not align" if model.problems else "base"}[
+            model.fits_base
+        ]
+        norm = f"{model.norm:.4g}" if model.norm is not None else "–"
+        shift = f"{model.shift:.4f}" if model.shift is not None else "–"
+        table.add_row(model.name, str(model.tensors), f"{model.parameters:,}", dtypes, norm, shift, verdict)
+    console.print(table)
+    console.print()
+    kinds = Table("kind", "tensors", "parameters", "‖θ₀‖", *result.compared, box=None, pad_edge=False)
+    for part in result.parts:
+        kinds.add_row(
+            part.kind,
+            str(part.tensors),
+            f"{part.parameters:,}",
+            f"{part.norm:.4g}",
+            *(f"{part.shift[name]:.4f}" for name in result.compared),
+        )
+    console.print(kinds)
+    if len(result.compared) > 1:
+        console.print("\ncosine of the task vectors")
+        cosine = Table("", *result.compared, box=None, pad_edge=False)
+        for name, row in zip(result.compared, result.cosine, strict=True):
+            cosine.add_row(name, *(f"{value:+.3f}" for value in row))
+        console.print(cosine)
+    for model in (result.base, *result.models):
+        for problem in model.problems:
+            console.print(f"{model.name}: {problem}")
+        for note in model.notes:
+            console.print(f"· {note}")
+    _verdict(result, console.print)
+
+
+def _verdict(result: Inspection, say: object) -> None:
+    assert callable(say)
+    far = [model for model in result.models if model.fits_base is False]
+    for model in far:
+        say(
+            f"{model.name}: its task vector has {model.shift:.2f} of the base's norm; fine-tuning gives less than 0.3. {result.base.name} is probably not its base."
+        )
+    common = result.common_direction
+    if common is not None and common > 0.9:
+        say(
+            f"All task vectors point the same way (mean cosine {common:.2f}): the models probably share another base, nearer to them than {result.base.name}."
+        )
+    elif result.compared and not far:
+        say(f"{result.base.name} looks like the base of all {len(result.compared)} models.")

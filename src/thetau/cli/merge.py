@@ -1,0 +1,94 @@
+"""`thetau merge`: many models into one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from thetau.cli.common import Dtype, Exclude, MaxMemory, Quiet, Workers, engine, parse_fields, save
+from thetau.errors import RecipeError
+
+
+def merge(
+    recipe: Annotated[Path | None, typer.Argument(help="A recipe in YAML; or give its parts as options.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the result goes: a new folder.")] = None,
+    method: Annotated[str | None, typer.Option("--method", help="A name from `thetau methods`.")] = None,
+    base: Annotated[str | None, typer.Option("--base", "-b", help="The model that the others were fine-tuned from.")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model", "-m", help="A fine-tuned model, LoRA adapter or saved task vector; `name=path` names the task. Repeat."
+        ),
+    ] = None,
+    fields: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A field of the method, `field=value` or `then.field=value`; may be repeated."),
+    ] = None,
+    exclude: Exclude = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of randomised methods.")] = None,
+    dtype: Dtype = None,
+    shard_size: Annotated[str | None, typer.Option("--shard-size", help="Largest file, such as 5GB.")] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", help="`model`, or `vector` for the merged task vector itself.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan (passes, bytes, memory, operations) and stop.")
+    ] = False,
+    workers: Workers = None,
+    max_memory: MaxMemory = None,
+    quiet: Quiet = False,
+) -> None:
+    """Merge models that were fine-tuned from one base.
+
+    thetau merge --method ties --base base --model sst2 --model mnli --set density=0.1 -o merged
+
+    prints what was left out, what is tied, norms that look wrong, and: merged: 103 tensors, 90.9 MB
+    """
+    from thetau.facade import from_recipe
+    from thetau.methods import build, plain
+    from thetau.recipes import from_mapping, load
+    from thetau.recipes.loading import split_method
+    from thetau.recipes.schema import parse_size
+
+    given: dict[str, Any] = {
+        "base": base,
+        "models": [_entry(entry) for entry in model] if model else None,
+        "method": {"name": method, **parse_fields(fields or [])} if method else None,
+        "exclude": exclude,
+        "seed": seed,
+        "dtype": dtype,
+        "shard_size": shard_size,
+        "output": output,
+    }
+    given = {key: value for key, value in given.items() if value is not None}
+    if recipe is not None:
+        loaded = load(recipe)
+        if fields and not method:
+            raise RecipeError(["`--set` belongs to `--method`; change the recipe's `method` instead."], "options")
+        chosen = from_mapping({**loaded.model_dump(), **given}, f"{recipe} with options") if given else loaded
+    else:
+        if fields and not method:
+            raise RecipeError(["`--set` needs `--method`."], "options")
+        chosen = from_mapping(given, "options")
+    machine = engine(workers, max_memory, quiet)
+    expression = from_recipe(chosen, engine=machine)
+    if dry_run:
+        from thetau.cli.plan import show
+        from thetau.engine.plan import plan
+
+        show(plan(expression, engine=machine, dtype=chosen.dtype))
+        return
+    if out is None:
+        raise RecipeError(["`--out` is missing: where shall the result go?"], "options")
+    options = {"engine": machine, "dtype": chosen.dtype, "shard_bytes": parse_size(chosen.shard_size)}
+    name, values = split_method(chosen.method)
+    complete = {**chosen.model_dump(), "method": plain(build(name, values))}  # defaults too, so that the run can be repeated
+    save(expression, out, quiet=quiet, provenance={"recipe": complete, "seed": chosen.seed}, **options)
+
+
+def _entry(text: str) -> str | dict[str, str]:
+    """`path` or `name=path`."""
+    name, equals, path = text.partition("=")
+    return {"name": name, "path": path} if equals and not Path(text).exists() else text

@@ -1,0 +1,40 @@
+"""A plan, printed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from thetau.engine.plan import Plan
+
+
+def show(plan: Plan) -> None:
+    """Print passes, bytes, memory, operations, and cheaper solvers where the arithmetic is long."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from thetau.engine.executor import gigabytes
+
+    console = Console(soft_wrap=True)
+    table = Table("pass", "reads", "memory in flight", box=None, pad_edge=False)
+    for index, one in enumerate(plan.passes, 1):
+        table.add_row(f"{index}. {one.what}", gigabytes(one.read), gigabytes(one.memory))
+    console.print(table)
+    console.print(f"reads {gigabytes(plan.read)}, writes {gigabytes(plan.written)} in {plan.tensors} tensors", highlight=False)
+    if plan.flops:
+        console.print(
+            f"matrix solvers: {plan.flops:.2g} operations, about {duration(plan.seconds)} on this machine", highlight=False
+        )
+        for name, flops in plan.alternatives:
+            if flops < plan.flops:
+                console.print(
+                    f"  {name}: {flops:.2g} operations, about {duration(flops / plan.rate)}", highlight=False, markup=False
+                )
+
+
+def duration(seconds: float) -> str:
+    """`"3 min"`."""
+    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 1 else "less than 1 s"

@@ -1,0 +1,54 @@
+"""`thetau suite`: run a backbone's tasks end to end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+suite_app = typer.Typer(help="Fine-tune, merge and evaluate a whole suite of tasks.", no_args_is_help=True)
+
+
+@suite_app.command("list")
+def list_suites() -> None:
+    """The suites that come with thetau.
+
+    thetau suite list
+    """
+    from thetau.tasks import load_suite
+    from thetau.tasks.suite import shipped_suites
+
+    for name in shipped_suites():
+        suite = load_suite(name)
+        typer.echo(f"{name}: {suite.description}\n  {suite.backbone}; {len(suite.tasks)} tasks: {', '.join(suite.tasks)}")
+
+
+@suite_app.command("run")
+def run(
+    name: Annotated[str, typer.Argument(help="Name of a suite, or its YAML file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; an interrupted run goes on in it.")],
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Folder of task folders; looked at before the shipped tasks.")
+    ] = None,
+    methods: Annotated[
+        list[str] | None, typer.Option("--methods", help="Only these, separated by commas or given again.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A small run: few steps, few examples, at most two λ.")] = False,
+) -> None:
+    """Fine-tune every task, merge with every method, choose λ on validation, report on test. Writes results.json, .md and .png.
+
+    thetau suite run demo --out runs/demo
+    """
+    from rich.console import Console
+
+    from thetau.evaluate.suite import run_suite
+    from thetau.evaluate.tables import rich_table
+    from thetau.plots import suite_bars
+    from thetau.tasks import load_suite
+
+    chosen = [part.strip() for given in methods or [] for part in given.split(",") if part.strip()]
+    results = run_suite(load_suite(name), out, data=data, methods=chosen or None, quick=quick)
+    suite_bars(results, out / "results.png")
+    Console().print(rich_table(results))
+    typer.echo(f"{out}: results.json, results.md, results.png ({results.seconds:.0f} s)")

@@ -1,0 +1,271 @@
+"""The last pass: evaluating a combination tensor by tensor, into a file or into memory."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thetau._version import __version__
+from thetau.checkpoint import Alignment, Source, Spec, Writer, align, dtype_name
+from thetau.checkpoint.writer import SHARD_BYTES
+from thetau.engine.executor import Engine, Item
+from thetau.engine.guard import refuse_nonfinite
+from thetau.engine.merge import Merge, Part
+from thetau.engine.window import Reading, Window, blocks, windows
+from thetau.errors import AlignmentError, CheckpointError, OutputError
+from thetau.vectors import Combination
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run did: where the output lies, what a user should know, and warnings that deserve a second look."""
+
+    path: Path | None
+    tensors: int
+    nbytes: int
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Output:
+    """Everything needed to evaluate a combination: how its sources align and what comes out."""
+
+    combination: Combination
+    alignment: Alignment
+    reading: Reading
+    specs: Mapping[str, Spec]  # of the output
+    copied: Mapping[str, Source]  # tensors that go over as they are
+    merges: Sequence[Merge | Part]
+
+    @classmethod
+    def plan(cls, combination: Combination, *, dtype: torch.dtype | None = None, exclude: Sequence[str] = ()) -> Output:
+        """Align the sources and settle the output's tensors.
+
+        Raises:
+            AlignmentError: the combination is neither a model nor a task vector, or its sources do not fit.
+        """
+        if not combination.terms:
+            raise AlignmentError("Nothing is left to save: every term cancels.")
+        if not (combination.is_model or combination.is_vector):
+            raise AlignmentError(
+                f"{combination!r} is neither a model (its models' weights sum to 1) nor a task vector (they sum to 0). Subtract or add the base as needed."
+            )
+        reference = combination.reference or next((s for s in combination.sources() if s.degree == 1), None)
+        sources = {s.key: s for s in ([reference] if reference is not None else []) + combination.sources()}
+        label = reference.label if reference is not None else combination.label
+        alignment = align(combination.specs(), label, list(sources.values()), exclude)
+        reading = Reading(alignment, [combination])
+        vector = combination.is_vector
+        specs: dict[str, Spec] = {}
+        copied: dict[str, Source] = {}
+        for name, spec in alignment.specs.items():
+            if name in alignment.kept:
+                if not vector and reference is not None and reference.degree == 1:
+                    specs[name], copied[name] = spec, reference
+                continue
+            terms = reading.terms(combination, name)
+            if vector and not terms:
+                continue
+            wanted = dtype or (torch.float32 if vector else spec.dtype)
+            specs[name] = Spec(name=name, shape=spec.shape, dtype=wanted, file=spec.file)
+        merges = [s for s in sources.values() if isinstance(s, Merge | Part)]
+        return cls(combination, alignment, reading, specs, copied, merges)
+
+    def items(self, engine: Engine) -> list[Item]:
+        """Work, in the order in which the tensors lie in the reference's files."""
+        return [self._item(name, engine) for name in self.specs]
+
+    def _item(self, name: str, engine: Engine) -> Item:
+        spec = self.alignment.specs[name]
+        if name in self.copied:
+            return Item(name, spec.nbytes, spec.nbytes)
+        nbytes = memory = 0
+        window = spec.elements if self.whole(name) else min(spec.elements, engine.window)
+        for _, source, theirs in self.reading.terms(self.combination, name):
+            if isinstance(source, Merge | Part):
+                inner = (source if isinstance(source, Merge) else source.merge).item(theirs)
+                nbytes, memory = nbytes + inner.nbytes, memory + inner.memory
+            else:
+                nbytes, memory = nbytes + source.specs[theirs].nbytes, memory + window * spec.dtype.itemsize
+        return Item(name, nbytes, memory + 3 * window * 4)
+
+    def whole(self, name: str) -> bool:
+        """Whether some merge needs the whole tensor at once."""
+        return any(merge.whole(name) for merge in self.merges if name in merge.specs)
+
+    def rows(self, name: str, engine: Engine) -> Iterator[tuple[int, Tensor]]:
+        """Yield `(first row, rows)` of an output tensor, rounded once to its dtype. A 0-d tensor comes as shape `[1]`."""
+        spec, out = self.alignment.specs[name], self.specs[name]
+        if name in self.copied:
+            values = self.copied[name].read(name)
+            yield 0, values.reshape(1) if values.ndim == 0 else values
+            return
+        for low, high in windows(spec, spec.elements if self.whole(name) else engine.window):
+            window = Window(name, low, high)
+            done = torch.empty((high - low, *spec.shape[1:]), dtype=out.dtype)
+            for start, stop in blocks(spec, low, high):
+                value = torch.empty((stop - start, *spec.shape[1:]), dtype=self.reading.dtype)
+                self.reading.evaluate(self.combination, window, start, stop, value)
+                done[start - low : stop - low] = value
+                self._check(value, done[start - low : stop - low], name)
+            yield low, done
+
+    def _check(self, value: Tensor, rounded: Tensor, name: str) -> None:
+        if bool(torch.isfinite(rounded if rounded.dtype.itemsize > 1 else rounded.float()).all()):
+            return
+        for _, source, theirs in self.reading.terms(self.combination, name):
+            if not isinstance(source, Merge | Part):
+                refuse_nonfinite(source, theirs)
+        if bool(torch.isfinite(value).all()):
+            largest = float(value.abs().max())
+            raise OutputError(
+                f"{name!r}: {largest:.4g} does not fit {dtype_name(rounded.dtype)}. Choose another output dtype (`--dtype bfloat16` or `float32`). Nothing was written."
+            )
+        raise CheckpointError(
+            f"{name!r}: the merge gave values that are not finite, though its inputs are. Please report it. Nothing was written."
+        )
+
+
+def save(
+    combination: Combination,
+    target: Path,
+    *,
+    engine: Engine,
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    exclude: Sequence[str] = (),
+    provenance: Mapping[str, Any] | None = None,
+) -> Report:
+    """Write a model or a task vector: a folder, or one file where `target` ends in `.safetensors`.
+
+    Raises:
+        OutputError: the target exists, the disk is full, or a value does not fit the output's dtype.
+        CheckpointError: an input is damaged, changed while it was read, or holds values that are not finite.
+    """
+    output = Output.plan(combination, dtype=dtype, exclude=exclude)
+    vector = combination.is_vector
+    reference = combination.reference or next((s for s in combination.sources() if s.degree == 1), None)
+    record = _record(output, reference, provenance or {})
+    kind = "task_vector" if vector else "model"
+    metadata = {"thetau.kind": kind, "thetau.version": __version__, "thetau.recipe": _compact(record["recipe"])}
+    if vector and reference is not None:
+        metadata["thetau.base"] = reference.fingerprint()
+    items = output.items(engine)
+    engine.check(items, "Writing")
+    with Writer(target, output.specs, metadata, shard_bytes=shard_bytes) as writer:
+        for merge in output.merges:
+            merge.prepare()
+
+        def write(item: Item) -> None:
+            for start, rows in output.rows(item.name, engine):
+                spec = output.specs[item.name]
+                writer.write(item.name, start, rows if spec.shape else rows.reshape(()))
+
+        for _ in engine.run(items, write, "Writing"):
+            pass
+        changed = [file for source in _leaves(combination, reference) for file in getattr(source, "changed_files", list)()]
+        if changed:
+            raise CheckpointError(
+                f"{changed[0]}: changed while it was read ({len(changed)} files did). Nothing was written: run again when it is at rest."
+            )
+        folder = reference.folder if reference is not None and not vector else None
+        writer.commit(copy_from=folder, files={"thetau.json": record, **_config(folder, dtype)})
+    return _report(output, target, reference)
+
+
+def state_dict(
+    combination: Combination, *, engine: Engine, dtype: torch.dtype | None = None, exclude: Sequence[str] = ()
+) -> tuple[dict[str, Tensor], Report]:
+    """The same, into memory: a new tensor for each name."""
+    output = Output.plan(combination, dtype=dtype, exclude=exclude)
+    for merge in output.merges:
+        merge.prepare()
+    out = {name: torch.empty(spec.shape, dtype=spec.dtype) for name, spec in output.specs.items()}
+
+    def fill(item: Item) -> None:
+        for start, rows in output.rows(item.name, engine):
+            if out[item.name].ndim == 0:
+                out[item.name].copy_(rows.reshape(()))
+            else:
+                out[item.name][start : start + len(rows)] = rows
+
+    for _ in engine.run(output.items(engine), fill, "Evaluating"):
+        pass
+    reference = combination.reference or next((s for s in combination.sources() if s.degree == 1), None)
+    return out, _report(output, None, reference)
+
+
+def _leaves(combination: Combination, reference: Source | None) -> list[Source]:
+    """Every stored source below a combination, through merges, each once."""
+    found: dict[str, Source] = {reference.key: reference} if reference is not None else {}
+
+    def visit(sources: Sequence[Source]) -> None:
+        for source in sources:
+            if isinstance(source, Merge | Part):
+                visit((source if isinstance(source, Merge) else source.merge).sources)
+            else:
+                found.setdefault(source.key, source)
+
+    visit(combination.sources())
+    return list(found.values())
+
+
+def _record(output: Output, reference: Source | None, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    inputs = [
+        {"path": source.label, "fingerprint": source.fingerprint(), "headers": getattr(source, "header_hashes", dict)()}
+        for source in _leaves(output.combination, reference)
+    ]
+    recipe = provenance.get("recipe") or {"expression": output.combination.label}
+    return {
+        "thetau": __version__,
+        "kind": "task_vector" if output.combination.is_vector else "model",
+        "recipe": recipe,
+        "seed": provenance.get("seed", 0),
+        "base": reference.label if reference is not None else None,
+        "inputs": inputs,
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+    }
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+
+
+def _config(folder: Path | None, dtype: torch.dtype | None) -> dict[str, Any]:
+    """The base's config with the output's dtype, where the recipe changes it."""
+    if folder is None or dtype is None or not (folder / "config.json").exists():
+        return {}
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for key in ("torch_dtype", "dtype"):
+        if key in config:
+            config[key] = dtype_name(dtype)
+    return {"config.json": config}
+
+
+def _report(output: Output, path: Path | None, reference: Source | None) -> Report:
+    notes: list[str] = []
+    warnings: list[str] = []
+    base = reference.label if reference is not None else "the base"
+    for source in output.combination.sources():
+        notes += source.notes
+    notes += output.alignment.notes
+    for merge in output.merges:
+        guard = (merge if isinstance(merge, Merge) else merge.merge).guard
+        warnings += guard.warnings(base)
+    if reference is not None:
+        for source in _leaves(output.combination, reference):
+            trained_on = getattr(source, "metadata", {}).get("thetau.base")
+            if trained_on and trained_on != reference.fingerprint():
+                warnings.append(
+                    f"{source.label}: this task vector was taken from another base than {base} (their fingerprints differ)."
+                )
+    nbytes = sum(spec.nbytes for spec in output.specs.values())
+    return Report(path, len(output.specs), nbytes, tuple(dict.fromkeys(notes)), tuple(dict.fromkeys(warnings)))

@@ -1,0 +1,115 @@
+"""Reading: which rows are worked on at once, and the rows of all sources over one such window.
+
+Arithmetic always runs over the same blocks of rows, fixed by a tensor's shape alone, so that no setting can change a bit. A window is
+how many of those blocks are read from disk at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from thetau.checkpoint import Alignment, Source, Spec
+from thetau.engine.types import as_float
+from thetau.vectors import Combination
+
+BLOCK = 1 << 16  # elements of a block: with a stack of eight in float32, 2 MiB, which a core's cache holds
+
+
+def block_rows(spec: Spec) -> int:
+    """Rows of one block."""
+    return max(1, BLOCK // max(1, spec.row_elements))
+
+
+def blocks(spec: Spec, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """The blocks between two rows, of which the first starts at a block's edge."""
+    step = block_rows(spec)
+    for first in range(start, stop, step):
+        yield first, min(first + step, stop)
+
+
+def windows(spec: Spec, elements: int) -> Iterator[tuple[int, int]]:
+    """Runs of blocks of about `elements` elements, at least one block each."""
+    step = spec.rows if elements >= spec.elements else block_rows(spec) * max(1, elements // BLOCK)
+    for first in range(0, spec.rows, max(1, step)):
+        yield first, min(first + step, spec.rows)
+
+
+class Window:
+    """Rows `start:stop` of one reference tensor in every source that is asked for; each source is read once.
+
+    A 0-d tensor has shape `[1]` here.
+    """
+
+    def __init__(self, name: str, start: int, stop: int) -> None:
+        self.name, self.start, self.stop = name, start, stop
+        self._rows: dict[tuple[str, str], Tensor] = {}
+        self._lender: Window | None = None
+        self._shared: str | None = None
+        self.results: dict[int, Tensor] = {}  # whole-tensor results of merges, by the merge's id
+
+    def sharing(self, source: Source | None) -> Window:
+        """A new window over the same rows that keeps what is read of one source, the base, in this one."""
+        other = Window(self.name, self.start, self.stop)
+        other._lender, other._shared = self, source.key if source is not None else None
+        return other
+
+    def rows(self, source: Source, name: str, start: int, stop: int) -> Tensor:
+        """Rows as stored."""
+        if self._lender is not None and source.key == self._shared:
+            return self._lender.rows(source, name, start, stop)
+        key = (source.key, name)
+        if key not in self._rows:
+            found = source.read(name, self.start, self.stop)
+            self._rows[key] = found.reshape(1) if found.ndim == 0 else found
+        return self._rows[key][start - self.start : stop - self.start]
+
+
+class Reading:
+    """Evaluates linear combinations over windows, given how the sources align."""
+
+    def __init__(self, alignment: Alignment, combinations: Sequence[Combination]) -> None:
+        self.alignment = alignment
+        wide = any(spec.dtype == torch.float64 for c in combinations for s in c.sources() for spec in s.specs.values())
+        self.dtype = torch.float64 if wide else torch.float32
+
+    def terms(self, combination: Combination, name: str) -> list[tuple[float, Source, str]]:
+        """The terms that hold this tensor, and its name in each."""
+        maps: Mapping[str, Mapping[str, str]] = self.alignment.maps
+        return [(weight, source, maps[source.key][name]) for weight, source in combination.terms if name in maps[source.key]]
+
+    def evaluate(self, combination: Combination, window: Window, start: int, stop: int, out: Tensor) -> None:
+        """Write Σ weight · rows into `out`, in float32 (float64 where a source is)."""
+        terms = self.terms(combination, window.name)
+        if not terms:
+            out.zero_()
+            return
+        for index, (weight, source, name) in enumerate(terms):
+            rows = self.rows(source, name, window, start, stop)
+            if index == 0:
+                out.copy_(rows)
+                if weight != 1:
+                    out.mul_(weight)
+            elif rows.dtype == out.dtype:
+                out.add_(rows, alpha=weight)
+            else:
+                out.add_(as_float(rows).to(out.dtype), alpha=weight)
+
+    def rows(self, source: Source, name: str, window: Window, start: int, stop: int) -> Tensor:
+        """Rows of one source; a merge is computed, everything else read."""
+        compute = getattr(source, "block", None)
+        if compute is not None:
+            rows: Tensor = compute(window, start, stop)
+            return rows
+        return window.rows(source, name, start, stop)
+
+    def stack(self, combinations: Sequence[Combination], window: Window, start: int, stop: int) -> Tensor:
+        """`[task, rows, *rest]` of task vectors."""
+        spec = self.alignment.specs[window.name]
+        rest = spec.shape[1:]
+        out = torch.empty((len(combinations), stop - start, *rest), dtype=self.dtype)
+        for task, combination in enumerate(combinations):
+            self.evaluate(combination, window, start, stop, out[task])
+        return out

@@ -1,0 +1,323 @@
+"""What users call: open, subtract, merge, save."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from thetau.checkpoint import FLOATS, Source, open_source
+from thetau.checkpoint.lora import LoraSource
+from thetau.checkpoint.writer import SHARD_BYTES
+from thetau.engine.executor import Engine
+from thetau.engine.merge import Merge, Part
+from thetau.engine.save import Report, save, state_dict
+from thetau.engine.types import Chain, Method, PerTask
+from thetau.errors import AlignmentError, RecipeError
+from thetau.methods import build, name_of, plain
+from thetau.recipes.loading import split_method
+from thetau.recipes.schema import Recipe
+from thetau.statistics import Gram
+from thetau.statistics.gram import cosines
+from thetau.vectors import Combination
+from thetau.vectors.combination import require_vector
+
+Openable = str | os.PathLike[str] | Mapping[str, Any] | nn.Module
+
+
+class ThetauWarning(UserWarning):
+    """Something that deserves a second look: a base that is probably not the base, a vector of another base."""
+
+
+class Expression(Combination):
+    """Weights, lazily: a model, a task vector, or a combination of them. `+`, `−`, scalar `*`, `/` and negation read nothing."""
+
+    __slots__ = ()
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        dtype: str | torch.dtype | None = None,
+        shard_bytes: int = SHARD_BYTES,
+        exclude: Sequence[str] = (),
+        engine: Engine | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> Report:
+        """Write a model or a task vector as safetensors: a folder, or one file where `path` ends in `.safetensors`.
+
+        A model takes names, shapes, dtypes, config and tokenizer from its base; a task vector is stored in float32 unless `dtype` says otherwise.
+
+        Raises:
+            AlignmentError: this is neither a model nor a task vector, or its parts do not fit.
+            CheckpointError: an input is damaged or holds NaN or infinite values.
+            OutputError: the output exists or cannot be written. Nothing is left behind in either case.
+        """
+        provenance = provenance if provenance is not None else _provenance(self)
+        report = save(
+            self,
+            Path(path),
+            engine=engine or Engine(),
+            dtype=_dtype(dtype),
+            shard_bytes=shard_bytes,
+            exclude=exclude,
+            provenance=provenance,
+        )
+        return _warn(report)
+
+    def state_dict(
+        self, *, dtype: str | torch.dtype | None = None, exclude: Sequence[str] = (), engine: Engine | None = None
+    ) -> dict[str, Tensor]:
+        """The same as `save`, into memory; inputs are never changed, and no tensor is shared with them."""
+        tensors, report = state_dict(self, engine=engine or Engine(), dtype=_dtype(dtype), exclude=exclude)
+        _warn(report)
+        return tensors
+
+    def dot(self, other: Combination, *, exclude: Sequence[str] = (), engine: Engine | None = None) -> float:
+        """⟨self, other⟩ over all floating-point tensors, accumulated in float64."""
+        return float(gram([self, other], exclude=exclude, engine=engine)[0, 1])
+
+    def norm(self, *, exclude: Sequence[str] = (), engine: Engine | None = None) -> float:
+        """‖self‖ over all floating-point tensors."""
+        return float(gram([self], exclude=exclude, engine=engine)[0, 0].sqrt())
+
+    def cosine(self, other: Combination, *, exclude: Sequence[str] = (), engine: Engine | None = None) -> float:
+        """⟨self, other⟩ / (‖self‖ ‖other‖); 0 where one of them is zero."""
+        return float(cosines(gram([self, other], exclude=exclude, engine=engine))[0, 1])
+
+
+class _Identity:
+    """A chain's end for statistics alone."""
+
+    def reduce(self, stack: Tensor, state: object, site: object) -> Tensor:
+        return stack[0]
+
+
+def open(what: Openable, *, base: Combination | Openable | None = None, name: str | None = None) -> Expression:
+    """Open a checkpoint lazily; only headers are read.
+
+    Args:
+        what: a safetensors file; a folder with shards and index, one safetensors file, torch files (loaded with `weights_only=True`), a
+            LoRA adapter or a saved task vector; a hub id `org/name` or `org/name@revision`; a state dict; a module.
+        base: the model that an adapter belongs to.
+        name: what messages, recipes and randomness call it; by default the last part of a path.
+
+    Raises:
+        CheckpointError: nothing readable is there, or it is not what it says it is.
+        AlignmentError: an adapter does not fit its base.
+    """
+    base_source = _base(base)
+    source = open_source(what, base=base_source)
+    label = name or (Path(os.fspath(what)).name if isinstance(what, str | os.PathLike) else None)
+    if isinstance(source, LoraSource):
+        assert base_source is not None
+        return Expression(((1.0, base_source), (1.0, source)), reference=base_source, name=label)
+    return Expression(((1.0, source),), reference=source if source.degree == 1 else None, name=label)
+
+
+def merge(
+    vectors: Sequence[Combination],
+    method: Method,
+    *,
+    names: Sequence[str] | None = None,
+    seed: int = 0,
+    exclude: Sequence[str] = (),
+    engine: Engine | None = None,
+) -> Expression:
+    """The merged task vector, lazily: `(base + thetau.merge(vectors, method)).save(path)`.
+
+    Args:
+        vectors: task vectors, `model - base`.
+        method: one of `thetau.methods`. A list given for a field that varies by task stands in the order of `vectors`.
+        names: the tasks' identities, for fields by task, randomness and messages; by default the vectors' own names.
+        seed: of randomised methods. Masks depend on (seed, task, tensor, element), never on the order of tasks.
+        exclude: shell-style patterns of tensors that are left out: the output keeps the base's.
+        engine: workers, memory budget, progress.
+
+    Raises:
+        AlignmentError: a vector is a model, vectors do not fit each other, or no tensor is left to merge.
+    """
+    merged = _merge(vectors, method, names, seed, exclude, engine)
+    return Expression(((1.0, merged),), reference=merged.reference, name=merged.label)
+
+
+def transform(
+    vectors: Sequence[Combination],
+    method: Method,
+    *,
+    names: Sequence[str] | None = None,
+    seed: int = 0,
+    exclude: Sequence[str] = (),
+    engine: Engine | None = None,
+) -> list[Expression]:
+    """The task vectors as they are after a method's transforms, before its reduction, in the order of `vectors`.
+
+    `base + transform(vectors, Awd())[0]` is the first task's reconstructed individual (Table 6 of AWD).
+    """
+    merged = _merge(vectors, method, names, seed, exclude, engine)
+    order = _identities(vectors, names)
+    return [Expression(((1.0, Part(merged, task)),), reference=merged.reference, name=task) for task in order]
+
+
+def gram(vectors: Sequence[Combination], *, exclude: Sequence[str] = (), engine: Engine | None = None) -> Tensor:
+    """Inner products `[len(vectors), len(vectors)]`, float64, in one streaming pass."""
+    totals = grams(vectors, exclude=exclude, engine=engine)
+    return torch.stack([totals[name] for name in sorted(totals)]).sum(0)
+
+
+def grams(vectors: Sequence[Combination], *, exclude: Sequence[str] = (), engine: Engine | None = None) -> dict[str, Tensor]:
+    """Inner products by tensor, `[len(vectors), len(vectors)]` each, in one streaming pass."""
+    order = [f"{index:06d}" for index in range(len(vectors))]  # sorts as given
+    stage = _Measure()
+    merged = Merge(
+        dict(zip(order, vectors, strict=True)),
+        Chain(transforms=(stage,), reduction=_Identity()),
+        label="inner products",
+        exclude=exclude,
+        engine=engine,
+    )
+    merged.prepare()
+    assert merged.states is not None
+    found: dict[str, Tensor] = merged.states[0]
+    return found
+
+
+class _Measure:
+    """A transform that changes nothing and asks for the Gram matrix of each tensor."""
+
+    per_task = True
+
+    def requires(self) -> Gram:
+        return Gram(per_tensor=True)
+
+    def prepare(self, result: object, tasks: tuple[str, ...]) -> object:
+        return result
+
+    def apply(self, stack: Tensor, state: object, site: object) -> Tensor:
+        return stack
+
+
+def _merge(
+    vectors: Sequence[Combination],
+    method: Method,
+    names: Sequence[str] | None,
+    seed: int,
+    exclude: Sequence[str],
+    engine: Engine | None,
+) -> Merge:
+    if not isinstance(method, Method):
+        raise TypeError(f"`merge(method=...)` must be one of `thetau.methods`, such as `thetau.methods.Wudi()`. Got {method!r}.")
+    if not vectors:
+        raise AlignmentError("A merge needs at least one task vector. Got none.")
+    for vector in vectors:
+        require_vector(vector, "A merge")
+    identities = _identities(vectors, names)
+    method = _bind(method, identities)
+    merged = Merge(
+        dict(zip(identities, vectors, strict=True)),
+        method.chain(),
+        label=f"{name_of(method)} of {len(vectors)} task vectors",
+        seed=seed,
+        exclude=exclude,
+        engine=engine,
+    )
+    merged.recipe = {"method": plain(method), "tasks": sorted(identities), "seed": seed, "exclude": list(exclude)}
+    return merged
+
+
+def _identities(vectors: Sequence[Combination], names: Sequence[str] | None) -> list[str]:
+    """A distinct name for each task: the given ones, or the vectors' own, or what was hashed from their weights."""
+    if names is not None:
+        if len(names) != len(vectors) or len(set(names)) != len(names):
+            raise RecipeError([f"`names` must be {len(vectors)} different names. Got {list(names)}."], "merge")
+        return list(names)
+    plain_names = [_own_name(vector) for vector in vectors]
+    if len(set(plain_names)) < len(plain_names):  # the same last folder in two places
+        plain_names = [
+            vector.label if plain_names.count(own) > 1 else own for vector, own in zip(vectors, plain_names, strict=True)
+        ]
+    seen: dict[str, int] = {}
+    out = []
+    for own in plain_names:
+        seen[own] = seen.get(own, 0) + 1
+        out.append(own if seen[own] == 1 else f"{own}#{seen[own]}")
+    return out
+
+
+def _own_name(vector: Combination) -> str:
+    if vector.name:
+        return vector.name
+    models = [(weight, source) for weight, source in vector.terms if weight > 0]
+    if len(models) == 1 and models[0][1].folder is not None and not isinstance(models[0][1], Merge | Part):
+        return Path(models[0][1].label).name
+    digest = "+".join(f"{weight:g}*{source.fingerprint()[:12]}" for weight, source in vector.terms)
+    return f"vector {digest}"
+
+
+def _bind(method: Method, identities: Sequence[str]) -> Method:
+    """Lists given for `scale` become values by task."""
+    scale = getattr(method, "scale", None)
+    if isinstance(scale, tuple | list) and any(field.name == "scale" for field in fields(method)):  # type: ignore[arg-type]
+        if len(scale) != len(identities):
+            raise RecipeError([f"`scale` has {len(scale)} values for {len(identities)} tasks."], "merge")
+        return replace(method, scale=PerTask(dict(zip(identities, scale, strict=True))))  # type: ignore[type-var,call-arg]
+    return method
+
+
+def _base(base: Combination | Openable | None) -> Source | None:
+    if base is None:
+        return None
+    if isinstance(base, Combination):
+        if len(base.terms) != 1 or not base.is_model:
+            raise AlignmentError(f"An adapter's base must be one opened checkpoint. Got {base!r}.")
+        return base.terms[0][1]
+    return open_source(base)
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in FLOATS:
+        raise RecipeError([f"unknown dtype {dtype!r}. Known: {', '.join(FLOATS)}."], "dtype")
+    return FLOATS[dtype]
+
+
+def _provenance(expression: Combination) -> dict[str, Any]:
+    merges = [source for source in expression.sources() if isinstance(source, Merge)]
+    recipe: dict[str, Any] = {"expression": expression.label}
+    if merges:
+        recipe["merges"] = [{**merge.recipe, "weight": weight} for weight, merge in expression.terms if isinstance(merge, Merge)]
+    return {"recipe": recipe, "seed": merges[0].seed if merges else 0}
+
+
+def _warn(report: Report) -> Report:
+    for warning in report.warnings:
+        warnings.warn(warning, ThetauWarning, stacklevel=3)
+    return report
+
+
+def from_recipe(recipe: Recipe, *, engine: Engine | None = None) -> Expression:
+    """What a recipe describes, lazily: the merged model, or the merged task vector."""
+    base = open(recipe.base)
+    vectors, names = [], []
+    for entry in recipe.entries():
+        model = open(entry.path, base=base, name=entry.name)
+        vectors.append(as_vector(model, base))
+        names.append(entry.name or model.name or entry.path)
+    method_name, values = split_method(recipe.method)
+    given = names if len(set(names)) == len(names) else None
+    merged = merge(vectors, build(method_name, values), names=given, seed=recipe.seed, exclude=recipe.exclude, engine=engine)
+    return base + merged if recipe.output == "model" else merged
+
+
+def as_vector(what: Expression, base: Expression) -> Expression:
+    """A model minus its base; a saved task vector as it is, with the base's names."""
+    if what.is_vector:
+        return Expression(what.terms, reference=base.reference, name=what.name)
+    return (what - base).named(what.name or what.label)

@@ -1,0 +1,31 @@
+"""Simple averaging of models: θ₀ plus the mean of the task vectors.
+
+Model soups, Wortsman et al., ICML 2022, <https://arxiv.org/abs/2203.05482> (uniform soup).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from thetau.engine.types import Chain, Varying
+from thetau.methods.checks import varying
+from thetau.methods.reductions import Mean, Scale
+from thetau.methods.registry import register
+
+
+@register("average", paper="Wortsman et al., ICML 2022, https://arxiv.org/abs/2203.05482")
+@dataclass(frozen=True, kw_only=True)
+class Average:
+    r"""$\tau = \frac{\lambda}{K}\sum_t \tau_t$; with λ = 1 the mean of the models.
+
+    - `scale`: λ; a number, or one a pattern of tensor names.
+    """
+
+    scale: Varying = 1.0
+
+    def __post_init__(self) -> None:
+        varying("Average", "scale", self.scale, tasks=False)
+
+    def chain(self) -> Chain:
+        """Mean, then scale."""
+        return Chain(reduction=Mean(), post=(Scale(scale=self.scale),))

@@ -1,0 +1,75 @@
+"""The checks of fields, in one wording: which argument of what, the rule, what was got."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from thetau.engine.types import PerPattern, PerTask
+
+
+def number(
+    owner: str,
+    name: str,
+    value: object,
+    rule: str,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> None:
+    """A finite number between two bounds; `rule` is what the message says.
+
+    Raises:
+        ValueError: it is not.
+    """
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if good:
+        assert isinstance(value, int | float)
+        good = (low < value if open_low else low <= value) and (value < high if open_high else value <= high)
+    if not good:
+        raise ValueError(f"`{owner}({name}=...)` must be {rule}. Got {value!r}.")
+
+
+def varying(
+    owner: str, name: str, value: object, rule: str = "a finite number, `PerTask` or `PerPattern`", *, tasks: bool = True
+) -> None:
+    """A finite number, or one by pattern or (where `tasks`) by task.
+
+    Raises:
+        ValueError: it is not.
+    """
+    kinds = (PerTask, PerPattern) if tasks else (PerPattern,)
+    for one in value.values.values() if isinstance(value, kinds) else [value]:
+        number(owner, name, one, rule)
+
+
+def whole(owner: str, name: str, value: object, *, low: int) -> None:
+    """An integer of at least `low`.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise ValueError(f"`{owner}({name}=...)` must be an integer of at least {low}. Got {value!r}.")
+
+
+def flag(owner: str, name: str, value: object) -> None:
+    """True or False.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"`{owner}({name}=...)` must be true or false. Got {value!r}.")
+
+
+def choice(owner: str, name: str, value: object, allowed: Sequence[str]) -> None:
+    """One of some words.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if value not in allowed:
+        raise ValueError(f"`{owner}({name}=...)` must be one of {', '.join(allowed)}. Got {value!r}.")

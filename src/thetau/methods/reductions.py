@@ -1,0 +1,52 @@
+"""The elementwise ends of chains: weighted sum, mean, disjoint mean; and the scale after a reduction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from thetau.engine.sums import sum_in_order, weighted_sum
+from thetau.engine.types import Site, Varying
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sum:
+    """Σ scale_t · τ_t; the scale varies by task or by pattern."""
+
+    scale: Varying = 1.0
+
+    def reduce(self, stack: Float[Tensor, "task *block"], state: object, site: Site) -> Float[Tensor, "*block"]:
+        """The weighted sum of a block."""
+        return weighted_sum(stack, site.per_task(self.scale))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mean:
+    """Σ τ_t / K."""
+
+    def reduce(self, stack: Float[Tensor, "task *block"], state: object, site: Site) -> Float[Tensor, "*block"]:
+        """The mean of a block."""
+        return sum_in_order(stack) / len(stack)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DisjointMean:
+    """The mean over the tasks whose entry is not zero; 0 where all are."""
+
+    def reduce(self, stack: Float[Tensor, "task *block"], state: object, site: Site) -> Float[Tensor, "*block"]:
+        """The disjoint mean of a block."""
+        return sum_in_order(stack) / sum_in_order((stack != 0).to(stack.dtype)).clamp(min=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """λ · merged; the scale varies by pattern."""
+
+    scale: Varying = 1.0
+
+    def adjust(self, merged: Float[Tensor, "*block"], site: Site) -> Float[Tensor, "*block"]:
+        """A block, scaled."""
+        scale = site.value(self.scale)
+        return merged if scale == 1 else merged * scale

@@ -1,0 +1,31 @@
+"""Task arithmetic: θ₀ + λ Σ τ_t.
+
+Ilharco et al., ICLR 2023, <https://arxiv.org/abs/2212.04089>. The default λ = 0.3 is what the paper recommends where nothing can be tuned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from thetau.engine.types import Chain, Varying
+from thetau.methods.checks import varying
+from thetau.methods.reductions import Sum
+from thetau.methods.registry import register
+
+
+@register("task_arithmetic", paper="Ilharco et al., ICLR 2023, https://arxiv.org/abs/2212.04089")
+@dataclass(frozen=True, kw_only=True)
+class TaskArithmetic:
+    r"""$\tau = \sum_t \lambda_t \tau_t$.
+
+    - `scale`: λ; a number, one a task (`per_task`), or one a pattern of tensor names (`per_pattern`).
+    """
+
+    scale: Varying = 0.3
+
+    def __post_init__(self) -> None:
+        varying("TaskArithmetic", "scale", self.scale)
+
+    def chain(self) -> Chain:
+        """A weighted sum."""
+        return Chain(reduction=Sum(scale=self.scale))

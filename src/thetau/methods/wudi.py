@@ -1,0 +1,91 @@
+"""WUDI-Merging: let each task's vector stand in for its inputs.
+
+Cheng et al., ICML 2025, <https://arxiv.org/abs/2503.08099>: for each linear layer minimise
+Σ_i ‖(τ_m − τ_i) τ_iᵀ‖² / ‖τ_i‖² (Eq. 21) from τ_m = Σ τ_i. The authors run 300 Adam steps through autograd; here the gradient is written down:
+with A = Σ τ_iᵀτ_i/‖τ_i‖² and B = Σ τ_iτ_iᵀτ_i/‖τ_i‖² it is exactly 2(τ_m A − B), one product a step whatever the number of tasks.
+
+Variants. `adam` is the paper; its lr of 1e-5 belongs to CLIP's scale of task vectors (rms 2.4e-4), so by default lr and ε follow the
+rms of the tensor's entries, which makes the result scale with the vectors; `lr_absolute` is the paper's. `closed_form` is Eq. 20 with the
+numerator as Eq. 19 gives it, Σ (τ_iτ_iᵀτ_i + ω τ_i)/‖τ_i‖² (the appendix is misprinted), ω being given relative to the spectrum. `gradient_flow`,
+ours, is gradient descent in continuous time from Σ τ_i, stopped at t: exact in the eigenbasis of A. As in the authors' code, it acts on the
+linear weights of the blocks and everything else stays at θ₀ (FusionBench averages it: `elsewhere="mean"`). Nothing is rescaled afterwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from thetau.engine.types import Chain, Selection, Varying, check_selection
+from thetau.methods.checks import choice, flag, number, varying, whole
+from thetau.methods.reductions import Scale
+from thetau.methods.registry import register
+from thetau.methods.wudi_solvers import Interference
+
+
+@register("wudi", paper="Cheng et al., ICML 2025, https://arxiv.org/abs/2503.08099")
+@dataclass(frozen=True, kw_only=True)
+class Wudi:
+    r"""$\tau = \arg\min_{\tau_m} \sum_i \|(\tau_m - \tau_i)\,\tau_i^\top\|_F^2 / \|\tau_i\|_F^2$ for each linear layer, approached from $\sum_i \tau_i$.
+
+    - `solver`: `adam` (the paper), `closed_form` (Eq. 20) or `gradient_flow` (ours: exact, scale-free, one eigendecomposition).
+    - `steps`: Adam steps.
+    - `lr`: Adam's lr at the paper's scale (rms 2.4e-4); it follows the rms of the tensor's entries.
+    - `lr_absolute`: use `lr` as it is, as the paper does.
+    - `ridge`: ω of the closed form, as a share of the mean eigenvalue of A; 0 gives the minimiser nearest to Σ τ_i (by pseudo-inverse).
+    - `time`: where the gradient flow stops, in units of 1 / mean eigenvalue of A.
+    - `balance`: divide each task's loss by ‖τ_i‖² (Table 7 switches it off).
+    - `rows`: share of each τ_i's rows that stand in for its inputs (Fig. 6), in (0, 1].
+    - `reference`: what stands in for the inputs: the task's `own` vector, or `random` Gaussian rows of its mean and deviation (Eq. 22).
+    - `scale`: ε, the rescaling of Fig. 5; a number, or one a pattern of tensor names.
+    - `tensors`: what it acts on: `linear` (weight matrices of the blocks), `all` matrices, or patterns of names.
+    - `elsewhere`: what other tensors get: `base` (θ₀), `mean` or `sum` of the task vectors.
+    - `split_fused`: merge fused q/k/v as the three matrices that they are.
+    """
+
+    solver: Literal["adam", "closed_form", "gradient_flow"] = "adam"
+    steps: int = 300
+    lr: float = 1e-5
+    lr_absolute: bool = False
+    ridge: float = 1e-3
+    time: float = 1.0
+    balance: bool = True
+    rows: float = 1.0
+    reference: Literal["own", "random"] = "own"
+    scale: Varying = 1.0
+    tensors: str | tuple[str, ...] = "linear"
+    elsewhere: Literal["base", "mean", "sum"] = "base"
+    split_fused: bool = False
+
+    def __post_init__(self) -> None:
+        choice("Wudi", "solver", self.solver, ("adam", "closed_form", "gradient_flow"))
+        whole("Wudi", "steps", self.steps, low=0)
+        number("Wudi", "lr", self.lr, "a positive number", low=0, open_low=True)
+        flag("Wudi", "lr_absolute", self.lr_absolute)
+        number("Wudi", "ridge", self.ridge, "a number of at least 0", low=0)
+        number("Wudi", "time", self.time, "a number of at least 0", low=0)
+        flag("Wudi", "balance", self.balance)
+        number("Wudi", "rows", self.rows, "in (0, 1]", low=0, high=1, open_low=True)
+        choice("Wudi", "reference", self.reference, ("own", "random"))
+        varying("Wudi", "scale", self.scale, tasks=False)
+        check_selection("Wudi", self.tensors, self.elsewhere)
+        flag("Wudi", "split_fused", self.split_fused)
+
+    def chain(self) -> Chain:
+        """The minimisation as a streaming reduction, then ε."""
+        return Chain(
+            reduction=Interference(
+                solver=self.solver,
+                steps=self.steps,
+                lr=self.lr,
+                lr_absolute=self.lr_absolute,
+                ridge=self.ridge,
+                time=self.time,
+                balance=self.balance,
+                rows=self.rows,
+                reference=self.reference,
+            ),
+            post=(Scale(scale=self.scale),),
+            selection=Selection(tensors=self.tensors, elsewhere=self.elsewhere),
+            split_fused=self.split_fused,
+        )

@@ -1,0 +1,120 @@
+"""Reading a recipe, with every problem reported together."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from thetau.errors import RecipeError, nearest
+from thetau.recipes.schema import ModelEntry, Recipe
+
+LIMIT = 1_000_000  # bytes; a recipe is a page, not a data set
+
+
+def load(path: Path) -> Recipe:
+    """Read and validate a YAML file. Relative paths in it start at its folder.
+
+    Raises:
+        RecipeError: it cannot be read, or says something wrong; all problems together.
+    """
+    try:
+        if path.stat().st_size > LIMIT:
+            raise RecipeError([f"a recipe has at most {LIMIT} bytes. Got {path.stat().st_size}."], str(path))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a safe loader, and stricter
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError([f"cannot be read: {error}."], str(path)) from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise RecipeError([f"not valid YAML: {' '.join(str(error).split())}"], str(path)) from error
+    return from_mapping(content, str(path), path.parent)
+
+
+def from_mapping(content: Any, where: str = "recipe", folder: Path | None = None) -> Recipe:
+    """Validate a recipe's content.
+
+    Raises:
+        RecipeError: all that is wrong with it.
+    """
+    from thetau.methods.registry import build
+
+    if not isinstance(content, Mapping):
+        raise RecipeError([f"must be a mapping with base, models and method. Got {type(content).__name__}."], where)
+    problems: list[str] = []
+    recipe: Recipe | None = None
+    try:
+        recipe = Recipe.model_validate(dict(content))
+    except ValidationError as error:
+        problems += _problems(error)
+    method = content.get("method")
+    if isinstance(method, str | Mapping):
+        try:
+            name, fields = split_method(method)
+            build(name, fields)
+        except RecipeError as error:
+            problems += [f"method: {problem}" for problem in error.problems]
+    if recipe is not None and folder is not None:
+        recipe = _resolved(recipe, folder)
+    if problems or recipe is None:
+        raise RecipeError(problems, where)
+    return recipe
+
+
+def split_method(method: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A method's name and its fields.
+
+    Raises:
+        RecipeError: there is no name.
+    """
+    if isinstance(method, str):
+        return method, {}
+    name = method.get("name")
+    if not isinstance(name, str):
+        raise RecipeError(["needs a `name`, such as `name: wudi`. See `thetau methods`."], "method")
+    return name, {key: value for key, value in method.items() if key != "name"}
+
+
+def _resolved(recipe: Recipe, folder: Path) -> Recipe:
+    def at(path: str) -> str:
+        inside = folder / path
+        return str(inside) if not Path(path).is_absolute() and inside.exists() else path
+
+    models: list[str | ModelEntry] = [
+        at(model) if isinstance(model, str) else ModelEntry(path=at(model.path), name=model.name) for model in recipe.models
+    ]
+    return recipe.model_copy(update={"base": at(recipe.base), "models": models})
+
+
+def _problems(error: ValidationError) -> list[str]:
+    found: dict[str, str] = {}
+    for item in error.errors():
+        place = [str(part) for part in item["loc"] if part not in ("str", "ModelEntry", "int", "dict[str,any]")]
+        where = ".".join(place)
+        if item["type"] == "extra_forbidden":
+            known = ModelEntry.model_fields if len(place) > 1 else Recipe.model_fields
+            found[where] = f"unknown key {where!r}.{nearest(place[-1], known)} Known: {', '.join(known)}."
+        elif item["type"] == "missing":
+            found[where] = f"{where} is missing."
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            found.setdefault(where, f"{where}: {message}. Got {item['input']!r}.")
+    return list(found.values())
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe, without aliases (no bombs), and with every key at most once."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (`*name`) are not allowed in a recipe; write the value out")
+        node: yaml.Node | None = super().compose_node(parent, index)
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = [key for index, key in enumerate(keys) if key in keys[:index]]
+        if twice:
+            raise yaml.YAMLError(f"the key {twice[0]!r} stands twice{node.start_mark}")
+        return super().construct_mapping(node, deep)

@@ -1,0 +1,80 @@
+"""What a recipe may say."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+FLOAT_NAMES = ("float32", "float16", "bfloat16", "float64", "float8_e4m3fn", "float8_e5m2")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", re.IGNORECASE)
+
+
+class ModelEntry(BaseModel):
+    """One fine-tuned model, adapter or saved task vector."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    path: str
+    name: str | None = None
+
+
+class Recipe(BaseModel):
+    """A merge.
+
+    - `base`: the model that the others were fine-tuned from.
+    - `models`: checkpoints, LoRA adapters or saved task vectors; each a path or hub id, or `{path, name}`.
+    - `method`: a method's name, or `{name, fields...}`.
+    - `exclude`: patterns of tensors that are left out (task heads); the output keeps the base's.
+    - `output`: `model`, or `vector` for the merged task vector itself.
+    - `seed`: of randomised methods.
+    - `dtype`: of the output; by default the base's.
+    - `shard_size`: largest file, such as `5GB`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    base: str
+    models: list[str | ModelEntry] = Field(min_length=1)
+    method: str | dict[str, Any]
+    exclude: list[str] = []
+    output: Literal["model", "vector"] = "model"
+    seed: int = 0
+    dtype: str | None = None
+    shard_size: str | int = "5GB"
+
+    @field_validator("dtype")
+    @classmethod
+    def _dtype(cls, value: str | None) -> str | None:
+        if value is not None and value not in FLOAT_NAMES:
+            raise ValueError(f"must be one of {', '.join(FLOAT_NAMES)}")
+        return value
+
+    @field_validator("shard_size")
+    @classmethod
+    def _shard_size(cls, value: str | int) -> str | int:
+        parse_size(value)
+        return value
+
+    def entries(self) -> list[ModelEntry]:
+        """The models, each with its path."""
+        return [ModelEntry(path=model) if isinstance(model, str) else model for model in self.models]
+
+
+def parse_size(value: str | int) -> int:
+    """`"5GB"` → 5,000,000,000 bytes; powers of ten.
+
+    Raises:
+        ValueError: it is no size, or not positive.
+    """
+    if isinstance(value, int):
+        size = value
+    else:
+        match = _SIZE.fullmatch(value.strip())
+        if match is None:
+            raise ValueError(f"a size is a number of bytes with a unit, such as 512MB or 5GB. Got {value!r}")
+        size = int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " "))
+    if size <= 0:
+        raise ValueError(f"a size must be positive. Got {value!r}")
+    return size

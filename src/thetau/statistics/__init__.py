@@ -1,0 +1,7 @@
+"""Streaming statistics: one file each."""
+
+from thetau.statistics.collect import Collect as Collect
+from thetau.statistics.gram import Gram as Gram
+from thetau.statistics.norms import SquaredNorms as SquaredNorms
+from thetau.statistics.quantile import MagnitudeQuantile as MagnitudeQuantile
+from thetau.statistics.signs import SignTotals as SignTotals

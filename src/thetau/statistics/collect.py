@@ -1,0 +1,35 @@
+"""The whole stack, kept: for solvers that work in full dimension. It needs all task vectors in memory, and the plan says so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from thetau.engine.types import Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collect:
+    """Every tensor's stack `[task, *shape]`, by name."""
+
+    per_tensor: bool = True
+    rounds: int = 1
+
+    def add(self, total: list[Tensor] | None, stack: Float[Tensor, "task *block"], site: Site, seen: None) -> list[Tensor]:
+        """Keep a block."""
+        return [*(total or []), stack.clone()]
+
+    def fold(self, total: list[Tensor], other: list[Tensor]) -> list[Tensor]:
+        """Never called: each tensor stands alone."""
+        raise NotImplementedError
+
+    def finish(self, total: list[Tensor], seen: None) -> Tensor:
+        """The blocks of one tensor, joined."""
+        return torch.cat(total, dim=1) if total[0].ndim > 1 else total[0]
+
+    def memory(self, tasks: int, elements: int) -> int:
+        """All of it, and the blocks of one tensor twice."""
+        return 4 * tasks * elements * 2

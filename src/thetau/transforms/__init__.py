@@ -1,0 +1,6 @@
+"""Stack → stack: one file a transform."""
+
+from thetau.transforms.disentangle import Disentangle as Disentangle
+from thetau.transforms.drop import Drop as Drop
+from thetau.transforms.elect import Elect as Elect
+from thetau.transforms.trim import Trim as Trim

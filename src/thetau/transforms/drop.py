@@ -1,0 +1,35 @@
+"""Drop and rescale: zero entries at random, and divide the rest by the share that stays, so that the expectation is kept.
+
+DARE, Yu et al., ICML 2024, <https://arxiv.org/abs/2311.03099>. Which entries go is a function of (seed, task, tensor, element).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from thetau.engine.types import Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drop:
+    """Each entry is dropped with probability `rate`; the others are multiplied by 1/(1 − rate)."""
+
+    rate: float
+    per_task: bool = True
+
+    def requires(self) -> None:
+        """Nothing."""
+
+    def prepare(self, result: object, tasks: tuple[str, ...]) -> None:
+        """Nothing."""
+
+    def apply(self, stack: Float[Tensor, "task *block"], state: None, site: Site) -> Float[Tensor, "task *block"]:
+        """Drop and rescale a block."""
+        threshold = round(self.rate * (1 << 31))
+        out = stack * (1 / (1 - self.rate))
+        for task, row in enumerate(out):
+            row.masked_fill_((site.bits(task, row.numel(), "drop") < threshold).reshape(row.shape), 0)
+        return out

@@ -1,0 +1,39 @@
+"""Elect: zero the entries whose sign is not that of the sum over tasks.
+
+The second step of TIES-Merging, Yadav et al., NeurIPS 2023, <https://arxiv.org/abs/2306.01708>.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from thetau.engine.sums import sum_in_order
+from thetau.engine.types import Site
+from thetau.statistics import SignTotals
+
+
+@dataclass(frozen=True, kw_only=True)
+class Elect:
+    """`cancelled` says what becomes of entries whose deltas cancel exactly: `zero`, or the sign of the `majority` of all entries, as in the authors' code."""
+
+    cancelled: Literal["zero", "majority"] = "zero"
+    per_task: bool = False
+
+    def requires(self) -> SignTotals | None:
+        """The majority of all entries, where it is wanted."""
+        return SignTotals() if self.cancelled == "majority" else None
+
+    def prepare(self, result: object, tasks: tuple[str, ...]) -> float:
+        """The sign that cancelled entries get."""
+        return float((result > 0) - (result < 0)) if isinstance(result, int) else 0.0
+
+    def apply(self, stack: Float[Tensor, "task *block"], state: float, site: Site) -> Float[Tensor, "task *block"]:
+        """Zero what disagrees."""
+        elected = sum_in_order(stack).sign_()
+        if state:
+            elected.masked_fill_(elected == 0, state)
+        return stack.masked_fill(stack.sign() != elected, 0)
