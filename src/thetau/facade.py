@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thetau.checkpoint import FLOATS, Source, open_source
+from thetau.checkpoint import FLOATS, Source, dtype_name, open_source
 from thetau.checkpoint.lora import LoraSource
 from thetau.checkpoint.writer import SHARD_BYTES
 from thetau.engine.executor import Engine
@@ -134,7 +134,7 @@ def merge(
 
     Args:
         vectors: task vectors, `model - base`.
-        method: one of `thetau.methods`. A list given for a field that varies by task stands in the order of `vectors`.
+        method: one of `thetau.methods`. A tuple given for a field that varies by task stands in the order of `vectors`.
         names: the tasks' identities, for fields by task, randomness and messages; by default the vectors' own names.
         seed: of randomised methods. Masks depend on (seed, task, tensor, element), never on the order of tasks.
         exclude: shell-style patterns of tensors that are left out: the output keeps the base's.
@@ -261,13 +261,17 @@ def _own_name(vector: Combination) -> str:
 
 
 def _bind(method: Method, identities: Sequence[str]) -> Method:
-    """Lists given for `scale` become values by task."""
-    scale = getattr(method, "scale", None)
-    if isinstance(scale, tuple | list) and any(field.name == "scale" for field in fields(method)):  # type: ignore[arg-type]
-        if len(scale) != len(identities):
-            raise RecipeError([f"`scale` has {len(scale)} values for {len(identities)} tasks."], "merge")
-        return replace(method, scale=PerTask(dict(zip(identities, scale, strict=True))))  # type: ignore[type-var,call-arg]
-    return method
+    """Tuples given for fields that vary by task become values by task, in nested methods too."""
+    changed: dict[str, Any] = {}
+    for field in fields(method):  # type: ignore[arg-type]
+        value = getattr(method, field.name)
+        if isinstance(value, Method):
+            changed[field.name] = _bind(value, identities)
+        elif isinstance(value, tuple) and field.name == "scale":
+            if len(value) != len(identities):
+                raise RecipeError([f"`{field.name}` has {len(value)} values for {len(identities)} tasks."], "merge")
+            changed[field.name] = PerTask(dict(zip(identities, value, strict=True)))
+    return replace(method, **changed) if changed else method  # type: ignore[type-var]
 
 
 def _base(base: Combination | Openable | None) -> Source | None:
@@ -281,11 +285,12 @@ def _base(base: Combination | Openable | None) -> Source | None:
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    if dtype is None or isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype not in FLOATS:
-        raise RecipeError([f"unknown dtype {dtype!r}. Known: {', '.join(FLOATS)}."], "dtype")
-    return FLOATS[dtype]
+    if dtype is None:
+        return None
+    found = FLOATS.get(dtype_name(dtype) if isinstance(dtype, torch.dtype) else dtype)
+    if found is None:
+        raise RecipeError([f"unknown dtype {str(dtype)!r}. Known: {', '.join(FLOATS)}."], "dtype")
+    return found
 
 
 def _provenance(expression: Combination) -> dict[str, Any]:

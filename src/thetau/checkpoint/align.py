@@ -138,7 +138,12 @@ def _map_names(
 
 
 def _check(want: Spec, label: str, got: Spec, source: str, found: _Findings) -> None:
-    if got.shape != want.shape:
+    if got.dtype.is_floating_point != want.dtype.is_floating_point:
+        found.problems.append(
+            f"{source}: {got.name!r} is {dtype_name(got.dtype)} where {label} has {dtype_name(want.dtype)}. "
+            "Quantised weights cannot be merged: give the float checkpoint."
+        )
+    elif got.shape != want.shape:
         table = kind_of(want.name, want.shape) in (Kind.EMBEDDING, Kind.HEAD)
         vocabulary = table and len(want.shape) == len(got.shape) == 2 and got.shape[1] == want.shape[1]
         why = (
@@ -148,10 +153,6 @@ def _check(want: Spec, label: str, got: Spec, source: str, found: _Findings) -> 
         )
         found.problems.append(
             f"{source}: {got.name!r} has {why} (in {label}). Models must share one architecture; leave such tensors out with `exclude`."
-        )
-    elif got.dtype.is_floating_point != want.dtype.is_floating_point:
-        found.problems.append(
-            f"{source}: {got.name!r} is {dtype_name(got.dtype)} where {label} has {dtype_name(want.dtype)}. Quantised weights cannot be merged: give the float checkpoint."
         )
 
 

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,11 @@ class LoraSource:
         self.label = str(folder)
         self._base = base
         config = _config(folder / "adapter_config.json")
-        weights = folder / "adapter_model.safetensors"
-        self._weights: Source = open_file(weights) if weights.exists() else open_torch(folder / "adapter_model.bin")
+        safe, weights = folder / "adapter_model.safetensors", folder / "adapter_model.bin"
+        weights = safe if safe.exists() else weights
+        self._weights: Source = open_file(weights) if weights == safe else open_torch(weights)
         self._deltas = _deltas(self.label, config, self._weights.specs, base)
-        file = str(weights) if weights.exists() else str(folder / "adapter_model.bin")
-        self.specs = {name: replace(spec, file=file) for name, spec in base.specs.items() if name in self._deltas}
+        self.specs = {name: replace(spec, file=str(weights)) for name, spec in base.specs.items() if name in self._deltas}
         self.key = f"lora:{self._weights.key}:{base.key}"
         self.notes = (f"{folder}: LoRA adapter, restored over {base.label} in {len(self.specs)} tensors.",)
         self._check_shapes()
@@ -79,17 +80,13 @@ class LoraSource:
         spec, delta = self.specs[name], self._deltas[name]
         start, stop = span(spec, start, stop)
         if delta.a is None:
-            return self._replaced(delta, name, start, stop) - self._base.read(name, start, stop).float()
+            assert delta.replace is not None
+            return self._weights.read(delta.replace, start, stop).float() - self._base.read(name, start, stop).float()
         step = max(1, BLOCK // max(1, spec.row_elements))
         first = start - start % step
         blocks = [self._block(delta, name, low, min(low + step, spec.rows)) for low in range(first, stop, step)]
         rows = torch.cat(blocks) if blocks else torch.empty((0, *spec.shape[1:]))
         return rows[start - first : stop - first]
-
-    def _replaced(self, delta: _Delta, name: str, start: int, stop: int) -> Tensor:
-        assert delta.replace is not None
-        rows = self._weights.read(delta.replace, start, stop).float()
-        return rows if self.specs[name].shape else rows.reshape(())
 
     def _block(self, delta: _Delta, name: str, start: int, stop: int) -> Tensor:
         assert delta.a is not None and delta.b is not None
@@ -101,7 +98,7 @@ class LoraSource:
         if delta.magnitude is None and delta.replace is None:
             return rows
         base = self._base.read(name, start, stop).float()
-        moved = rows + (self._replaced(delta, name, start, stop) if delta.replace else base)
+        moved = rows + (self._weights.read(delta.replace, start, stop).float() if delta.replace else base)
         if delta.magnitude is not None:
             norm = torch.linalg.vector_norm(moved, dim=1, keepdim=True)
             moved = moved * (self._weights.read(delta.magnitude, start, stop).float().reshape(-1, 1) / norm)
@@ -112,22 +109,27 @@ class LoraSource:
         return self._weights.fingerprint()
 
     def _check_shapes(self) -> None:
+        shapes = {name: spec.shape for name, spec in self._weights.specs.items()}
         for name, delta in self._deltas.items():
             want = self._base.specs[name].shape
             if delta.replace:
-                got = self._weights.specs[delta.replace].shape
-            else:
-                assert delta.a is not None and delta.b is not None
-                a, b = self._weights.specs[delta.a].shape, self._weights.specs[delta.b].shape
+                self._check_shape(name, shapes[delta.replace], want)
+            if delta.a is not None and delta.b is not None:
+                a, b = shapes[delta.a], shapes[delta.b]
                 if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
                     raise AlignmentError(
                         f"{self.label}: {delta.a!r} {list(a)} and {delta.b!r} {list(b)} do not multiply; only matrices are supported."
                     )
-                got = (a[1], b[0]) if delta.embedding or delta.transposed else (b[0], a[1])
-            if tuple(got) != tuple(want):
-                raise AlignmentError(
-                    f"{self.label}: the adapter changes {name!r} by shape {list(got)}, the base {self._base.label} has {list(want)}. Give the base it was trained on."
-                )
+                self._check_shape(name, (a[1], b[0]) if delta.embedding or delta.transposed else (b[0], a[1]), want)
+            if delta.magnitude is not None and prod(shapes[delta.magnitude]) != want[0]:
+                self._check_shape(delta.magnitude, shapes[delta.magnitude], want[:1])
+
+    def _check_shape(self, name: str, got: tuple[int, ...], want: tuple[int, ...]) -> None:
+        if got != want:
+            raise AlignmentError(
+                f"{self.label}: the adapter changes {name!r} by shape {list(got)}, the base {self._base.label} has {list(want)}. "
+                "Give the base it was trained on."
+            )
 
 
 def is_adapter(folder: Path) -> bool:
@@ -137,13 +139,19 @@ def is_adapter(folder: Path) -> bool:
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        config = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a readable adapter configuration ({error}).") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         got = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
         raise CheckpointError(f"{path}: only LoRA adapters can be restored as task vectors. Got peft_type {got!r}.")
     used = [key for key in REFUSED if config.get(key)]
+    begun = str(config.get("init_lora_weights", "")).lower()
+    if begun.startswith(MOVES_BASE):
+        raise CheckpointError(
+            f"{path}: `init_lora_weights: {begun}` changed the base's own weights, so the adapter is no difference from the base. "
+            "Save it with PEFT's `path_initial_model_for_weight_conversion`, or merge it with `merge_and_unload` first."
+        )
     if used:
         raise CheckpointError(
             f"{path}: uses {', '.join(used)}, which thetau cannot restore. Merge the adapter with PEFT's `merge_and_unload` first."
@@ -151,7 +159,7 @@ def _config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _pattern(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
+def _pattern(patterns: Any, module: str, default: Any) -> Any:
     """PEFT's rule: a pattern names the end of a module's path."""
     for pattern, value in (patterns or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):
@@ -159,10 +167,29 @@ def _pattern(patterns: Mapping[str, float] | None, module: str, default: float) 
     return default
 
 
-def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
-    rank_pattern = int(_pattern(config.get("rank_pattern"), module, config.get("r", rank)))
-    alpha = _pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", rank_pattern))
-    return alpha / (math.sqrt(rank_pattern) if config.get("use_rslora") else rank_pattern)
+def _scale(label: str, config: Mapping[str, Any], module: str, rank: int) -> float:
+    """α/r, or α/√r where rank-stabilised, as the configuration says for this module.
+
+    Raises:
+        CheckpointError: the configuration is no valid one, or not that of these weights.
+    """
+    try:
+        said = _pattern(config.get("rank_pattern"), module, config.get("r", rank))
+        alpha = float(_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", said)))
+    except (TypeError, ValueError, AttributeError, re.error) as error:
+        raise CheckpointError(f"{label}: `adapter_config.json` gives {module!r} no usable rank or alpha ({error}).") from error
+    if said != rank or not rank:
+        raise CheckpointError(f"{label}: `adapter_config.json` gives {module!r} rank {said!r}, its weights have rank {rank}.")
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _transposed(config: Mapping[str, Any], name: str, a: Spec, b: Spec, base: Source) -> bool:
+    """Whether the base stores `[in, out]`. The flag holds for all targets, so shapes and names go first: PEFT mixes layers too."""
+    shape = base.specs[name].shape
+    if len(shape) == 2 and shape[0] != shape[1]:
+        return shape == (a.shape[-1], b.shape[0])
+    conv1d = any(view_of(other, spec.shape).transposed for other, spec in base.specs.items())
+    return view_of(name, shape).transposed if conv1d else bool(config.get("fan_in_fan_out"))
 
 
 def _deltas(label: str, config: Mapping[str, Any], specs: Mapping[str, Spec], base: Source) -> dict[str, _Delta]:
@@ -181,6 +208,8 @@ def _deltas(label: str, config: Mapping[str, Any], specs: Mapping[str, Spec], ba
         target = _base_name(path.replace(".modules_to_save.", ".").replace(".base_layer.", "."), base)
         if target is None:
             problems.append(f"{label}: {name!r} names no tensor of the base {base.label}.{nearest(path, base.specs)}")
+        elif target in found:
+            problems.append(f"{label}: {name!r} and {found[target].replace!r} both stand for {target!r}.")
         else:
             found[target] = _Delta(replace=name)
     for module, part in parts.items():
@@ -192,13 +221,17 @@ def _deltas(label: str, config: Mapping[str, Any], specs: Mapping[str, Spec], ba
         elif "a" not in part or "b" not in part:
             problems.append(f"{label}: {module!r} has only one of its two LoRA matrices.")
         else:
-            rank = specs[part["a"]].shape[0]
+            a, b = specs[part["a"]], specs[part["b"]]
+            if len(a.shape) < 2 or len(b.shape) < 2:
+                problems.append(f"{label}: {a.name!r} {list(a.shape)} and {b.name!r} {list(b.shape)} must be matrices.")
+                continue
             found[target] = _Delta(
                 a=part["a"],
                 b=part["b"],
                 magnitude=part.get("magnitude"),
-                scale=_scale(config, module, rank),
-                transposed=bool(config.get("fan_in_fan_out")),
+                replace=found[target].replace if target in found else None,
+                scale=_scale(label, config, module, a.shape[0]),
+                transposed="embedding" not in part and _transposed(config, target, a, b, base),
                 embedding="embedding" in part,
             )
     if not found and not problems:

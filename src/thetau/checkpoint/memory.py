@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thetau.checkpoint.safetensors import read_weight_map, shard_path
+from thetau.checkpoint.dtypes import TO_SAFETENSORS, dtype_name
+from thetau.checkpoint.safetensors import home_of, read_weight_map, shard_path
 from thetau.checkpoint.source import Spec, span
 from thetau.errors import CheckpointError
 
@@ -38,7 +39,7 @@ class MemorySource:
         self._tensors = {name: tensor.detach() for name, tensor in tensors.items()}
         self.label, self.folder, self.degree, self.notes = label, folder, degree, notes
         self.partial = degree == 0
-        self.key = key or f"memory:{id(tensors)}:{hash(tuple((n, t.data_ptr()) for n, t in self._tensors.items()))}"
+        self.key = key or f"memory:{hash(tuple(map(_place, self._tensors.items())))}"
         self.specs = {name: Spec(name=name, shape=tuple(t.shape), dtype=t.dtype, file=label) for name, t in self._tensors.items()}
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
@@ -63,16 +64,34 @@ class MemorySource:
         return digest.hexdigest()
 
 
+def _place(item: tuple[str, Tensor]) -> tuple[object, ...]:
+    """Where a tensor lies: two openings of the same memory are the same weights."""
+    name, tensor = item
+    place = tensor.data_ptr() if tensor.numel() else 0
+    return name, place, tuple(tensor.shape), tensor.stride(), tensor.dtype, str(tensor.device)
+
+
 def from_mapping(tensors: Mapping[Any, Any], label: str) -> MemorySource:
     """A state dict in memory.
 
     Raises:
-        CheckpointError: a key is not a string or a value is not a dense tensor.
+        CheckpointError: a key is not a string, or a value is not a dense tensor that has values and a dtype of safetensors.
     """
+    _check(tensors, label)
+    return MemorySource(tensors, label=label)
+
+
+def _check(tensors: Mapping[Any, Any], label: str) -> None:
     for name, value in tensors.items():
         if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
             raise CheckpointError(f"{label}: a state dict maps names to dense tensors. Got {type(value).__name__} at {name!r}.")
-    return MemorySource(tensors, label=label)
+        if value.is_meta:
+            raise CheckpointError(f"{label}: {name!r} lies on the meta device and has no values. Load the weights first.")
+        if value.dtype not in TO_SAFETENSORS:
+            known = ", ".join(map(dtype_name, TO_SAFETENSORS))
+            raise CheckpointError(
+                f"{label}: {name!r} is {dtype_name(value.dtype)}, which cannot be stored. Known dtypes: {known}."
+            )
 
 
 def from_module(module: nn.Module) -> MemorySource:
@@ -80,10 +99,11 @@ def from_module(module: nn.Module) -> MemorySource:
     return from_mapping(module.state_dict(), type(module).__name__)
 
 
-def open_torch(path: Path) -> MemorySource:
-    """A `.bin`, `.pt` or `.pth` file, memory-mapped where its format allows."""
+def open_torch(path: Path, folder: Path | None = None) -> MemorySource:
+    """A `.bin`, `.pt` or `.pth` file, memory-mapped where its format allows; `folder` where it was found through its folder."""
     tensors, notes = _load(path)
-    return MemorySource(tensors, label=str(path), key=_stamp([path]), folder=path.parent, notes=notes)
+    _check(tensors, str(path))
+    return MemorySource(tensors, label=str(path), key=_stamp([path]), folder=folder or home_of(path), notes=notes)
 
 
 def open_torch_index(index: Path) -> MemorySource:
@@ -101,6 +121,7 @@ def open_torch_index(index: Path) -> MemorySource:
         raise CheckpointError(
             f"{index}: names {lost[0]!r}, which no shard holds ({len(lost)} such tensors). The index and its shards do not belong together."
         )
+    _check(tensors, str(index.parent))
     return MemorySource(tensors, label=str(index.parent), key=_stamp(paths), folder=index.parent, notes=tuple(notes))
 
 
@@ -110,6 +131,8 @@ def _stamp(paths: list[Path]) -> str:
 
 
 def _load(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    if not path.is_file():  # a FIFO would hang us
+        raise CheckpointError(f"{path} is not a regular file. Give the path of a torch file.")
     try:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -121,10 +144,9 @@ def _load(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         raise CheckpointError(
             f"{path}: holds more than tensors, and loading it could run code, so it was not loaded. Save the weights as safetensors where you trust them."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{path}: not a readable torch file ({str(error).splitlines()[0]}). Copy or download it again."
-        ) from error
+    except Exception as error:  # a damaged pickle fails in many ways
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path}: not a readable torch file ({reason}). Copy or download it again.") from error
     if isinstance(content, Mapping) and len(content) <= 4:  # a training checkpoint around the weights
         inner = [content[key] for key in ("state_dict", "model", "module") if isinstance(content.get(key), Mapping)]
         content = inner[0] if inner else content

@@ -26,7 +26,7 @@ class Kind(StrEnum):
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|blocks?|resblocks|h|block)\.(\d+)(?=\.)")
 _ATTENTION = re.compile(
-    r"(?:^|[._])(?:attn|attention|self_attn|cross_attn|SelfAttention|EncDecAttention|q_proj|k_proj|v_proj|o_proj|in_proj|qkv|Wqkv)(?=[._]|$)"
+    r"(?:^|[._])(?:attn|attention|crossattention|self_attn|cross_attn|SelfAttention|EncDecAttention|q_proj|k_proj|v_proj|o_proj|in_proj|qkv|Wqkv)(?=[._]|$)"
 )
 _EMBEDDING = re.compile(
     r"embed|(?:^|\.)(?:wte|wpe|shared|positional|class_embedding|relative_attention_bias)(?:\.|$)", re.IGNORECASE
@@ -72,6 +72,8 @@ def kind_of(name: str, shape: tuple[int, ...]) -> Kind:
 
 def view_of(name: str, shape: tuple[int, ...]) -> View:
     """How a stored matrix maps to logical ones; interleaved q/k/v (GPT-NeoX) counts as one matrix."""
-    transposed = len(shape) == 2 and _CONV1D.search(name) is not None
-    out, inner = (shape[1], shape[0]) if transposed else (shape[0], shape[1] if len(shape) > 1 else 0)
-    return View(transposed, 3 if len(shape) == 2 and _FUSED.search(name) and out == 3 * inner else 1)
+    if len(shape) != 2:
+        return View()
+    transposed = _CONV1D.search(name) is not None
+    out, inner = reversed(shape) if transposed else shape
+    return View(transposed, 3 if _FUSED.search(name) and out == 3 * inner else 1)

@@ -12,7 +12,7 @@ from torch import nn
 
 from thetau.checkpoint.lora import LoraSource, is_adapter
 from thetau.checkpoint.memory import from_mapping, from_module, open_torch, open_torch_index
-from thetau.checkpoint.safetensors import open_file, open_index
+from thetau.checkpoint.safetensors import exists, open_file, open_index
 from thetau.checkpoint.source import Source
 from thetau.errors import CheckpointError
 
@@ -39,12 +39,12 @@ def open_source(what: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | S
         return what
     text = os.fspath(what)
     path = Path(text)
-    if not text.startswith(HUB_PREFIX) and path.exists():
+    if text and not text.startswith(HUB_PREFIX) and exists(path):
         return _open_path(path, base)
     identifier = text.removeprefix(HUB_PREFIX)
     if HUB_ID.fullmatch(identifier):
         return _open_path(_download(identifier, text), base)
-    raise CheckpointError(f"{text}: no such file or folder, and not a hub id of the form org/name or org/name@revision.")
+    raise CheckpointError(f"{text!r}: no such file or folder, and not a hub id of the form org/name or org/name@revision.")
 
 
 def _open_path(path: Path, base: Source | None) -> Source:
@@ -75,7 +75,7 @@ def _open_path(path: Path, base: Source | None) -> Source:
         return open_torch_index(path / "pytorch_model.bin.index.json")
     torch_files = [found for pattern in ("pytorch_model.bin", "*.bin", "*.pt", "*.pth") for found in sorted(path.glob(pattern))]
     if len(set(torch_files)) == 1 or (torch_files and torch_files[0].name == "pytorch_model.bin"):
-        return open_torch(torch_files[0])
+        return open_torch(torch_files[0], path)
     there = ", ".join(sorted(p.name for p in path.iterdir())[:6]) or "nothing"
     raise CheckpointError(
         f"{path}: holds no weights that can be read (safetensors, LoRA adapter, torch files). It holds: {there}."

@@ -56,7 +56,7 @@ class SafetensorsFile:
     def read_bytes(self, offset: int, count: int, what: str) -> Tensor:
         """`count` bytes from `offset` after the header, as uint8 of shape `[count]`."""
         out = torch.empty(count, dtype=torch.uint8)
-        view = memoryview(out.numpy())
+        view = out.numpy().data
         done = 0
         while done < count:
             try:
@@ -71,6 +71,11 @@ class SafetensorsFile:
                 )
             done += got
         return out
+
+    @property
+    def descriptor(self) -> int:
+        """The open file."""
+        return self._fd
 
     def unchanged(self) -> bool:
         """Whether the path still holds the file that was opened, by size, time and inode."""
@@ -96,7 +101,7 @@ class SafetensorsSource:
 
     def __init__(self, path: Path, files: Mapping[str, SafetensorsFile], *, weight_map: Mapping[str, str] | None = None) -> None:
         self.path = path
-        self.folder: Path | None = path if path.is_dir() else path.parent
+        self.folder: Path | None = path if path.is_dir() else home_of(path)
         self.label = str(path)
         self._files = files
         self._home: dict[str, SafetensorsFile] = {}
@@ -114,6 +119,8 @@ class SafetensorsSource:
                 )
         if weight_map is not None:
             _check_map(path, files, weight_map)
+        if not self.specs:
+            raise CheckpointError(f"{path}: holds no tensor.")
         self.notes = tuple(notes)
         kinds = {file.metadata.get("thetau.kind", "model") for file in files.values()}
         if not kinds <= {"model", "task_vector"} or len(kinds) > 1:
@@ -133,6 +140,11 @@ class SafetensorsSource:
         row_bytes = spec.row_elements * spec.dtype.itemsize
         raw = file.read_bytes(file.offsets[name] + start * row_bytes, (stop - start) * row_bytes, f"tensor {name!r}")
         return raw.view(spec.dtype).reshape((stop - start, *spec.shape[1:]) if spec.shape else ())
+
+    def place(self, name: str) -> tuple[int, int]:
+        """The open file of a tensor and the byte at which its first element lies, for the compiled loop."""
+        file = self._home[name]
+        return file.descriptor, file.start + file.offsets[name]
 
     def fingerprint(self) -> str:
         """SHA-256 over the files' own fingerprints, in the order of their names."""
@@ -165,10 +177,28 @@ def open_index(index: Path) -> SafetensorsSource:
     return SafetensorsSource(folder, files, weight_map=weight_map)
 
 
+def read_text(path: Path) -> str:
+    """A small text file, whole.
+
+    Raises:
+        CheckpointError: it cannot be read, is no regular file (a FIFO would hang us), is not UTF-8, or is far too big.
+    """
+    fd = _open(path)
+    try:
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode) or info.st_size > HEADER_LIMIT:
+            raise CheckpointError(f"{path} is not a regular file of a sensible size ({info.st_size} bytes).")
+        return os.pread(fd, info.st_size, 0).decode("utf-8")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}).") from error
+    finally:
+        os.close(fd)
+
+
 def read_weight_map(index: Path) -> dict[str, str]:
     """The `weight_map` of an index file: tensor name → file name."""
     try:
-        content = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=_unique)
+        content = json.loads(read_text(index), object_pairs_hook=_unique)
         weight_map = content["weight_map"]
         assert_strings = all(isinstance(k, str) and isinstance(v, str) for k, v in weight_map.items())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -188,7 +218,7 @@ def shard_path(folder: Path, name: str, index: Path) -> Path:
             f"{index}: names the shard {name!r}, which lies outside its folder. An index may only name files beside it."
         )
     path = folder / relative
-    if not path.exists():
+    if not exists(path):
         raise CheckpointError(
             f"{index}: names the shard {name!r}, which is not in {folder}. Copy or download it, then run again."
         )
@@ -199,6 +229,19 @@ def shard_path(folder: Path, name: str, index: Path) -> Path:
             f"{index}: the shard {name!r} is a link to {target}, outside its folder. Put the file itself there."
         )
     return path
+
+
+def home_of(file: Path) -> Path | None:
+    """The folder of a weights file that was named by itself, if it is a model's: only then are its other files the model's too."""
+    return file.parent if (file.parent / "config.json").exists() else None
+
+
+def exists(path: Path) -> bool:
+    """Whether something is there; names that no file can have are not."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _check_map(path: Path, files: Mapping[str, SafetensorsFile], weight_map: Mapping[str, str]) -> None:
@@ -239,7 +282,10 @@ def _header(path: Path, fd: int, size: int) -> tuple[bytes, dict[str, Any]]:
     length = int.from_bytes(os.pread(fd, 8, 0), "little")
     if length > HEADER_LIMIT or 8 + length > size:
         raise CheckpointError(f"{path}: the header claims {length} bytes, the file has {size}. {truncated}")
-    raw = os.pread(fd, length, 8)
+    try:
+        raw = os.pread(fd, length, 8)
+    except OSError as error:
+        raise CheckpointError(f"{path}: reading the header failed: {error.strerror}. Check the disk, then run again.") from error
     try:
         header = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
@@ -254,6 +300,7 @@ def _tensors(path: Path, header: Mapping[str, Any], data: int) -> tuple[dict[str
     found: list[tuple[int, int, Spec]] = []
     for name, entry in header.items():
         try:
+            name.encode()  # lone surrogates could never be written again
             dtype, shape, (begin, end) = FROM_SAFETENSORS[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
             numbers = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
         except KeyError as error:
@@ -263,7 +310,12 @@ def _tensors(path: Path, header: Mapping[str, Any], data: int) -> tuple[dict[str
             raise CheckpointError(
                 f"{path}: the header's entry of tensor {name!r} is damaged ({error}). Copy or download the file again."
             ) from error
-        if not numbers or len(shape) > 64 or end - begin != prod(shape) * dtype.itemsize:
+        if (
+            not numbers
+            or len(shape) > 64
+            or prod(n or 1 for n in shape) >= 1 << 60
+            or end - begin != prod(shape) * dtype.itemsize
+        ):
             raise CheckpointError(
                 f"{path}: tensor {name!r} of shape {list(shape)} cannot lie at bytes {begin}:{end}. Copy or download the file again."
             )

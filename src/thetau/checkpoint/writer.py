@@ -52,10 +52,7 @@ class Writer:
     ) -> None:
         self.target = target
         self.single = target.suffix == ".safetensors"
-        if target.exists() or target.is_symlink():
-            raise OutputError(
-                f"{target}: exists. An output is never mixed with older files: give a new name, or remove it first."
-            )
+        self._refuse_existing()
         if not target.parent.is_dir():
             raise OutputError(f"{target}: the folder {target.parent} does not exist. Make it, then run again.")
         self.specs = dict(specs)
@@ -70,6 +67,7 @@ class Writer:
         self._shards = _split(self.specs, shard_bytes if not self.single else None)
         self._lock = self._acquire()
         try:
+            self._refuse_existing()  # another run may have finished meanwhile
             self._begin()
         except BaseException:
             self.abort()
@@ -93,16 +91,23 @@ class Writer:
         raw = rows.detach().contiguous().reshape(-1).view(torch.uint8)
         if not raw.numel():
             return
-        view = memoryview(raw.numpy())
         at = offset + start * spec.row_elements * spec.dtype.itemsize
-        done = 0
-        while done < len(view):
-            try:
-                done += os.pwrite(self._fds[file], view[done : done + (1 << 30)], at + done)
-            except OSError as error:
-                raise self._failed(error) from error
+        try:
+            _write_at(self._fds[file], raw.numpy().data, at)
+        except OSError as error:
+            raise self.failed(error) from error
         with self._mutex:
-            self._written[name] += len(view)
+            self._written[name] += len(raw)
+
+    def place(self, name: str) -> tuple[int, int]:
+        """The open file of a tensor and the byte at which it begins, for those who write by themselves; they then tell `wrote`."""
+        file, offset = self._places[name]
+        return self._fds[file], offset
+
+    def wrote(self, name: str, count: int) -> None:
+        """Count bytes that were written at a `place`."""
+        with self._mutex:
+            self._written[name] += count
 
     def commit(self, *, copy_from: Path | None, files: Mapping[str, Any]) -> None:
         """Check that every row is there, add side files, sync, and give the output its name.
@@ -138,7 +143,7 @@ class Writer:
                 self._partial.rename(self.target)
             _sync(self.target.parent)
         except OSError as error:
-            raise self._failed(error) from error
+            raise self.failed(error) from error
         self._done = True
         self._release()
 
@@ -152,17 +157,33 @@ class Writer:
         count = len(self._shards)
         return ["model.safetensors"] if count == 1 else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
 
+    def _refuse_existing(self) -> None:
+        try:
+            there = self.target.exists() or self.target.is_symlink()
+        except OSError as error:  # a name that is too long, a folder that may not be entered
+            raise self.failed(error) from error
+        if there:
+            raise OutputError(
+                f"{self.target}: exists. An output is never mixed with older files: give a new name, or remove it first."
+            )
+
     def _acquire(self) -> int:
-        try:
-            lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise self._failed(error) from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(lock)
-            raise OutputError(f"{self.target}: another run is writing it. Wait for that run, or give another name.") from error
-        return lock
+        while True:
+            try:
+                lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            except OSError as error:
+                raise self.failed(error) from error
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                os.close(lock)
+                raise OutputError(
+                    f"{self.target}: another run is writing it. Wait for that run, or give another name."
+                ) from error
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(lock), os.stat(self._lock_path)):
+                    return lock
+            os.close(lock)  # its owner removed it between our open and our lock: it guards nothing any more
 
     def _begin(self) -> None:
         try:
@@ -175,17 +196,17 @@ class Writer:
                 self._fds[file] = fd
                 if size + len(header):
                     os.posix_fallocate(fd, 0, size + len(header))  # a full disk shows now, not after hours
-                os.pwrite(fd, header, 0)
+                _write_at(fd, memoryview(header), 0)
                 place = len(header)
                 for name in names:
                     self._places[name] = (file, place)
                     place += self.specs[name].nbytes
         except OSError as error:
-            raise self._failed(error) from error
+            raise self.failed(error) from error
 
     def _side_files(self, copy_from: Path | None, files: Mapping[str, Any]) -> None:
         if copy_from is not None and copy_from.is_dir():
-            for path in sorted(copy_from.rglob("*")):
+            for path in sorted([*copy_from.iterdir(), *copy_from.glob("*/config.json")]):
                 relative = path.relative_to(copy_from)
                 if _is_side_file(path, relative):
                     (self._partial / relative).parent.mkdir(parents=True, exist_ok=True)
@@ -201,7 +222,8 @@ class Writer:
         for name, document in documents.items():
             (self._partial / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
-    def _failed(self, error: OSError) -> OutputError:
+    def failed(self, error: OSError) -> OutputError:
+        """What went wrong with the output, in words."""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             need = sum(spec.nbytes for spec in self.specs.values()) / 1e9
             return OutputError(
@@ -222,9 +244,11 @@ class Writer:
 
 
 def _is_side_file(path: Path, relative: Path) -> bool:
-    if len(relative.parts) > 2 or any(part.startswith(".") for part in relative.parts) or not path.is_file():
+    if any(part.startswith(".") for part in relative.parts) or not path.is_file():
         return False
-    if len(relative.parts) == 2 and relative.name != "config.json":  # only sentence-transformers' module folders lie deeper
+    if (
+        len(relative.parts) == 2 and not relative.parts[0][0].isdigit()
+    ):  # only sentence-transformers' modules lie deeper: 1_Pooling
         return False
     name = relative.name
     index = name.endswith(".index.json")
@@ -257,6 +281,12 @@ def _header(specs: list[Spec], metadata: Mapping[str, str]) -> tuple[bytes, int]
     raw = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     raw += b" " * (-len(raw) % 8)
     return len(raw).to_bytes(8, "little") + raw, place
+
+
+def _write_at(fd: int, view: memoryview, at: int) -> None:
+    done = 0
+    while done < len(view):  # one call may write less than it is given
+        done += os.pwrite(fd, view[done : done + (1 << 30)], at + done)
 
 
 def _sync(path: Path) -> None:

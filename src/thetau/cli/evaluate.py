@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -21,12 +20,13 @@ def evaluate(
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     limit: Annotated[int | None, typer.Option(help="At most so many examples a task, always the same ones.", min=1)] = None,
     max_length: Annotated[int, typer.Option(help="Tokens of an example; longer ones are cut.", min=3)] = 64,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    json: Annotated[Path | None, typer.Option("--json", help="Write the result here as JSON too.")] = None,
 ) -> None:
     """Measure a checkpoint's accuracy on tasks, with n and a 95 % interval, under heads made from the base and the class names.
 
     thetau evaluate --model merged --task sms_spam --task qnli
     """
+    import json as serialiser
     from dataclasses import asdict
 
     from thetau.evaluate import Evaluator, average
@@ -36,17 +36,16 @@ def evaluate(
     from thetau.tasks import load_task
 
     tasks = [load_task(name, data) for name in task]
-    weights = read_weights(locate(model) if model in packaged_models() else model)
-    evaluator = Evaluator(load_encoder(base), tasks, limits={split: limit}, max_length=max_length)
+    encoder = load_encoder(base)
+    weights = read_weights(locate(model) if model in packaged_models() else model, base=encoder.folder)
+    evaluator = Evaluator(encoder, tasks, limits={split: limit}, max_length=max_length)
     total = sum(evaluator.size(name, split) for name in evaluator.tasks)
     with bar(f"evaluate on {split}", total, "tokens") as progress:
         evaluator.on_tokens = progress.advance
         found = evaluator.evaluate(weights, split, origin=model)
-    if as_json:
+    if json is not None:
         facts = {"model": model, "base": base, "split": split, "max_length": max_length, "average": average(found)}
-        typer.echo(json.dumps(facts | {"tasks": {name: asdict(accuracy) for name, accuracy in found.items()}}, indent=1))
-        return
-
+        json.write_text(serialiser.dumps(facts | {"tasks": {name: asdict(one) for name, one in found.items()}}, indent=2) + "\n")
     from rich.console import Console
     from rich.table import Table
 

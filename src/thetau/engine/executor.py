@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 
@@ -17,6 +17,7 @@ from thetau.errors import ThetauError
 Result = TypeVar("Result")
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Told of work in bytes."""
 

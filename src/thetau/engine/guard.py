@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from thetau.checkpoint import Source
+from thetau.engine.types import as_float
 from thetau.engine.window import Reading, Window
 from thetau.errors import CheckpointError
 from thetau.vectors import Combination
@@ -20,18 +21,19 @@ FAR = 0.3  # ‖τ‖ / ‖θ₀‖; fine-tuning gives 0.001 to 0.1, another ini
 
 @dataclass
 class Guard:
-    """Squared norms of each task vector and of the base, summed over all blocks that were read."""
+    """Squared norms of each task vector and of the base, tensor by tensor.
+
+    A tensor's blocks come in order; its first block begins it anew, and rows that were counted are not counted again, so that
+    reading something twice (two saves, several parts of one merge) changes no number.
+    """
 
     tasks: Sequence[str]
-    squares: list[float] = field(default_factory=list)
-    base: float = 0.0
+    _seen: dict[tuple[str | None, str], tuple[int, float]] = field(default_factory=dict)  # (task or base, tensor): rows, square
     _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def __post_init__(self) -> None:
-        self.squares = [0.0] * len(self.tasks)
 
     def look(
         self,
+        tasks: Sequence[str],
         stack: Tensor,
         reading: Reading,
         combinations: Sequence[Combination],
@@ -40,7 +42,7 @@ class Guard:
         stop: int,
         reference: Source | None,
     ) -> None:
-        """Check a block and add its norms.
+        """Check a block `[task, rows, *rest]` of some of the tasks and add its norms, and the base's where `reference` is given.
 
         Raises:
             CheckpointError: a value is NaN or infinite; names the file, the tensor and how many.
@@ -50,40 +52,51 @@ class Guard:
             for combination in combinations:
                 for _, source, name in reading.terms(combination, window.name):
                     refuse_nonfinite(source, name)
-        base = 0.0
+        squares: dict[str | None, float] = dict(zip(tasks, found, strict=True))
         if reference is not None and window.name in reading.alignment.maps.get(reference.key, {}):
-            base = _square(window.rows(reference, reading.alignment.maps[reference.key][window.name], start, stop).float())
+            name = reading.alignment.maps[reference.key][window.name]
+            squares[None] = _square(as_float(window.rows(reference, name, start, stop)))
         with self._lock:
-            for task, square in enumerate(found):
-                self.squares[task] += square
-            self.base += base
+            for task, square in squares.items():
+                upto, before = self._seen.get((task, window.name), (0, 0.0)) if start else (0, 0.0)
+                if upto == start:
+                    self._seen[task, window.name] = stop, before + square
 
-    def add(self, task: int, other: Guard) -> None:
-        """Add what was seen of one task alone."""
+    def count(self, tasks: Sequence[str], name: str, squares: Sequence[float], base: float | None) -> None:
+        """Take in a whole tensor's squared norms at once."""
         with self._lock:
-            self.squares[task] += other.squares[0]
-            self.base += other.base
+            found: dict[str | None, float] = dict(zip(tasks, squares, strict=True))
+            if base is not None:
+                found[None] = base
+            for task, square in found.items():
+                self._seen[task, name] = -1, square
+
+    def knows(self, name: str) -> bool:
+        """Whether this tensor's norms are there already."""
+        return bool(self.tasks) and (self.tasks[0], name) in self._seen
+
+    def norms(self) -> dict[str | None, float]:
+        """Norm of each task vector that was read, and of the base under None; the same whatever the order of the tensors."""
+        squares: dict[str | None, list[float]] = {}
+        for (task, _), (_, square) in self._seen.items():
+            squares.setdefault(task, []).append(square)
+        return {task: math.sqrt(math.fsum(parts)) for task, parts in squares.items()}
 
     def warnings(self, base_label: str) -> list[str]:
         """A sentence for each task whose vector is far longer than fine-tuning makes it."""
-        if not self.base:
-            return []
-        ratios = [
-            (task, math.sqrt(square), math.sqrt(square / self.base))
-            for task, square in zip(self.tasks, self.squares, strict=True)
-        ]
+        norms = self.norms()
+        base = norms.get(None, 0.0)
         return [
-            f"{task}: ‖τ‖ = {norm:.4g} is {ratio:.2f} of the base's norm {math.sqrt(self.base):.4g}; fine-tuning gives less than {FAR:g}. "
-            f"{base_label} is probably not the model that it was fine-tuned from."
-            for task, norm, ratio in ratios
-            if ratio > FAR
+            f"{task}: ‖τ‖ = {norms[task]:.4g} is {norms[task] / base:.2f} of the base's norm {base:.4g}; fine-tuning gives less than "
+            f"{FAR:g}. {base_label} is probably not the model that it was fine-tuned from."
+            for task in self.tasks
+            if base and norms.get(task, 0.0) > FAR * base
         ]
 
     def notes(self) -> list[str]:
         """A sentence for each task whose vector is all zero."""
-        return [
-            f"{task}: its task vector is all zero." for task, square in zip(self.tasks, self.squares, strict=True) if square == 0
-        ]
+        norms = self.norms()
+        return [f"{task}: its task vector is all zero." for task in self.tasks if norms.get(task) == 0]
 
 
 def refuse_nonfinite(source: Source, name: str) -> None:
@@ -96,7 +109,8 @@ def refuse_nonfinite(source: Source, name: str) -> None:
     if nan or inf:
         file = source.specs[name].file
         raise CheckpointError(
-            f"{file}: tensor {name!r} holds {nan} NaN and {inf} infinite values of {values.numel()}. Nothing was written: mend that file, or leave the tensor out with `exclude`."
+            f"{file}: tensor {name!r} holds {nan} NaN and {inf} infinite values of {values.numel()}. "
+            "Nothing was written: mend that file, or leave the tensor out with `exclude`."
         )
 
 

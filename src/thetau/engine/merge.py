@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thetau.checkpoint import Spec, align, kind_of, layer_of, view_of
+from thetau.checkpoint import Source, Spec, align, kind_of, layer_of, view_of
+from thetau.engine import compiled
 from thetau.engine.executor import Engine, Item
 from thetau.engine.guard import Guard
 from thetau.engine.sums import sum_in_order
@@ -63,7 +64,7 @@ class Merge:
     @cached_property
     def specs(self) -> dict[str, Spec]:
         """The tensors where the merged vector is not zero by definition."""
-        chosen = self._chosen
+        chosen = self.chosen
         everywhere = self.chain.selection.elsewhere != "base"
         return {name: self.alignment.specs[name] for name in self.alignment.names if name in chosen or everywhere}
 
@@ -89,14 +90,15 @@ class Merge:
         return tuple(sorted(found))
 
     @cached_property
-    def _chosen(self) -> frozenset[str]:
+    def chosen(self) -> frozenset[str]:
+        """The same as a set."""
         return frozenset(self.selected)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What the alignment and the tasks have to say; of the norms, once something was read."""
         inner = [note for source in self.sources for note in source.notes]
-        rest = [name for name in self.alignment.names if name not in self._chosen]
+        rest = [name for name in self.alignment.names if name not in self.chosen]
         what = {"base": "stay the base's", "mean": "are averaged", "sum": "are summed"}[self.chain.selection.elsewhere]
         outside = [f"{len(rest)} tensors outside `tensors: {self.chain.selection.tensors}` {what}."] if rest else []
         if self.states is None:
@@ -127,8 +129,12 @@ class Merge:
 
     def whole(self, name: str) -> bool:
         """Whether any row of this tensor needs all of it."""
-        nested = [source for source in self.sources if isinstance(source, Merge | Part) and name in source.specs]
-        return (self.chain.access == "stream" and name in self._chosen) or any(source.whole(name) for source in nested)
+        return (self.chain.access == "stream" and name in self.chosen) or self.whole_inside(name)
+
+    def whole_inside(self, name: str) -> bool:
+        """Whether a merge among the inputs needs the whole tensor, which it may call otherwise."""
+        nested = ((s, self.alignment.maps[s.key].get(name)) for s in self.sources if isinstance(s, Merge | Part))
+        return any(source.whole(theirs) for source, theirs in nested if theirs is not None)
 
     def site(self, name: str, start: int = 0, tasks: tuple[str, ...] | None = None) -> Site:
         """Where the parts act."""
@@ -149,7 +155,7 @@ class Merge:
     def block(self, window: Window, start: int, stop: int) -> Tensor:
         """Merged rows of the window's tensor; `prepare` must have run."""
         name = window.name
-        if name not in self._chosen:
+        if name not in self.chosen:
             stack = self._checked(window, start, stop)
             return sum_in_order(stack) / (len(self.tasks) if self.chain.selection.elsewhere == "mean" else 1)
         if isinstance(self.chain.reduction, StreamReduction):
@@ -182,7 +188,7 @@ class Merge:
 
     def _checked(self, window: Window, start: int, stop: int) -> Tensor:
         stack = self.reading.stack(self.vectors, window, start, stop)
-        self.guard.look(stack, self.reading, self.vectors, window, start, stop, self.reference)
+        self.guard.look(self.tasks, stack, self.reading, self.vectors, window, start, stop, self.reference)
         return stack
 
     def _stream(self, window: Window, reduction: StreamReduction) -> Tensor:
@@ -213,19 +219,14 @@ class Merge:
                 for start, stop in blocks(spec, 0, spec.rows):
                     self.reading.evaluate(vector, one, start, stop, out[0, start:stop])
                     if check:
-                        self._look_one(task, out[:, start:stop], vector, one, start, stop)
+                        base = self.reference if task == self.tasks[0] else None
+                        self.guard.look([task], out[:, start:stop], self.reading, [vector], one, start, stop, base)
                     out[:, start:stop] = self._apply(out[:, start:stop], self.site(window.name, start, (task,)))
                 yield task, out[0].reshape(flat).float()
         else:
             pieces = [self.transformed(window, start, stop) for start, stop in blocks(spec, 0, spec.rows)]
             for index, task in enumerate(self.tasks):
                 yield task, torch.cat([piece[index] for piece in pieces]).reshape(flat).float()
-
-    def _look_one(self, task: str, rows: Tensor, vector: Combination, window: Window, start: int, stop: int) -> None:
-        index = self.tasks.index(task)
-        one = Guard([task])
-        one.look(rows, self.reading, [vector], window, start, stop, self.reference if index == 0 else None)
-        self.guard.add(index, one)
 
     # Statistics passes.
 
@@ -260,10 +261,12 @@ class Merge:
         for round_ in range(statistic.rounds):
             check = first and round_ == 0
 
-            def measure(item: Item, seen: object = seen, check: bool = check) -> object:
+            def measure(item: Item, seen: object = seen, check: bool = check, round_: int = round_) -> object:
                 spec = self.alignment.specs[item.name]
                 mine = seen[item.name] if statistic.per_tensor and isinstance(seen, dict) else seen
-                total: object = None
+                total: object = compiled.measure(self, statistic, round_, index, item.name, mine, check=check)
+                if total is not None:
+                    return statistic.finish(total, mine) if statistic.per_tensor else total
                 reach = (
                     spec.rows * spec.row_elements
                     if self.whole(item.name) and self.chain.access != "stream"
@@ -290,6 +293,17 @@ class Merge:
                 seen = statistic.finish(folded, seen)
         return seen
 
+    def other_bases(self, base: Source | None) -> list[str]:
+        """A sentence for each task vector that is a difference from another model than this base."""
+        if base is None:
+            return []
+        theirs = [(task, v.reference) for task, v in zip(self.tasks, self.vectors, strict=True) if v.reference is not None]
+        return [
+            f"{task}: this task vector was taken from another base, {other.label}, than {base.label} (their fingerprints differ)."
+            for task, other in theirs
+            if other.key != base.key and other.fingerprint() != base.fingerprint()
+        ]
+
     # What it takes.
 
     def item(self, name: str, *, last: bool = True) -> Item:
@@ -297,7 +311,7 @@ class Merge:
         spec = self.alignment.specs[name]
         readers = [source for source in self.sources if name in self.alignment.maps[source.key]]
         nbytes = sum(source.specs[self.alignment.maps[source.key][name]].nbytes for source in readers)
-        stream = last and isinstance(self.chain.reduction, StreamReduction) and name in self._chosen
+        stream = last and isinstance(self.chain.reduction, StreamReduction) and name in self.chosen
         width = self.reading.dtype.itemsize
         block = min(spec.rows, block_rows(spec)) * spec.row_elements
         window = min(spec.elements, max(self.engine.window, block))
@@ -359,9 +373,7 @@ class Part:
 
     def whole(self, name: str) -> bool:
         """Whether any row needs the whole tensor: only through a nested merge."""
-        return any(
-            source.whole(name) for source in self.merge.sources if isinstance(source, Merge | Part) and name in source.specs
-        )
+        return self.merge.whole_inside(name)
 
     def prepare(self) -> None:
         """The merge's statistics passes."""
@@ -369,7 +381,7 @@ class Part:
 
     def block(self, window: Window, start: int, stop: int) -> Tensor:
         """Rows of this task's transformed vector."""
-        if window.name in self.merge._chosen:
+        if window.name in self.merge.chosen:
             return self.merge.transformed(window, start, stop)[self._index]
         return self.merge.reading.stack(self.merge.vectors[self._index : self._index + 1], window, start, stop)[0]
 

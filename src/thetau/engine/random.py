@@ -30,6 +30,11 @@ def element_bits(key: tuple[object, ...], start: int, count: int) -> Int[Tensor,
     return out.bitwise_and_(SIGN_FREE)
 
 
+def stream_keys(key: tuple[object, ...], element: int) -> tuple[int, int]:
+    """The two keys of the 2³¹ elements among which one lies."""
+    return _keys((*key, element >> 31))
+
+
 def _keys(key: tuple[object, ...]) -> tuple[int, int]:
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return int.from_bytes(digest[:4], "little", signed=True), int.from_bytes(digest[4:], "little", signed=True)

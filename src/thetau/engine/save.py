@@ -14,10 +14,13 @@ from torch import Tensor
 
 from thetau._version import __version__
 from thetau.checkpoint import Alignment, Source, Spec, Writer, align, dtype_name
+from thetau.checkpoint.safetensors import read_text
 from thetau.checkpoint.writer import SHARD_BYTES
+from thetau.engine import compiled
 from thetau.engine.executor import Engine, Item
-from thetau.engine.guard import refuse_nonfinite
+from thetau.engine.guard import Guard, refuse_nonfinite
 from thetau.engine.merge import Merge, Part
+from thetau.engine.types import as_float
 from thetau.engine.window import Reading, Window, blocks, windows
 from thetau.errors import AlignmentError, CheckpointError, OutputError
 from thetau.vectors import Combination
@@ -44,6 +47,7 @@ class Output:
     specs: Mapping[str, Spec]  # of the output
     copied: Mapping[str, Source]  # tensors that go over as they are
     merges: Sequence[Merge | Part]
+    guard: Guard  # of a combination without merges, which look at their own inputs
 
     @classmethod
     def plan(cls, combination: Combination, *, dtype: torch.dtype | None = None, exclude: Sequence[str] = ()) -> Output:
@@ -77,7 +81,8 @@ class Output:
             wanted = dtype or (torch.float32 if vector else spec.dtype)
             specs[name] = Spec(name=name, shape=spec.shape, dtype=wanted, file=spec.file)
         merges = [s for s in sources.values() if isinstance(s, Merge | Part)]
-        return cls(combination, alignment, reading, specs, copied, merges)
+        guard = Guard(list(_models(combination)))
+        return cls(combination, alignment, reading, specs, copied, merges, guard)
 
     def items(self, engine: Engine) -> list[Item]:
         """Work, in the order in which the tensors lie in the reference's files."""
@@ -99,7 +104,8 @@ class Output:
 
     def whole(self, name: str) -> bool:
         """Whether some merge needs the whole tensor at once."""
-        return any(merge.whole(name) for merge in self.merges if name in merge.specs)
+        names = ((merge, self.alignment.maps[merge.key].get(name)) for merge in self.merges)
+        return any(merge.whole(theirs) for merge, theirs in names if theirs is not None)
 
     def rows(self, name: str, engine: Engine) -> Iterator[tuple[int, Tensor]]:
         """Yield `(first row, rows)` of an output tensor, rounded once to its dtype. A 0-d tensor comes as shape `[1]`."""
@@ -116,10 +122,38 @@ class Output:
                 self.reading.evaluate(self.combination, window, start, stop, value)
                 done[start - low : stop - low] = value
                 self._check(value, done[start - low : stop - low], name)
+                self._look(window, start, stop)
             yield low, done
 
+    def write_compiled(self, name: str, writer: Writer) -> bool:
+        """Let the compiled loop write a tensor, where this is a base and one merge over it, or a merge alone."""
+        terms = self.reading.terms(self.combination, name)
+        merges = [(weight, source) for weight, source, theirs in terms if isinstance(source, Merge) and theirs == name]
+        grounds = [source for weight, source, _ in terms if weight == 1 and not isinstance(source, Merge | Part)]
+        if len(merges) != 1 or len(terms) != 1 + len(grounds) or len(grounds) > 1:
+            return False
+        weight, merge = merges[0]
+        ground = grounds[0] if grounds else None
+        if ground is not None and (merge.reference is None or ground.key != merge.reference.key):
+            return False
+        return compiled.write(merge, name, ground, weight, writer)
+
+    def _look(self, window: Window, start: int, stop: int) -> None:
+        """Let the guard see how far each model is from its base."""
+        base, models = self.combination.reference, _models(self.combination)
+        if self.merges or base is None or not models:
+            return
+        theirs = [
+            as_float(window.rows(source, self.alignment.maps[source.key][window.name], start, stop)).to(self.reading.dtype)
+            for source in (base, *models.values())
+        ]
+        stack = torch.stack(theirs[1:]) - theirs[0]
+        self.guard.look(self.guard.tasks, stack, self.reading, [self.combination], window, start, stop, base)
+
     def _check(self, value: Tensor, rounded: Tensor, name: str) -> None:
-        if bool(torch.isfinite(rounded if rounded.dtype.itemsize > 1 else rounded.float()).all()):
+        byte = rounded.dtype.itemsize == 1  # torch rounds what an 8-bit float cannot hold to its largest value
+        clipped = byte and bool((value.abs() > torch.finfo(rounded.dtype).max).any())
+        if not clipped and bool(torch.isfinite(rounded.float() if byte else rounded).all()):
             return
         for _, source, theirs in self.reading.terms(self.combination, name):
             if not isinstance(source, Merge | Part):
@@ -127,7 +161,8 @@ class Output:
         if bool(torch.isfinite(value).all()):
             largest = float(value.abs().max())
             raise OutputError(
-                f"{name!r}: {largest:.4g} does not fit {dtype_name(rounded.dtype)}. Choose another output dtype (`--dtype bfloat16` or `float32`). Nothing was written."
+                f"{name!r}: {largest:.4g} does not fit {dtype_name(rounded.dtype)}. "
+                "Choose another output dtype (`--dtype bfloat16` or `float32`). Nothing was written."
             )
         raise CheckpointError(
             f"{name!r}: the merge gave values that are not finite, though its inputs are. Please report it. Nothing was written."
@@ -158,6 +193,8 @@ def save(
     metadata = {"thetau.kind": kind, "thetau.version": __version__, "thetau.recipe": _compact(record["recipe"])}
     if vector and reference is not None:
         metadata["thetau.base"] = reference.fingerprint()
+    folder = reference.folder if reference is not None and not vector else None
+    files = {"thetau.json": record, **_config(folder, dtype)}
     items = output.items(engine)
     engine.check(items, "Writing")
     with Writer(target, output.specs, metadata, shard_bytes=shard_bytes) as writer:
@@ -165,6 +202,8 @@ def save(
             merge.prepare()
 
         def write(item: Item) -> None:
+            if output.write_compiled(item.name, writer):
+                return
             for start, rows in output.rows(item.name, engine):
                 spec = output.specs[item.name]
                 writer.write(item.name, start, rows if spec.shape else rows.reshape(()))
@@ -176,8 +215,7 @@ def save(
             raise CheckpointError(
                 f"{changed[0]}: changed while it was read ({len(changed)} files did). Nothing was written: run again when it is at rest."
             )
-        folder = reference.folder if reference is not None and not vector else None
-        writer.commit(copy_from=folder, files={"thetau.json": record, **_config(folder, dtype)})
+        writer.commit(copy_from=folder, files=files)
     return _report(output, target, reference)
 
 
@@ -203,6 +241,16 @@ def state_dict(
     return out, _report(output, None, reference)
 
 
+def _models(combination: Combination) -> dict[str, Source]:
+    """The models of a combination besides its base, by their labels."""
+    base = combination.reference
+    found: dict[str, Source] = {}
+    for source in combination.sources():
+        if source.degree == 1 and (base is None or source.key != base.key):
+            found[source.label if source.label not in found else f"{source.label} ({len(found) + 1})"] = source
+    return found
+
+
 def _leaves(combination: Combination, reference: Source | None) -> list[Source]:
     """Every stored source below a combination, through merges, each once."""
     found: dict[str, Source] = {reference.key: reference} if reference is not None else {}
@@ -219,7 +267,7 @@ def _leaves(combination: Combination, reference: Source | None) -> list[Source]:
 
 
 def _record(output: Output, reference: Source | None, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    inputs = [
+    inputs: list[dict[str, Any]] = [
         {"path": source.label, "fingerprint": source.fingerprint(), "headers": getattr(source, "header_hashes", dict)()}
         for source in _leaves(output.combination, reference)
     ]
@@ -243,7 +291,12 @@ def _config(folder: Path | None, dtype: torch.dtype | None) -> dict[str, Any]:
     """The base's config with the output's dtype, where the recipe changes it."""
     if folder is None or dtype is None or not (folder / "config.json").exists():
         return {}
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    try:
+        config = json.loads(read_text(folder / "config.json"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{folder / 'config.json'}: not valid JSON ({error}). Mend it, then run again.") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{folder / 'config.json'}: must hold a table. Got {type(config).__name__}.")
     for key in ("torch_dtype", "dtype"):
         if key in config:
             config[key] = dtype_name(dtype)
@@ -257,9 +310,12 @@ def _report(output: Output, path: Path | None, reference: Source | None) -> Repo
     for source in output.combination.sources():
         notes += source.notes
     notes += output.alignment.notes
-    for merge in output.merges:
-        guard = (merge if isinstance(merge, Merge) else merge.merge).guard
-        warnings += guard.warnings(base)
+    notes += output.guard.notes()
+    warnings += output.guard.warnings(base)
+    for source in output.merges:
+        merge = source if isinstance(source, Merge) else source.merge
+        warnings += merge.guard.warnings(merge.reference.label if merge.reference is not None else base)
+        warnings += merge.other_bases(reference)
     if reference is not None:
         for source in _leaves(output.combination, reference):
             trained_on = getattr(source, "metadata", {}).get("thetau.base")

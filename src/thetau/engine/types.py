@@ -17,7 +17,7 @@ from torch import Tensor
 
 from thetau.checkpoint.align import matches
 from thetau.checkpoint.naming import Kind
-from thetau.engine.random import element_bits
+from thetau.engine.random import element_bits, stream_keys
 from thetau.errors import RecipeError, nearest
 
 Access = Literal["block", "stream", "whole"]
@@ -46,7 +46,20 @@ class PerPattern:
             raise ValueError("`PerPattern` needs at least one pattern.")
 
 
-Varying = float | PerTask | PerPattern
+Varying = float | tuple[float, ...] | PerTask | PerPattern  # a tuple stands in the order in which the tasks are given
+
+
+@dataclass(frozen=True)
+class Op:
+    """A part as the compiled loop knows it (`engine/kernels.py`): a name, a number, numbers by task, integers by task.
+
+    A part that has such a form says so with `fuse(state, site, element) -> list[Op]`; None where it has none for this state.
+    """
+
+    code: str
+    value: float = 0.0
+    by_task: tuple[float, ...] = ()
+    keys: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +82,10 @@ class Site:
         """Random integers in [0, 2³¹), one an element of the block: a function of (seed, salt, task, tensor, element index) alone."""
         return element_bits((self.seed, salt, self.tasks[task], self.name), self.start * self.row_elements, count)
 
+    def keys(self, task: int, element: int, salt: str = "") -> tuple[int, int]:
+        """What `bits` derives its stream from, for the 2³¹ elements around one: for the compiled loop."""
+        return stream_keys((self.seed, salt, self.tasks[task], self.name), element)
+
     def value(self, field_value: Varying) -> float:
         """A field's value at this tensor, where it does not vary by task."""
         if isinstance(field_value, PerPattern):
@@ -78,7 +95,7 @@ class Site:
             raise RecipeError(
                 [f'no pattern fits {self.name!r}; end with `"*": value`. Got {", ".join(field_value.values)}.'], "per_pattern"
             )
-        if isinstance(field_value, PerTask):
+        if isinstance(field_value, PerTask | tuple):
             raise RecipeError(["this field cannot vary by task; give one number or `per_pattern`."], "per_task")
         return field_value
 
@@ -97,6 +114,7 @@ class Site:
         return [self.value(field_value)] * len(self.tasks)
 
 
+@runtime_checkable
 class Statistic(Protocol):
     """A streaming reduction over the stack, in one or more rounds.
 

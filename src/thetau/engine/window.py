@@ -32,7 +32,8 @@ def blocks(spec: Spec, start: int, stop: int) -> Iterator[tuple[int, int]]:
 
 def windows(spec: Spec, elements: int) -> Iterator[tuple[int, int]]:
     """Runs of blocks of about `elements` elements, at least one block each."""
-    step = spec.rows if elements >= spec.elements else block_rows(spec) * max(1, elements // BLOCK)
+    block = block_rows(spec)
+    step = spec.rows if elements >= spec.elements else block * max(1, elements // (block * spec.row_elements))
     for first in range(0, spec.rows, max(1, step)):
         yield first, min(first + step, spec.rows)
 
@@ -49,6 +50,11 @@ class Window:
         self._lender: Window | None = None
         self._shared: str | None = None
         self.results: dict[int, Tensor] = {}  # whole-tensor results of merges, by the merge's id
+        self._renamed: dict[str, Window] = {}
+
+    def called(self, name: str) -> Window:
+        """The same rows for a merge whose base calls this tensor otherwise."""
+        return self if name == self.name else self._renamed.setdefault(name, Window(name, self.start, self.stop))
 
     def sharing(self, source: Source | None) -> Window:
         """A new window over the same rows that keeps what is read of one source, the base, in this one."""
@@ -92,16 +98,15 @@ class Reading:
                 out.copy_(rows)
                 if weight != 1:
                     out.mul_(weight)
-            elif rows.dtype == out.dtype:
-                out.add_(rows, alpha=weight)
             else:
-                out.add_(as_float(rows).to(out.dtype), alpha=weight)
+                rows = as_float(rows).to(out.dtype)
+                out.add_(rows if weight == 1 else rows * weight)  # two roundings, as the compiled loop makes them, not one
 
     def rows(self, source: Source, name: str, window: Window, start: int, stop: int) -> Tensor:
         """Rows of one source; a merge is computed, everything else read."""
         compute = getattr(source, "block", None)
         if compute is not None:
-            rows: Tensor = compute(window, start, stop)
+            rows: Tensor = compute(window.called(name), start, stop)
             return rows
         return window.rows(source, name, start, stop)
 

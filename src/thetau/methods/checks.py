@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from thetau.engine.types import PerPattern, PerTask
 
@@ -14,8 +14,8 @@ def number(
     value: object,
     rule: str,
     *,
-    low: float = -math.inf,
-    high: float = math.inf,
+    low: int | float = -math.inf,
+    high: int | float = math.inf,
     open_low: bool = False,
     open_high: bool = False,
 ) -> None:
@@ -33,16 +33,20 @@ def number(
 
 
 def varying(
-    owner: str, name: str, value: object, rule: str = "a finite number, `PerTask` or `PerPattern`", *, tasks: bool = True
+    owner: str, name: str, value: object, rule: str = "a finite number, a tuple, `PerTask` or `PerPattern`", *, tasks: bool = True
 ) -> None:
-    """A finite number, or one by pattern or (where `tasks`) by task.
+    """A finite number, or one by pattern or (where `tasks`) by task: `PerTask`, or a tuple in the order in which tasks are given.
 
     Raises:
         ValueError: it is not.
     """
-    kinds = (PerTask, PerPattern) if tasks else (PerPattern,)
-    for one in value.values.values() if isinstance(value, kinds) else [value]:
-        number(owner, name, one, rule)
+    ones: Iterable[object] = [value]
+    if isinstance(value, PerPattern) or (tasks and isinstance(value, PerTask)):
+        ones = value.values.values()
+    elif tasks and isinstance(value, tuple) and value:
+        ones = value
+    for one in ones:
+        number(owner, name, one, rule if tasks else rule.replace(", a tuple, `PerTask`", ""))
 
 
 def whole(owner: str, name: str, value: object, *, low: int) -> None:

@@ -24,7 +24,7 @@ class DareLinear:
     r"""$\tau = \sum_t \lambda_t \frac{m_t \odot \tau_t}{1 - p}$ with random masks $m_t$ that are zero with probability $p$.
 
     - `drop`: p, in [0, 1).
-    - `scale`: λ; a number, one a task (`per_task`), or one a pattern of tensor names (`per_pattern`).
+    - `scale`: λ; a number, one a task (a list, or `per_task`), or one a pattern of tensor names (`per_pattern`).
     """
 
     drop: float = 0.9

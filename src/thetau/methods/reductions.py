@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thetau.engine.sums import sum_in_order, weighted_sum
-from thetau.engine.types import Site, Varying
+from thetau.engine.types import Op, Site, Varying
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,10 @@ class Sum:
         """The weighted sum of a block."""
         return weighted_sum(stack, site.per_task(self.scale))
 
+    def fuse(self, state: object, site: Site, element: int) -> list[Op]:
+        """The same for the compiled loop."""
+        return [Op("sum", by_task=tuple(site.per_task(self.scale)))]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mean:
@@ -30,6 +34,10 @@ class Mean:
         """The mean of a block."""
         return sum_in_order(stack) / len(stack)
 
+    def fuse(self, state: object, site: Site, element: int) -> list[Op]:
+        """The same for the compiled loop."""
+        return [Op("mean")]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DisjointMean:
@@ -38,6 +46,10 @@ class DisjointMean:
     def reduce(self, stack: Float[Tensor, "task *block"], state: object, site: Site) -> Float[Tensor, "*block"]:
         """The disjoint mean of a block."""
         return sum_in_order(stack) / sum_in_order((stack != 0).to(stack.dtype)).clamp(min=1)
+
+    def fuse(self, state: object, site: Site, element: int) -> list[Op]:
+        """The same for the compiled loop."""
+        return [Op("disjoint_mean")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,3 +62,8 @@ class Scale:
         """A block, scaled."""
         scale = site.value(self.scale)
         return merged if scale == 1 else merged * scale
+
+    def fuse(self, state: object, site: Site, element: int) -> list[Op]:
+        """The same for the compiled loop."""
+        scale = site.value(self.scale)
+        return [] if scale == 1 else [Op("scale", value=scale)]

@@ -18,7 +18,7 @@ from thetau.methods.registry import register
 class TaskArithmetic:
     r"""$\tau = \sum_t \lambda_t \tau_t$.
 
-    - `scale`: λ; a number, one a task (`per_task`), or one a pattern of tensor names (`per_pattern`).
+    - `scale`: λ; a number, one a task (a list, or `per_task`), or one a pattern of tensor names (`per_pattern`).
     """
 
     scale: Varying = 0.3

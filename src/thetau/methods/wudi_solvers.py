@@ -1,12 +1,16 @@
 """WUDI's minimisation, fed task by task: what is kept of the tasks is A, B and their sum, whatever their number.
 
-Where all reference rows together are few against d_in (2·K·d_out ≤ d_in), A is kept as its factor F, A = FᵀF, which is then the cheaper side.
+All solvers move from a start τ₀ by a change Δ, for which the gradient is 2(ΔA − R) with R = B − τ₀A: what is left of B, where the
+tasks' own large terms have cancelled, so that no step loses digits to them. Where all reference rows together are few against d_in
+(2·K·d_out ≤ d_in), A is kept as its factor F, A = FᵀF, and R = CF as C; that is then the cheaper side. A task's own Gram matrix is
+a product in float32, but in float64 for the closed form, whose inverse would enlarge its rounding; whatever cancels in R is
+accumulated in float64.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from math import ceil
+from dataclasses import dataclass, field
+from math import ceil, sqrt
 from typing import Literal
 
 import torch
@@ -18,51 +22,52 @@ from thetau.engine.types import Cost, Site
 PAPER_RMS = 2.4e-4  # rms of the entries of the paper's task vectors (CLIP ViT-B/32, eight tasks)
 PAPER_EPS = 1e-8
 BETAS = (0.9, 0.999)
+EPS = torch.finfo(torch.float32).eps
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Quadratic:
     """Σ_i w_i ‖(τ − τ_i) R_iᵀ‖² with w_i = 1/‖τ_i‖²: everything that its gradient 2(τA − B) needs.
 
-    `gram` is A `[d_in, d_in]`, or `factor` is F `[r, d_in]`; `target` is B and `total` Σ τ_i, `[d_out, d_in]`; `mean` is Σ w_i τ_i.
+    `total` is Σ τ_i and `mean`, where it is kept, Σ w_i τ_i. Either `gram` is A `[d_in, d_in]` and `target` is B `[d_out, d_in]`; or
+    `factor` holds the √w_i R_i, the rows of F, and `product` the √w_i τ_i R_iᵀ, the columns of M with B = MF. A, B and M are float64.
     """
 
-    total: Tensor | None = None
-    target: Tensor | None = None
+    total: Float[Tensor, "d_out d_in"]
     mean: Tensor | None = None
     gram: Tensor | None = None
+    target: Tensor | None = None
     factor: list[Tensor] = field(default_factory=list)
+    product: list[Tensor] = field(default_factory=list)
     weight: float = 0.0
     squares: float = 0.0
     tasks: int = 0
-    factored: bool = False
 
-    def times(self, tau: Tensor) -> Tensor:
-        """τA."""
-        if self.factored:
-            rows = torch.cat(self.factor)
-            return (tau @ rows.T) @ rows
-        assert self.gram is not None
-        return tau @ self.gram
+    def kernel(self, dtype: torch.dtype) -> Float[Tensor, "side side"]:
+        """A, or FFᵀ, which has the same eigenvalues but for zeros; the caller's own copy."""
+        if self.gram is not None:
+            return self.gram.to(dtype, copy=True)
+        rows = torch.cat(self.factor).to(dtype)
+        return rows @ rows.T
 
     def trace(self) -> float:
         """tr A."""
-        if self.factored:
-            return float(sum(rows.double().square().sum() for rows in self.factor))
-        assert self.gram is not None
-        return float(self.gram.diagonal().double().sum())
+        if self.gram is not None:
+            return float(self.gram.diagonal().double().sum())
+        return float(sum(rows.double().square().sum() for rows in self.factor))
 
-    def spectrum(self) -> tuple[Float[Tensor, " r"], Float[Tensor, "d_in r"]]:
-        """Eigenvalues and eigenvectors of A; of its range only, where it is kept as a factor. B and Σ τ_i lie in that range."""
-        if not self.factored:
-            assert self.gram is not None
-            values, vectors = torch.linalg.eigh(self.gram)
-            return values.clamp(min=0), vectors
-        rows = torch.cat(self.factor).double()
-        values, left = torch.linalg.eigh(rows @ rows.T)
-        keep = values > values.max() * len(values) * torch.finfo(torch.float32).eps
-        vectors = (rows.T @ left[:, keep]) / values[keep].sqrt()
-        return values[keep].float(), vectors.float()
+    def residual(self, start: Tensor) -> Float[Tensor, "d_out side"]:
+        """R = B − start · A, or C with R = CF; in float64."""
+        if self.gram is not None and self.target is not None:
+            return torch.addmm(self.target, start.double(), self.gram, alpha=-1)
+        pairs = zip(self.factor, self.product, strict=True)
+        return torch.cat([product - start.double() @ rows.double().T for rows, product in pairs], 1)
+
+    def moved(self, start: Tensor, change: Float[Tensor, "d_out side"]) -> Float[Tensor, "d_out d_in"]:
+        """Start + change, or start + change · F."""
+        if self.gram is not None:
+            return start + change
+        return torch.addmm(start, change, torch.cat(self.factor).to(start.dtype))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,42 +86,40 @@ class Interference:
 
     def init(self, d_out: int, d_in: int, tasks: int) -> Quadratic:
         """Nothing yet; whether A is kept as a factor is settled here, by shape and number of tasks."""
-        return Quadratic(factored=2 * tasks * ceil(self.rows * d_out) <= d_in)
+        total = Quadratic(total=torch.zeros(d_out, d_in))
+        if self._ridged:
+            total.mean = torch.zeros(d_out, d_in)
+        if not self._factored(d_out, d_in, tasks):
+            total.gram = torch.zeros(d_in, d_in, dtype=torch.float64)
+            total.target = torch.zeros(d_out, d_in, dtype=torch.float64)
+        return total
 
     def add(self, total: Quadratic, vector: Float[Tensor, "d_out d_in"], site: Site) -> Quadratic:
         """Take in one task."""
-        if total.total is None:
-            total.total, total.target, total.mean = (torch.zeros_like(vector) for _ in range(3))
-            if not total.factored:
-                total.gram = vector.new_zeros(vector.shape[1], vector.shape[1])
-        assert total.target is not None and total.mean is not None
         square = float(vector.double().square().sum())
         if square == 0:
             return total
         weight = 1 / square if self.balance else 1.0
-        rows = self._reference(vector, site)
         total.total += vector
-        total.mean.add_(vector, alpha=weight)
+        if total.mean is not None:
+            total.mean.add_(vector, alpha=weight)
         total.weight += weight
         total.squares += square
         total.tasks += 1
-        if total.factored:
-            total.factor.append(rows * weight**0.5)
-            total.target.addmm_(vector @ rows.T, rows, alpha=weight)
+        exact = torch.float64 if self.solver == "closed_form" else torch.float32
+        rows = self._reference(vector, site).to(exact) * sqrt(weight)
+        if total.gram is None or total.target is None:
+            total.factor.append(rows)
+            total.product.append(vector.double() @ rows.double().T)
         else:
-            assert total.gram is not None
-            gram = rows.T @ rows
-            if 2 * len(rows) < vector.shape[1]:
-                total.target.addmm_(vector @ rows.T, rows, alpha=weight)
-            else:
-                total.target.addmm_(vector, gram, alpha=weight)
-            total.gram.add_(gram, alpha=weight)
+            gram = (rows.T @ rows).double()
+            total.target.addmm_(vector.double(), gram)
+            total.gram += gram
         return total
 
     def result(self, total: Quadratic, site: Site) -> Float[Tensor, "d_out d_in"]:
-        """τ_m."""
-        assert total.total is not None
-        if total.tasks == 0:
+        """τ_m; Σ τ_i where it is the minimiser already, or nothing is to be minimised."""
+        if total.tasks < 2 or total.trace() == 0:
             return total.total
         if self.solver == "adam":
             return self._adam(total)
@@ -124,27 +127,28 @@ class Interference:
 
     def cost(self, d_out: int, d_in: int, tasks: int) -> Cost:
         """Operations and working memory of one matrix."""
-        r = ceil(self.rows * d_out) * tasks
-        factored = 2 * r <= d_in
-        side = r if factored else d_in
-        build = 4.0 * r * d_out * d_in if factored else tasks * 2.0 * d_in * d_in * (d_out + ceil(self.rows * d_out))
-        step = 4.0 * d_out * r * d_in if factored else 2.0 * d_out * d_in * d_in
-        solve = {
-            "adam": self.steps * (step + 20.0 * d_out * d_in),
-            "closed_form": (9.0 * side**3 if self.ridge == 0 or factored else side**3 / 3) + 2.0 * step,
-            "gradient_flow": 9.0 * side**3 + 2.0 * step,
+        each = ceil(self.rows * d_out)
+        r, entries = each * tasks, d_out * d_in
+        if self._factored(d_out, d_in, tasks):
+            build, step, side = 4.0 * r * entries, 4.0 * r * entries, r
+            kept = (2 if self.solver == "closed_form" else 1) * r * d_in + 2 * r * d_out
+        else:
+            build, step, side = tasks * 2.0 * (each + d_out) * d_in * d_in, 2.0 * entries * d_in, d_in
+            kept = 2 * (d_in * d_in + entries)
+        solve, held = {
+            "adam": (self.steps * (step + 20.0 * entries), 7 * entries + side * d_in),
+            "closed_form": ((side**3 / 3 if self._ridged else 9.0 * side**3) + 4.0 * step, 8 * side**2 + 10 * entries),
+            "gradient_flow": (9.0 * side**3 + 4.0 * step, 5 * side**2 + 7 * entries),
         }[self.solver]
-        square = side * d_in if factored else d_in * d_in
-        held = {
-            "adam": 1.5 * square + 8 * d_out * d_in,
-            "closed_form": 5 * square + 7 * d_out * d_in,
-            "gradient_flow": 4 * square + 7 * d_out * d_in,
-        }
-        return Cost(flops=build + solve, memory=int(4 * held[self.solver]))
+        adding = 3 * side * d_in + 5 * entries  # a task's Gram matrix in both precisions, its rows and itself in float64
+        return Cost(flops=build + solve, memory=4 * (kept + max(held, adding)))
 
-    def alternatives(self) -> dict[str, Interference]:
-        """The other solvers of the same objective, by what a recipe would say: for the plan."""
-        return {f"solver={name}": replace(self, solver=name) for name in ("adam", "closed_form", "gradient_flow") if name != self.solver}
+    @property
+    def _ridged(self) -> bool:
+        return self.solver == "closed_form" and self.ridge > 0
+
+    def _factored(self, d_out: int, d_in: int, tasks: int) -> bool:
+        return 2 * tasks * ceil(self.rows * d_out) <= d_in
 
     def _reference(self, vector: Tensor, site: Site) -> Tensor:
         """The rows that stand in for a task's inputs."""
@@ -152,58 +156,59 @@ class Interference:
         if self.reference == "random":  # Box–Muller on the site's own bits: the same whatever the order of tasks
             u = [(site.bits(0, vector.numel(), f"wudi-{axis}").double() + 0.5) / (1 << 31) for axis in "uv"]
             normal = (-2 * u[0].log()).sqrt() * (2 * torch.pi * u[1]).cos()
-            rows = (vector.mean() + vector.std() * normal.reshape(vector.shape)).to(vector.dtype)
+            rows = (vector.mean() + vector.std(correction=0) * normal.reshape(vector.shape)).to(vector.dtype)
         if self.rows < 1:
             order = torch.argsort(site.bits(0, len(rows), "wudi-rows"), stable=True)
             rows = rows[order[: ceil(self.rows * len(rows))].sort().values]
         return rows
 
     def _adam(self, total: Quadratic) -> Tensor:
-        assert total.total is not None and total.target is not None
-        rms = (total.squares / (total.tasks * total.total.numel())) ** 0.5
+        rms = sqrt(total.squares / (total.tasks * total.total.numel()))
         unit = 1.0 if self.lr_absolute else rms / PAPER_RMS
-        tau = total.total.clone().requires_grad_()
-        tau.grad = torch.empty_like(total.target)
-        optimiser = torch.optim.Adam([tau], lr=self.lr * unit, betas=BETAS, eps=PAPER_EPS * unit, fused=True)
-        rows = torch.cat(total.factor) if total.factored else None
+        # Adam divides out any factor of the loss; unbalanced losses, of fourth order in τ, are so kept from under- and overflow.
+        loss = 1.0 if self.balance else total.squares / total.tasks
+        eps = PAPER_EPS * unit ** (1 if self.balance else 3) / loss  # scaled as the gradient is
+        gram = (total.gram / loss).float() if total.gram is not None else None
+        rows = torch.cat(total.factor) / sqrt(loss) if total.factor else None
+        residual = (total.residual(total.total) / (loss if rows is None else sqrt(loss))).float()
+        change = torch.zeros_like(total.total, requires_grad=True)
+        change.grad = torch.empty_like(total.total)
+        optimiser = torch.optim.Adam([change], lr=self.lr * unit, betas=BETAS, eps=eps, fused=True)
         with torch.no_grad():
             for _ in range(self.steps):
-                if rows is not None:
-                    torch.addmm(total.target, tau @ rows.T, rows, beta=-2, alpha=2, out=tau.grad)
-                else:
-                    assert total.gram is not None
-                    torch.addmm(total.target, tau, total.gram, beta=-2, alpha=2, out=tau.grad)
+                if gram is not None:
+                    torch.addmm(residual, change, gram, beta=-2, alpha=2, out=change.grad)
+                elif rows is not None:
+                    torch.mm(torch.addmm(residual, change, rows.T, beta=-2, alpha=2), rows, out=change.grad)
                 optimiser.step()
-        return tau.detach()
+        return total.total + change.detach()
 
     def _closed_form(self, total: Quadratic) -> Tensor:
-        """(B + ω Σ w_i τ_i)(A + ω Σ w_i I)⁻¹, with ω Σ w_i = ridge · mean eigenvalue of A.
+        """(B + ω Σ w_i τ_i)(A + ω Σ w_i I)⁻¹, with ω Σ w_i = ridge · mean eigenvalue of A; as a move from the mean Σ w_i τ_i / Σ w_i.
 
         At ridge 0 a singular A has many minimisers; this is the one nearest to Σ τ_i, Σ τ_i + (B − Σ τ_i A) A⁺. Where the tasks' own rows
         are the reference they span A's range, and it is also the one of least norm, B A⁺.
         """
-        assert total.total is not None and total.target is not None and total.mean is not None
-        d_in = total.target.shape[1]
-        shift = self.ridge * total.trace() / d_in
-        mean = total.mean.double() / total.weight
-        numerator = total.target.double() + shift * mean
-        if shift > 0 and not total.factored:
-            assert total.gram is not None
-            factor = torch.linalg.cholesky(total.gram.double() + shift * torch.eye(d_in, dtype=torch.float64))
-            return torch.cholesky_solve(numerator.T.contiguous(), factor).T.to(total.target.dtype)
-        values, vectors = (part.double() for part in total.spectrum())
-        outside = mean if shift > 0 else total.total.double()  # what the directions that A does not see get
-        if shift == 0:
-            keep = values > values.max() * d_in * torch.finfo(torch.float32).eps
-            values, vectors = values[keep], vectors[:, keep]
-        inside = (numerator @ vectors) / (values + shift) - outside @ vectors
-        return (outside + inside @ vectors.T).to(total.target.dtype)
+        kernel = total.kernel(torch.float64)
+        if total.mean is not None:
+            start = total.mean.double() / total.weight
+            kernel.diagonal().add_(self.ridge * total.trace() / start.shape[1])
+            change = torch.cholesky_solve(total.residual(start).T, torch.linalg.cholesky(kernel)).T
+        else:
+            start = total.total.double()
+            values, vectors = torch.linalg.eigh(kernel)
+            inverse = torch.where(values > values[-1] * len(values) * EPS, 1 / values, 0)
+            change = (total.residual(start) @ vectors * inverse) @ vectors.T
+        return total.moved(start, change).to(total.total.dtype)
 
     def _gradient_flow(self, total: Quadratic) -> Tensor:
-        """τ₀ + [τ₀ Q (e^{−2sΛ} − 1) + B Q φ(Λ)] Qᵀ with φ(λ) = (1 − e^{−2sλ})/λ and s = time / mean eigenvalue of A = QΛQᵀ."""
-        assert total.total is not None and total.target is not None
+        """τ₀ + R Q φ(Λ) Qᵀ with φ(λ) = (1 − e^{−2sλ})/λ and s = time / mean eigenvalue of A = QΛQᵀ.
+
+        With B = τ₀A + R this is τ₀ Q e^{−2sΛ} Qᵀ + B Q φ(Λ) Qᵀ. In a direction whose λ is no more than A's own rounding R has only rounding
+        too, and nothing moves.
+        """
         s = self.time * total.total.shape[1] / total.trace()
-        values, vectors = total.spectrum()
-        fall = torch.expm1(-2 * s * values)
-        growth = torch.where(values > 0, -fall / values.clamp(min=torch.finfo(values.dtype).tiny), 2 * s)
-        return total.total + (total.total @ vectors * fall + total.target @ vectors * growth) @ vectors.T
+        values, vectors = torch.linalg.eigh(total.kernel(torch.float32))
+        seen = values > values[-1] * sqrt(len(values)) * EPS
+        growth = torch.where(seen, -torch.expm1(-2 * s * values) / values.clamp(min=torch.finfo(values.dtype).tiny), 0)
+        return total.moved(total.total, (total.residual(total.total).float() @ vectors * growth) @ vectors.T)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from thetau.engine.kernels import Result
 from thetau.engine.types import Site
 
 
@@ -36,6 +37,17 @@ class Gram:
     def finish(self, total: Float[Tensor, "task task"], seen: None) -> Float[Tensor, "task task"]:
         """Symmetric to the last bit."""
         return (total + total.T) / 2
+
+    @property
+    def compiled(self) -> tuple[str, ...]:
+        """What the compiled loop calls each round."""
+        return ("gram",)
+
+    def from_compiled(self, result: Result) -> Float[Tensor, "task task"]:
+        """A tensor's total, from the loop's upper triangle."""
+        assert result.gram is not None
+        upper = torch.from_numpy(result.gram)
+        return upper + upper.T - torch.diag(upper.diagonal())
 
     def memory(self, tasks: int, elements: int) -> int:
         """K² numbers, for each tensor if asked so."""

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from thetau.engine.kernels import Result
 from thetau.engine.types import Site
 
 BINS = 1 << 15
@@ -63,6 +64,16 @@ class MagnitudeQuantile:
             return Bin(*_from_top(total, rank))
         lower, _ = _from_top(total, seen.rank)
         return ((seen.upper << 16) | lower).to(torch.int32).view(torch.float32)
+
+    @property
+    def compiled(self) -> tuple[str, ...]:
+        """What the compiled loop calls each round."""
+        return ("upper", "lower")
+
+    def from_compiled(self, result: Result) -> Int[Tensor, "task bin"]:
+        """A tensor's counts."""
+        assert result.counts is not None
+        return torch.from_numpy(result.counts)
 
     def memory(self, tasks: int, elements: int) -> int:
         """Counts by task, and a copy for each tensor in flight."""

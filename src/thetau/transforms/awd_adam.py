@@ -8,15 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from thetau.statistics.gram import cosines
-
 
 @dataclass(frozen=True)
 class FullDelta:
-    """δ by tensor name, each `[*shape]`, and which task vectors are not zero everywhere, `[task]`."""
+    """δ by tensor name, each `[*shape]`, and which task vectors it is taken from: `[task, *]`, true where a task is not zero over the scope."""
 
     entries: Mapping[str, Tensor]
-    alive: Tensor
+    alive: Mapping[str, Tensor]
 
 
 def full_dimension(stacks: Mapping[str, Tensor], *, alpha: float, scope: str, reverse: bool, steps: int, lr: float) -> FullDelta:
@@ -31,37 +29,43 @@ def full_dimension(stacks: Mapping[str, Tensor], *, alpha: float, scope: str, re
         lr: step size, in units of the rms of a tensor's entries.
     """
     names = sorted(stacks)
-    alive = torch.stack([stacks[name].reshape(len(stacks[name]), -1).any(1) for name in names]).any(0)
-    if int(alive.sum()) < 2:
-        return FullDelta({name: torch.zeros_like(stacks[name][0]) for name in names}, alive)
     if scope == "vector":
-        shapes = {name: stacks[name][0].shape for name in names}
-        joined = torch.cat([stacks[name].reshape(len(alive), -1) for name in names], 1)
-        delta = _descend(joined[alive][:, None], alpha, reverse, steps, lr)[0]
-        pieces = delta.split([shapes[name].numel() for name in names])
-        found = {name: piece.reshape(shapes[name]) for name, piece in zip(names, pieces, strict=True)}
+        groups = [torch.cat([stacks[name].reshape(len(stacks[name]), 1, -1) for name in names], 2)]
+        sizes = [stacks[name][0].numel() for name in names]
     else:
-        found = {}
-        for name in names:
-            stack = stacks[name][alive]
-            rows = stack.reshape(len(stack), stack.shape[1] if scope == "row" and stack.ndim > 1 else 1, -1)
-            found[name] = _descend(rows, alpha, reverse, steps, lr).reshape(stack.shape[1:])
-    return FullDelta(found, alive)
+        groups = [
+            stacks[n].reshape(len(stacks[n]), stacks[n].shape[1] if scope == "row" and stacks[n].ndim > 1 else 1, -1) for n in names
+        ]
+    alive = [rows.any(2) for rows in groups]
+    deltas = [_descend(rows, seen, alpha, reverse, steps, lr) for rows, seen in zip(groups, alive, strict=True)]
+    if scope == "vector":
+        deltas, alive = list(deltas[0][0].split(sizes)), alive * len(names)
+    return FullDelta(
+        {name: delta.reshape(stacks[name].shape[1:]) for name, delta in zip(names, deltas, strict=True)},
+        dict(zip(names, alive, strict=True)),
+    )
 
 
-def _descend(rows: Tensor, alpha: float, reverse: bool, steps: int, lr: float) -> Tensor:
-    """δ of shape `[group, n]` for vectors `[task, group, n]`, one objective a group."""
+def _descend(rows: Tensor, alive: Tensor, alpha: float, reverse: bool, steps: int, lr: float) -> Tensor:
+    """δ of shape `[group, n]` for vectors `[task, group, n]`, one objective a group, over the tasks that are alive in it.
+
+    Groups with fewer than two such tasks get δ = 0.
+    """
     delta = torch.zeros_like(rows[0], requires_grad=True)
-    rms = float(rows.double().square().mean().sqrt())
-    optimiser = torch.optim.Adam([delta], lr=lr * rms)
-    k = len(rows)
+    delta.grad = torch.zeros_like(delta)
+    optimiser = torch.optim.Adam([delta], lr=lr * float(rows.double().square().mean().sqrt()))
+    both = alive.T[:, :, None] & alive.T[:, None, :] & ~torch.eye(len(rows), dtype=torch.bool)
+    pairs = both.sum((1, 2))
+    active = pairs > 0
     for _ in range(steps):
         with torch.enable_grad():
             left = (rows - delta).transpose(0, 1)
-            cos = cosines(left @ left.transpose(1, 2)).abs()
-            pairs = (cos.sum((1, 2)) - cos.diagonal(dim1=1, dim2=2).sum(1)) / (k * (k - 1))
-            norm = (delta.square().sum(1) + torch.finfo(delta.dtype).tiny).sqrt()
-            loss = ((-pairs if reverse else pairs) + alpha * norm).sum()
+            inner = left @ left.transpose(1, 2)
+            norm = inner.diagonal(dim1=1, dim2=2).clamp(min=torch.finfo(inner.dtype).tiny).sqrt()
+            cos = (inner / (norm[:, :, None] * norm[:, None, :])).abs().masked_fill(~both, 0)
+            mean = cos.sum((1, 2)) / pairs.clamp(min=1)
+            length = (delta.square().sum(1) + torch.finfo(delta.dtype).tiny).sqrt()
+            loss = (((-mean if reverse else mean) + alpha * length) * active).sum()
             (delta.grad,) = torch.autograd.grad(loss, [delta])
         optimiser.step()
     return delta.detach()

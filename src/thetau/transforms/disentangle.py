@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thetau.engine.sums import weighted_sum
-from thetau.engine.types import Site
+from thetau.engine.types import Op, Site
 from thetau.statistics import Collect, Gram
 from thetau.statistics.gram import row_grams
 from thetau.transforms.awd_adam import FullDelta, full_dimension
@@ -57,12 +57,21 @@ class Disentangle:
             return {name: solve(gram, self.alpha, reverse=self.reverse) for name, gram in result.items()}
         return solve(result, self.alpha, reverse=self.reverse) if isinstance(result, Tensor) else None
 
+    def fuse(self, state: object, site: Site, element: int) -> list[Op] | None:
+        """The same for the compiled loop, where δ is a combination of the vectors."""
+        found = state.get(site.name) if isinstance(state, Mapping) else state
+        if not isinstance(found, Disentangled):
+            return None
+        return [Op("disentangle", by_task=tuple(found.coefficients), keys=tuple(map(int, found.alive)))]
+
     def apply(self, stack: Float[Tensor, "task *block"], state: object, site: Site) -> Float[Tensor, "task *block"]:
         """Subtract δ from every task that is not zero."""
         if self.solver == "adam":
             assert isinstance(state, FullDelta)
             delta = state.entries[site.name][site.start : site.start + stack.shape[1]]
-            return torch.where(state.alive.reshape(-1, *[1] * (stack.ndim - 1)), stack - delta, stack)
+            alive = state.alive[site.name]  # [task, 1], or [task, row]
+            alive = alive if alive.shape[1] == 1 else alive[:, site.start : site.start + stack.shape[1]]
+            return torch.where(alive.reshape(*alive.shape, *[1] * (stack.ndim - 2)), stack - delta, stack)
         if self.scope == "row":
             return self._by_row(stack)
         found = state[site.name] if isinstance(state, Mapping) else state

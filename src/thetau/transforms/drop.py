@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from thetau.engine.types import Site
+from thetau.engine.types import Op, Site
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,12 @@ class Drop:
 
     def prepare(self, result: object, tasks: tuple[str, ...]) -> None:
         """Nothing."""
+
+    def fuse(self, state: None, site: Site, element: int) -> list[Op]:
+        """The same for the compiled loop."""
+        threshold = round(self.rate * (1 << 31))
+        keys = [key for task in range(len(site.tasks)) for key in (*site.keys(task, element, "drop"), threshold)]
+        return [Op("drop", value=1 / (1 - self.rate), keys=tuple(keys))]
 
     def apply(self, stack: Float[Tensor, "task *block"], state: None, site: Site) -> Float[Tensor, "task *block"]:
         """Drop and rescale a block."""

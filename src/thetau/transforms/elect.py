@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thetau.engine.sums import sum_in_order
-from thetau.engine.types import Site
+from thetau.engine.types import Op, Site
 from thetau.statistics import SignTotals
 
 
@@ -30,6 +30,10 @@ class Elect:
     def prepare(self, result: object, tasks: tuple[str, ...]) -> float:
         """The sign that cancelled entries get."""
         return float((result > 0) - (result < 0)) if isinstance(result, int) else 0.0
+
+    def fuse(self, state: float, site: Site, element: int) -> list[Op]:
+        """The same for the compiled loop."""
+        return [Op("elect", value=state)]
 
     def apply(self, stack: Float[Tensor, "task *block"], state: float, site: Site) -> Float[Tensor, "task *block"]:
         """Zero what disagrees."""

@@ -14,7 +14,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from thetau.engine.types import Site
+from thetau.engine.types import Op, Site
 from thetau.statistics import MagnitudeQuantile
 
 Cuts = Mapping[str, float] | Mapping[str, Mapping[str, float]]
@@ -37,6 +37,13 @@ class Trim:
         if isinstance(result, dict):
             return {name: dict(zip(tasks, cuts.tolist(), strict=True)) for name, cuts in result.items()}
         return dict(zip(tasks, result.tolist(), strict=True)) if isinstance(result, Tensor) else None
+
+    def fuse(self, state: object, site: Site, element: int) -> list[Op]:
+        """The same for the compiled loop."""
+        if not isinstance(state, Mapping):
+            return []
+        cuts = state[site.name] if self.scope == "tensor" else state
+        return [Op("trim", by_task=tuple(cuts[task] for task in site.tasks))]
 
     def apply(self, stack: Float[Tensor, "task *block"], state: object, site: Site) -> Float[Tensor, "task *block"]:
         """Zero what lies below the cut."""

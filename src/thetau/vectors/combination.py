@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Self
+from typing import TypeVar
 
 from thetau.checkpoint import Source, Spec
 from thetau.errors import AlignmentError
+
+Same = TypeVar("Same", bound="Combination")  # not `Self`: the type checker of the tests cannot follow it
 
 
 class Combination:
@@ -68,17 +70,17 @@ class Combination:
                 union.setdefault(name, spec)
         return union
 
-    def named(self, name: str) -> Self:
+    def named(self: Same, name: str) -> Same:
         """The same, under a name that messages, recipes and randomness use."""
         return self._with(self.terms, name=name)
 
-    def __add__(self, other: Combination) -> Self:
-        return self._sum(other, 1.0)
+    def __add__(self: Same, other: object) -> Same:
+        return self._sum(other, 1.0) if isinstance(other, Combination) else NotImplemented
 
-    def __sub__(self, other: Combination) -> Self:
-        return self._sum(other, -1.0)
+    def __sub__(self: Same, other: object) -> Same:
+        return self._sum(other, -1.0) if isinstance(other, Combination) else NotImplemented
 
-    def __mul__(self, factor: float) -> Self:
+    def __mul__(self: Same, factor: object) -> Same:
         if isinstance(factor, bool) or not isinstance(factor, int | float):
             return NotImplemented
         if not math.isfinite(factor):
@@ -87,13 +89,15 @@ class Combination:
 
     __rmul__ = __mul__
 
-    def __truediv__(self, factor: float) -> Self:
+    def __truediv__(self: Same, factor: object) -> Same:
+        if isinstance(factor, bool) or not isinstance(factor, int | float):
+            return NotImplemented
         return self * (1 / factor)
 
-    def __neg__(self) -> Self:
+    def __neg__(self: Same) -> Same:
         return self * -1.0
 
-    def __radd__(self, other: object) -> Self:
+    def __radd__(self: Same, other: object) -> Same:
         if other == 0 and not isinstance(other, Combination):  # `sum(vectors)` starts from 0
             return self
         return NotImplemented
@@ -102,9 +106,7 @@ class Combination:
         kind = "model" if self.is_model else "task vector" if self.is_vector else f"combination of degree {self.degree:g}"
         return f"<{kind}: {self.label}>"
 
-    def _sum(self, other: Combination, sign: float) -> Self:
-        if not isinstance(other, Combination):
-            return NotImplemented
+    def _sum(self: Same, other: Combination, sign: float) -> Same:
         base = sign < 0 and other.is_model  # `model - base` takes its names from the base
         merged: dict[str, tuple[float, Source]] = {source.key: (weight, source) for weight, source in self.terms}
         for weight, source in other.terms:
@@ -115,7 +117,9 @@ class Combination:
             reference=(other.reference or self.reference) if base else (self.reference or other.reference),
         )
 
-    def _with(self, terms: tuple[tuple[float, Source], ...], *, reference: Source | None = None, name: str | None = None) -> Self:
+    def _with(
+        self: Same, terms: tuple[tuple[float, Source], ...], *, reference: Source | None = None, name: str | None = None
+    ) -> Same:
         return type(self)(terms, reference=reference or self.reference, name=name)
 
 

@@ -1,0 +1,344 @@
+/* The fused inner loop of elementwise chains.
+ *
+ * One call walks over a run of elements of one tensor: it reads the same elements of every source with pread into buffers that stay in
+ * cache, makes the task vectors in float32, runs a short program of operations over tiles of the stack, and either writes the result
+ * with pwrite or adds up a statistic. Nothing of a tensor's size is ever held. The Python side is engine/kernels.py.
+ *
+ * Bits: sums run over tasks in order and over elements in a fixed pattern of lanes, products and sums are never contracted
+ * (-ffp-contract=off), so every instruction set, window and number of threads gives the same result, and the torch path agrees.
+ */
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030B0000
+#include <Python.h>
+#include <errno.h>
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define TILE 512
+#define CHUNK 32768 /* a multiple of TILE */
+#define LANES 16
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define CLONES __attribute__((target_clones("arch=sapphirerapids", "arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define CLONES
+#endif
+
+enum { F32 = 0, BF16 = 1, F16 = 2 };
+enum { OP_DROP = 1, OP_TRIM = 2, OP_ELECT = 3, OP_DISENTANGLE = 4, OP_SUM = 5, OP_MEAN = 6, OP_DISJOINT = 7, OP_SCALE = 8, OP_BAND = 9 };
+enum { STAT_NONE = 0, STAT_UPPER = 1, STAT_LOWER = 2, STAT_GRAM = 3 };
+
+typedef struct {
+    int32_t code;
+    float value;            /* DROP: factor; ELECT: sign of cancelled entries; SCALE: factor */
+    const float *by_task;   /* TRIM: cut; SUM: weight; DISENTANGLE: coefficient; BAND: lower then upper cut */
+    const int32_t *keys;    /* DROP: two keys and the threshold, by task; DISENTANGLE: alive, by task */
+} Op;
+
+typedef struct {
+    int32_t sources, tasks, ops, statistic;
+    const int32_t *fds, *dtypes;
+    const int64_t *offsets; /* of the run's first element in each file, in bytes */
+    const int32_t *model, *base; /* by task: source of the model, and of its base or -1 */
+    const Op *program;
+    int64_t first, count;   /* first element's index in the tensor; elements of the run */
+    int32_t ground;         /* source that the result is added to, or -1 */
+    int32_t out_fd, out_dtype;
+    int64_t out_offset;
+    double *squares;        /* tasks, then the ground: sums of squares, added to */
+    int64_t *counts;        /* UPPER: tasks x 32768; LOWER: tasks x 65536 */
+    const int32_t *upper;   /* LOWER: the bin, by task */
+    double *gram;           /* GRAM: tasks x tasks, upper triangle, added to */
+    int32_t failed;         /* out: the source that could not be read, or -1 for the output */
+    int32_t error;          /* out: errno, or 0 where a file ended early */
+    int64_t overflow;       /* out: results that are not finite in the output's dtype */
+} Run;
+
+static inline size_t width(int dtype) { return dtype == F32 ? 4 : 2; }
+
+CLONES static void load(float *restrict out, const void *restrict raw, int dtype, int n) {
+    if (dtype == F32) {
+        memcpy(out, raw, (size_t)n * 4);
+    } else if (dtype == BF16) {
+        const uint16_t *in = raw;
+        uint32_t *bits = (uint32_t *)out;
+        for (int i = 0; i < n; i++) bits[i] = (uint32_t)in[i] << 16;
+    } else {
+        const _Float16 *in = raw;
+        for (int i = 0; i < n; i++) out[i] = (float)in[i];
+    }
+}
+
+/* Round to nearest even; returns how many results are not finite. */
+CLONES static int64_t store(void *restrict raw, const float *restrict in, int dtype, int n) {
+    int32_t lost = 0;
+    const uint32_t *bits = (const uint32_t *)in;
+    if (dtype == F32) {
+        memcpy(raw, in, (size_t)n * 4);
+        for (int i = 0; i < n; i++) lost += (bits[i] & 0x7f800000u) == 0x7f800000u;
+    } else if (dtype == BF16) {
+        uint16_t *out = raw;
+        for (int i = 0; i < n; i++) {
+            uint32_t x = bits[i];
+            uint32_t rounded = (x + 0x7fffu + ((x >> 16) & 1u)) >> 16;
+            uint32_t quiet = (x >> 16) | 0x40u; /* a NaN stays one */
+            out[i] = (uint16_t)((x & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
+            lost += (out[i] & 0x7f80u) == 0x7f80u;
+        }
+    } else {
+        _Float16 *out = raw;
+        for (int i = 0; i < n; i++) {
+            out[i] = (_Float16)in[i];
+            lost += !(fabsf((float)out[i]) < INFINITY);
+        }
+    }
+    return lost;
+}
+
+CLONES static void subtract(float *restrict tau, const float *restrict base, int n) {
+    for (int i = 0; i < n; i++) tau[i] -= base[i];
+}
+
+CLONES static double squares(const float *restrict x, int n) {
+    double lanes[LANES] = {0};
+    int i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int l = 0; l < LANES; l++) lanes[l] += (double)x[i + l] * (double)x[i + l];
+    for (int l = 0; i < n; i++, l++) lanes[l] += (double)x[i] * (double)x[i];
+    double total = 0;
+    for (int l = 0; l < LANES; l++) total += lanes[l];
+    return total;
+}
+
+CLONES static double dot(const float *restrict x, const float *restrict y, int n) {
+    double lanes[LANES] = {0};
+    int i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int l = 0; l < LANES; l++) lanes[l] += (double)x[i + l] * (double)y[i + l];
+    for (int l = 0; i < n; i++, l++) lanes[l] += (double)x[i] * (double)y[i];
+    double total = 0;
+    for (int l = 0; l < LANES; l++) total += lanes[l];
+    return total;
+}
+
+static inline uint32_t mix(uint32_t x) {
+    x ^= x >> 16;
+    x *= 0x7feb352du;
+    x ^= x >> 15;
+    x *= 0x846ca68bu;
+    x ^= x >> 16;
+    return x;
+}
+
+/* engine/random.py, element by element; the upper half of the index is in the keys. */
+CLONES static void drop(float *restrict tau, uint32_t index, uint32_t k0, uint32_t k1, uint32_t threshold, float factor, int n) {
+    for (int i = 0; i < n; i++) {
+        uint32_t bits = mix(mix((index + (uint32_t)i) ^ k0) ^ k1) & 0x7fffffffu;
+        tau[i] = bits < threshold ? 0.0f : tau[i] * factor;
+    }
+}
+
+CLONES static void trim(float *restrict tau, float low, float high, int n) {
+    for (int i = 0; i < n; i++) {
+        float magnitude = fabsf(tau[i]);
+        tau[i] = (magnitude < low) | (magnitude > high) ? 0.0f : tau[i];
+    }
+}
+
+CLONES static void sum_tasks(float *restrict total, const float *restrict stack, int tasks, int n) {
+    memcpy(total, stack, (size_t)n * 4);
+    for (int k = 1; k < tasks; k++) {
+        const float *row = stack + (size_t)k * TILE;
+        for (int i = 0; i < n; i++) total[i] += row[i];
+    }
+}
+
+CLONES static void weigh_tasks(float *restrict total, const float *restrict stack, const float *weights, int tasks, int n) {
+    for (int i = 0; i < n; i++) total[i] = stack[i] * weights[0];
+    for (int k = 1; k < tasks; k++) {
+        const float *row = stack + (size_t)k * TILE;
+        float weight = weights[k];
+        for (int i = 0; i < n; i++) total[i] += row[i] * weight;
+    }
+}
+
+/* Keep the entries whose sign is that of the sum; `cancelled` stands in where the sum is zero. */
+CLONES static void elect(float *restrict stack, float *restrict total, float cancelled, int tasks, int n) {
+    sum_tasks(total, stack, tasks, n);
+    for (int i = 0; i < n; i++) {
+        float sign = (float)((total[i] > 0) - (total[i] < 0));
+        total[i] = sign == 0.0f ? cancelled : sign;
+    }
+    for (int k = 0; k < tasks; k++) {
+        float *row = stack + (size_t)k * TILE;
+        for (int i = 0; i < n; i++) row[i] = row[i] * total[i] > 0.0f ? row[i] : 0.0f;
+    }
+}
+
+CLONES static void disentangle(float *restrict stack, float *restrict delta, const float *weights, const int32_t *alive, int tasks, int n) {
+    weigh_tasks(delta, stack, weights, tasks, n);
+    for (int k = 0; k < tasks; k++)
+        if (alive[k]) subtract(stack + (size_t)k * TILE, delta, n);
+}
+
+CLONES static void disjoint_mean(float *restrict total, float *restrict count, const float *restrict stack, int tasks, int n) {
+    sum_tasks(total, stack, tasks, n);
+    for (int i = 0; i < n; i++) count[i] = 0.0f;
+    for (int k = 0; k < tasks; k++) {
+        const float *row = stack + (size_t)k * TILE;
+        for (int i = 0; i < n; i++) count[i] += row[i] != 0.0f ? 1.0f : 0.0f;
+    }
+    for (int i = 0; i < n; i++) total[i] = total[i] / (count[i] < 1.0f ? 1.0f : count[i]);
+}
+
+CLONES static void scale(float *restrict x, float factor, int n) {
+    for (int i = 0; i < n; i++) x[i] = x[i] * factor;
+}
+
+CLONES static void divide(float *restrict x, float divisor, int n) {
+    for (int i = 0; i < n; i++) x[i] = x[i] / divisor;
+}
+
+CLONES static void add(float *restrict x, const float *restrict y, int n) {
+    for (int i = 0; i < n; i++) x[i] = y[i] + x[i];
+}
+
+static void count_upper(int64_t *bins, const float *tau, int n) {
+    const uint32_t *bits = (const uint32_t *)tau;
+    for (int i = 0; i < n; i++) bins[(bits[i] & 0x7fffffffu) >> 16]++;
+}
+
+/* Few entries lie in the bin: groups without one are passed over by a comparison that vectorises. */
+CLONES static void count_lower(int64_t *bins, const float *tau, uint32_t upper, int n) {
+    const uint32_t *bits = (const uint32_t *)tau;
+    for (int i = 0; i < n; i += LANES) {
+        int m = n - i < LANES ? n - i : LANES;
+        uint32_t hit = 0;
+        if (m == LANES)
+            for (int l = 0; l < LANES; l++) hit |= ((bits[i + l] & 0x7fffffffu) >> 16) == upper;
+        else
+            hit = 1;
+        if (hit)
+            for (int l = 0; l < m; l++)
+                if (((bits[i + l] & 0x7fffffffu) >> 16) == upper) bins[bits[i + l] & 0xffffu]++;
+    }
+}
+
+static int read_all(int fd, char *to, size_t count, int64_t at) {
+    while (count) {
+        ssize_t got = pread(fd, to, count, at);
+        if (got < 0 && errno == EINTR) continue;
+        if (got <= 0) return got < 0 ? errno : -1;
+        to += got, count -= (size_t)got, at += got;
+    }
+    return 0;
+}
+
+static int write_all(int fd, const char *from, size_t count, int64_t at) {
+    while (count) {
+        ssize_t put = pwrite(fd, from, count, at);
+        if (put < 0 && errno == EINTR) continue;
+        if (put < 0) return errno;
+        from += put, count -= (size_t)put, at += put;
+    }
+    return 0;
+}
+
+static void run_tile(Run *run, float *stack, float *total, float *spare, int64_t element, int n) {
+    for (int o = 0; o < run->ops; o++) {
+        const Op *op = &run->program[o];
+        switch (op->code) {
+        case OP_DROP:
+            for (int k = 0; k < run->tasks; k++) {
+                const int32_t *key = op->keys + 3 * k;
+                drop(stack + (size_t)k * TILE, (uint32_t)(element & 0x7fffffff), (uint32_t)key[0], (uint32_t)key[1], (uint32_t)key[2], op->value, n);
+            }
+            break;
+        case OP_TRIM:
+            for (int k = 0; k < run->tasks; k++) trim(stack + (size_t)k * TILE, op->by_task[k], INFINITY, n);
+            break;
+        case OP_BAND:
+            for (int k = 0; k < run->tasks; k++) trim(stack + (size_t)k * TILE, op->by_task[k], op->by_task[run->tasks + k], n);
+            break;
+        case OP_ELECT: elect(stack, total, op->value, run->tasks, n); break;
+        case OP_DISENTANGLE: disentangle(stack, total, op->by_task, op->keys, run->tasks, n); break;
+        case OP_SUM: weigh_tasks(total, stack, op->by_task, run->tasks, n); break;
+        case OP_MEAN: sum_tasks(total, stack, run->tasks, n), divide(total, (float)run->tasks, n); break;
+        case OP_DISJOINT: disjoint_mean(total, spare, stack, run->tasks, n); break;
+        case OP_SCALE: scale(total, op->value, n); break;
+        }
+    }
+}
+
+static void add_statistic(Run *run, const float *stack, int n) {
+    for (int k = 0; k < run->tasks; k++) {
+        const float *row = stack + (size_t)k * TILE;
+        if (run->statistic == STAT_UPPER) count_upper(run->counts + (int64_t)k * 32768, row, n);
+        if (run->statistic == STAT_LOWER) count_lower(run->counts + (int64_t)k * 65536, row, (uint32_t)run->upper[k], n);
+        if (run->statistic == STAT_GRAM)
+            for (int j = k; j < run->tasks; j++) run->gram[k * run->tasks + j] += dot(row, stack + (size_t)j * TILE, n);
+    }
+}
+
+int thetau_run(Run *run) {
+    size_t wide = (size_t)CHUNK * 4;
+    char *raw = aligned_alloc(64, wide * (size_t)(run->sources + 1));
+    float *tiles = aligned_alloc(64, sizeof(float) * TILE * (size_t)(run->sources + run->tasks + 2));
+    int status = 0;
+    run->error = 0, run->failed = -1, run->overflow = 0;
+    if (!raw || !tiles) {
+        run->error = ENOMEM, status = 1;
+        goto end;
+    }
+    float *values = tiles, *stack = values + TILE * run->sources, *total = stack + TILE * run->tasks, *spare = total + TILE;
+    char *result = raw + wide * (size_t)run->sources;
+    for (int64_t done = 0; done < run->count; done += CHUNK) {
+        int n = run->count - done < CHUNK ? (int)(run->count - done) : CHUNK;
+        for (int s = 0; s < run->sources; s++) {
+            size_t w = width(run->dtypes[s]);
+            int failed = read_all(run->fds[s], raw + wide * (size_t)s, w * (size_t)n, run->offsets[s] + done * (int64_t)w);
+            if (failed) {
+                run->failed = s, run->error = failed < 0 ? 0 : failed, status = 1;
+                goto end;
+            }
+        }
+        for (int t = 0; t < n; t += TILE) {
+            int m = n - t < TILE ? n - t : TILE;
+            for (int s = 0; s < run->sources; s++)
+                load(values + TILE * s, raw + wide * (size_t)s + width(run->dtypes[s]) * (size_t)t, run->dtypes[s], m);
+            for (int k = 0; k < run->tasks; k++) {
+                float *row = stack + (size_t)TILE * k;
+                memcpy(row, values + TILE * run->model[k], (size_t)m * 4);
+                if (run->base[k] >= 0) subtract(row, values + TILE * run->base[k], m);
+                if (run->squares) run->squares[k] += squares(row, m);
+            }
+            if (run->squares && run->ground >= 0) run->squares[run->tasks] += squares(values + TILE * run->ground, m);
+            run_tile(run, stack, total, spare, run->first + done + t, m);
+            if (run->statistic != STAT_NONE) {
+                add_statistic(run, stack, m);
+            } else {
+                if (run->ground >= 0) add(total, values + TILE * run->ground, m);
+                run->overflow += store(result + width(run->out_dtype) * (size_t)t, total, run->out_dtype, m);
+            }
+        }
+        if (run->statistic == STAT_NONE) {
+            size_t w = width(run->out_dtype);
+            int failed = write_all(run->out_fd, result, w * (size_t)n, run->out_offset + done * (int64_t)w);
+            if (failed) {
+                run->error = failed, status = 1;
+                goto end;
+            }
+        }
+    }
+end:
+    free(raw);
+    free(tiles);
+    return status;
+}
+
+/* The module holds no Python function: ctypes calls `thetau_run`, which lets go of the interpreter's lock. */
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_kernels", "The fused inner loop; see kernels.c.", -1, NULL, NULL, NULL, NULL, NULL};
+PyMODINIT_FUNC PyInit__kernels(void) { return PyModule_Create(&module); }
