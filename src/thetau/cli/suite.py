@@ -50,5 +50,8 @@ def run(
     chosen = [part.strip() for given in methods or [] for part in given.split(",") if part.strip()]
     results = run_suite(load_suite(name), out, data=data, methods=chosen or None, quick=quick)
     suite_bars(results, out / "results.png")
-    Console().print(rich_table(results))
+    console, table = Console(), rich_table(results)
+    # Figures are never cut: a narrow terminal may wrap the lines, a pipe gets them whole.
+    console.width = max(console.width, console.measure(table, options=console.options.update(max_width=500)).maximum)
+    console.print(table)
     typer.echo(f"{out}: results.json, results.md, results.png ({results.seconds:.0f} s)")

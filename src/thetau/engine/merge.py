@@ -16,7 +16,7 @@ from thetau.engine import compiled
 from thetau.engine.executor import Engine, Item
 from thetau.engine.guard import Guard
 from thetau.engine.sums import sum_in_order
-from thetau.engine.types import BlockReduction, Chain, Site, State, StreamReduction, Transform
+from thetau.engine.types import Chain, Site, State, StreamReduction, Transform
 from thetau.engine.window import Reading, Window, block_rows, blocks, windows
 from thetau.errors import AlignmentError
 from thetau.vectors import Combination

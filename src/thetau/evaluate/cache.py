@@ -1,0 +1,55 @@
+"""Results on disk, by the content that they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, final
+
+from pydantic import TypeAdapter, ValidationError
+
+from thetau.errors import OutputError
+
+T = TypeVar("T")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Cache:
+    """A folder of small JSON files; without a folder nothing is kept. A file that cannot be read counts as absent."""
+
+    folder: Path | None = None
+
+    def get(self, kind: type[T], parts: Any) -> T | None:
+        """The result of type `kind` that was kept for `parts` (anything JSON can hold)."""
+        if self.folder is None:
+            return None
+        try:
+            return TypeAdapter(kind).validate_json(_file(self.folder, kind, parts).read_bytes())
+        except (OSError, ValidationError):
+            return None
+
+    def put(self, value: Any, parts: Any) -> None:
+        """Keep a result for `parts`. Raises `OutputError`."""
+        if self.folder is not None:
+            write_atomically(_file(self.folder, type(value), parts), TypeAdapter(type(value)).dump_json(value))
+
+
+def _file(folder: Path, kind: type[Any], parts: Any) -> Path:
+    key = hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return folder / f"{kind.__name__.lower()}-{key}.json"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all. Raises `OutputError`."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written ({error}).") from error

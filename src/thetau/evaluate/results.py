@@ -1,0 +1,88 @@
+"""What the run of a suite found; everything that its tables and charts are drawn from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, final
+
+from pydantic import TypeAdapter, ValidationError
+
+from thetau.errors import DataError
+from thetau.evaluate.accuracy import Accuracy
+from thetau.evaluate.cache import write_atomically
+from thetau.evaluate.search import ScaleTrial
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class TaskFacts:
+    """A task as the run saw it: examples of each split, how many test inputs were cut, and the fine-tuning on it."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    licence: str
+    source: str
+    train: int
+    validation: int
+    test: int
+    truncated_test: int
+    config: dict[str, Any]
+    finetune_key: str
+    finetune_seconds: float
+    first_loss: float
+    last_loss: float
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the table, measured on the test splits.
+
+    - `role`: the base as it is, each task's own fine-tuned model, or a merge.
+    - `method`: the method with all its fields, as text. `scale`: the λ chosen on validation (1 where there was no grid).
+    - `trials`: every λ that was tried. `absolute`, `normalised`: means over tasks, in 0..1.
+    """
+
+    name: str
+    role: Literal["pretrained", "individual", "merged"]
+    accuracy: dict[str, Accuracy]
+    absolute: float
+    normalised: float
+    method: str | None = None
+    scale: float | None = None
+    trials: tuple[ScaleTrial, ...] = ()
+    merge_seconds: float | None = None
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class SuiteResults:
+    """The whole run. `limits` are those of the evaluation; `seconds` is the wall time of the run that wrote it, caches
+    included.
+    """
+
+    suite: str
+    description: str
+    backbone: str
+    base_hash: str
+    tasks: tuple[TaskFacts, ...]
+    rows: tuple[Row, ...]
+    limits: dict[str, int]
+    quick: bool
+    versions: dict[str, str]
+    seconds: float
+    format: int = 1
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, whole or not at all."""
+        write_atomically(path, TypeAdapter(SuiteResults).dump_json(self, indent=1) + b"\n")
+
+
+def load_results(path: Path) -> SuiteResults:
+    """Read what `SuiteResults.save` wrote. Raises `DataError`."""
+    try:
+        return TypeAdapter(SuiteResults).validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise DataError(f"{path}: cannot be read as the results of a suite ({' '.join(str(error).split())[:300]}).") from error

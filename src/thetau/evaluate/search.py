@@ -1,0 +1,45 @@
+"""Choosing λ on validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+from thetau.errors import DataError
+from thetau.evaluate.accuracy import Accuracy
+from thetau.evaluate.normalised import normalised
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ScaleTrial:
+    """One value of λ and the average normalised validation accuracy that it gave."""
+
+    scale: float
+    normalised: float
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ScaleSearch:
+    """The chosen λ and every trial, in the order of the grid."""
+
+    scale: float
+    trials: tuple[ScaleTrial, ...]
+
+
+def choose_scale(
+    scales: Sequence[float],
+    evaluate: Callable[[float], Mapping[str, Accuracy]],
+    individual: Mapping[str, Accuracy],
+) -> ScaleSearch:
+    """Evaluate every λ of the grid; the best average normalised accuracy wins, the smaller λ among equals.
+
+    `evaluate(λ)` gives the validation accuracy of every task, `individual` that of the tasks' own models.
+    """
+    if not scales:
+        raise DataError("the search for λ needs at least one value. Got none.")
+    trials = tuple(ScaleTrial(scale=scale, normalised=normalised(evaluate(scale), individual)) for scale in scales)
+    best = max(trials, key=lambda trial: (trial.normalised, -trial.scale))
+    return ScaleSearch(scale=best.scale, trials=trials)

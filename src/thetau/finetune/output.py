@@ -1,0 +1,79 @@
+"""A fine-tuned model on disk: an ordinary checkpoint folder, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from thetau.errors import OutputError
+
+RECORD = "thetau_finetune.json"
+_WEIGHTS = "model.safetensors"
+# What is not copied from the base: weights in any form, pages about it, records of how it was made.
+_LEFT = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".ot", ".index.json", ".md", ".gitattributes")
+_RECORDS = (RECORD, "thetau.json", "data_config.json", "training_args.bin")
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """What `write_checkpoint` recorded in a folder, or None when it is not one of its folders."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and (folder / _WEIGHTS).is_file() else None
+
+
+def write_checkpoint(out: Path, weights: Mapping[str, Tensor], base: Path, record: Mapping[str, Any]) -> None:
+    """Write weights, the base's config and tokenizer, and the record to `out`, which must not exist.
+
+    Everything is written to a sibling folder that is renamed at the end. Raises `OutputError`; then there is no `out`.
+    """
+    if out.exists():
+        raise OutputError(f"{out}: the output folder must not exist; it does. Choose another one or remove it.")
+    temporary: Path | None = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        _copy_side_files(base, temporary)
+        save_file(
+            {name: tensor.contiguous() for name, tensor in weights.items()}, temporary / _WEIGHTS, metadata={"format": "pt"}
+        )
+        (temporary / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        for path in temporary.rglob("*"):
+            _fsync(path)
+        temporary.chmod(0o755)
+        temporary.rename(out)
+        _fsync(out.parent)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written ({error}); nothing was left there.") from error
+    finally:
+        if temporary is not None and temporary.exists():
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _copy_side_files(base: Path, target: Path) -> None:
+    for path in sorted(base.iterdir()):
+        if path.is_dir():
+            if (path / "config.json").is_file() and not any(
+                path.glob("*.safetensors")
+            ):  # a sentence-transformers module, as 1_Pooling
+                (target / path.name).mkdir()
+                shutil.copyfile(path / "config.json", target / path.name / "config.json")
+        elif not path.name.startswith(".") and not path.name.endswith(_LEFT) and path.name not in _RECORDS:
+            shutil.copyfile(path, target / path.name)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

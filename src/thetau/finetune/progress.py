@@ -1,0 +1,58 @@
+"""A progress bar with rate and time left, for runs that a person waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, final
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """One line of progress. `advance` moves it by some units of work and may change its text."""
+
+    progress: Any
+    row: Any
+    total: int | float
+
+    def advance(self, units: int | float, text: str | None = None) -> None:
+        """Count `units` as done."""
+        self.progress.update(self.row, advance=units, **({} if text is None else {"description": text}))
+
+    def finish(self, text: str) -> None:
+        """All the work is done, however it was estimated."""
+        self.progress.update(self.row, completed=self.total, description=text)
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        self.progress.console.print(line, highlight=False)
+
+
+@contextmanager
+def bar(text: str, total: int | float, unit: str, console: Any = None) -> Iterator[Bar]:
+    """A bar on stderr (or `console`) while the block runs, shown where that is a terminal. `unit` names what is counted in the rate; an empty one shows
+    percent.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            return Text(f"{task.speed:.1f} {unit}/s" if task.speed else f"– {unit}/s", style="progress.data.speed")
+
+    counted = [MofNCompleteColumn(), Rate()] if unit else [TaskProgressColumn()]
+    columns = [TextColumn("{task.description}"), BarColumn(), *counted, TimeRemainingColumn(compact=True), TextColumn("left")]
+    console = console or Console(stderr=True)
+    with Progress(*columns, console=console, speed_estimate_period=120, disable=not console.is_terminal) as progress:
+        yield Bar(progress=progress, row=progress.add_task(text, total=total), total=total)

@@ -1,0 +1,74 @@
+"""A text encoder that runs: tokens in, one unit vector an example out, with whichever weights are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from thetau.models.naming import check_fit
+from thetau.models.pooling import Pooling, pool
+
+
+@final
+class TextEncoder(nn.Module):
+    """A transformers encoder with its pooling, as one module: `forward(**columns) → [example, feature]`, rows of unit length.
+
+    A plain module of tensors to a tensor, so that `torch.func` can take it apart.
+    """
+
+    def __init__(self, backbone: nn.Module, pooling: Pooling) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.pooling: Pooling = pooling
+
+    def forward(self, **columns: Tensor) -> Float[Tensor, "example feature"]:
+        """`columns` are what the tokenizer gives: `input_ids`, `attention_mask` and perhaps `token_type_ids`, all `[example,
+        token]`.
+        """
+        hidden = self.backbone(**columns).last_hidden_state
+        return pool(hidden, columns["attention_mask"], self.pooling)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """A live encoder, its tokenizer, and the way back to its checkpoint.
+
+    - `names`: live name (inside the backbone) → name in the checkpoint.
+    - `carried`: tensors of the checkpoint that the live model has no place for (integer buffers, heads); written back unchanged.
+    - `dtypes`: the checkpoint's dtype of each tensor in `names`; the live model computes in float32.
+    - `max_length`: the longest input in tokens.
+    - `base_hash`: the content of the weights that it was loaded with.
+    """
+
+    module: TextEncoder
+    tokenizer: Any
+    folder: Path
+    names: Mapping[str, str]
+    carried: Mapping[str, Tensor]
+    dtypes: Mapping[str, torch.dtype]
+    max_length: int
+    base_hash: str
+
+    def load(self, weights: Mapping[str, Tensor], origin: str) -> None:
+        """Run with `weights` (the base's names) from now on; `origin` is what errors call them.
+
+        Values are copied, so the caller's tensors stay its own. Raises `AlignmentError` when names or shapes do not fit.
+        """
+        live = self.module.backbone.state_dict()
+        check_fit({self.names[name]: tuple(live[name].shape) for name in self.names}, self.carried, weights, origin)
+        with torch.no_grad():
+            for name, stored in self.names.items():
+                live[name].copy_(weights[stored])  # state_dict shares memory with the parameters
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of what it runs with, under the checkpoint's names and dtypes, the carried tensors included."""
+        live = self.module.backbone.state_dict()
+        own = {stored: live[name].detach().to(self.dtypes[stored], copy=True) for name, stored in self.names.items()}
+        return own | {name: tensor.clone() for name, tensor in self.carried.items()}

@@ -1,0 +1,59 @@
+"""The frozen head: a class is the embedding of its name.
+
+As CLIP's zero-shot classifier (Radford et al., ICML 2021, <https://arxiv.org/abs/2103.00020>): every phrase of a class is put in
+every template, embedded by the pre-trained encoder, averaged and brought to unit length. The head is made once, with the base,
+and never trained, so that all the models of a suite share it and only the encoder differs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from thetau.errors import DataError
+from thetau.models import Encoder
+from thetau.tasks.encoding import features, tokenise
+from thetau.tasks.rows import Split
+from thetau.tasks.task import Task
+
+LOGIT_SCALE = 20.0
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """`logits = scale · cosine(feature, class)`. `classes` has rows of unit length and no gradient."""
+
+    classes: Float[Tensor, "label feature"]
+    scale: float = LOGIT_SCALE
+
+    def __post_init__(self) -> None:
+        if not self.scale > 0:
+            raise DataError(f"`Head(scale=...)` must be above 0. Got {self.scale!r}.")
+
+    def logits(self, features: Float[Tensor, "example feature"]) -> Float[Tensor, "example label"]:
+        """`features` have unit length."""
+        return self.scale * features @ self.classes.T
+
+    def hash(self) -> str:
+        """A hexadecimal digest of the class embeddings and the scale."""
+        content = self.classes.contiguous().numpy().tobytes() + f"{self.scale!r}{tuple(self.classes.shape)}".encode()
+        return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def zero_shot_head(encoder: Encoder, task: Task, scale: float = LOGIT_SCALE) -> Head:
+    """The head of `task` from the class names, with the weights that `encoder` runs with now: call it while those are the
+    base's.
+    """
+    sentences = task.prompts.sentences()
+    flat = tuple(sentence for group in sentences for sentence in group)
+    tokens = tokenise(encoder, Split(texts=flat, texts2=None, labels=(0,) * len(flat)), encoder.max_length)
+    parts = torch.split(features(encoder, tokens), [len(group) for group in sentences])
+    means = torch.stack([part.mean(0) for part in parts])
+    # Outside inference mode again, so that autograd may use it as a constant.
+    return Head(classes=(means / means.norm(dim=-1, keepdim=True).clamp(min=1e-12)).clone(), scale=scale)

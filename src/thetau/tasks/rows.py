@@ -1,0 +1,117 @@
+"""Reading the rows of one split, every one of them checked."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from thetau.errors import DataError
+
+Kind = Literal["text", "text_pair"]
+SPLITS = ("train", "validation", "test")
+_SHOWN = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """The examples of one split, in file order. `texts2` is given for pair tasks only; labels index the task's `labels`."""
+
+    texts: tuple[str, ...]
+    texts2: tuple[str, ...] | None
+    labels: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def limited(self, limit: int | None) -> Split:
+        """At most `limit` examples, drawn without regard to their order in the file and always the same ones."""
+        if limit is None or limit >= len(self):
+            return self
+        if limit < 1:
+            raise DataError(f"the number of examples must be at least 1. Got {limit}.")
+        chosen = sorted(random.Random(0).sample(range(len(self)), limit))
+        return Split(
+            texts=tuple(self.texts[i] for i in chosen),
+            texts2=None if self.texts2 is None else tuple(self.texts2[i] for i in chosen),
+            labels=tuple(self.labels[i] for i in chosen),
+        )
+
+    def hash(self) -> str:
+        """A hexadecimal digest of texts and labels in their order."""
+        content = json.dumps([self.texts, self.texts2, self.labels], ensure_ascii=False)
+        return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+
+
+def split_file(folder: Path, split: str) -> Path:
+    """The file of a split: `<split>.jsonl.gz` or `<split>.jsonl`. Raises `DataError` when there is neither, or both."""
+    found = [path for suffix in (".jsonl.gz", ".jsonl") if (path := folder / f"{split}{suffix}").is_file()]
+    if len(found) != 1:
+        got = "both" if found else "neither"
+        raise DataError(f"{folder}: split {split!r} must be one file, {split}.jsonl.gz or {split}.jsonl. Got {got}.")
+    return found[0]
+
+
+def read_split(path: Path, kind: Kind, labels: tuple[str, ...]) -> Split:
+    """All the rows of a file; keys other than `text`, `text2` and `label` are not read.
+
+    Raises `DataError` with the file, the line, the rule and the remedy of the first few rows that break a rule.
+    """
+    texts, texts2, numbers = [], [], []
+    problems: list[str] = []
+    count = 0
+    for line, row in _rows(path):
+        problem = _problem(row, kind, labels)
+        if problem is None:
+            texts.append(row["text"])
+            texts2.append(row.get("text2", ""))
+            numbers.append(row["label"])
+        else:
+            count += 1
+            if count <= _SHOWN:
+                problems.append(f"line {line}: {problem}")
+    if problems:
+        more = f"\n  … and {count - _SHOWN} more" if count > _SHOWN else ""
+        raise DataError(f"{path}: {count} row{'s' if count > 1 else ''} cannot be used.\n  " + "\n  ".join(problems) + more)
+    if not texts:
+        raise DataError(f"{path}: a split must hold at least one example. Got an empty file; put rows in it.")
+    return Split(texts=tuple(texts), texts2=tuple(texts2) if kind == "text_pair" else None, labels=tuple(numbers))
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Any]]:
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+            for line, content in enumerate(file, start=1):
+                if not content.strip():
+                    continue
+                try:
+                    yield line, json.loads(content)
+                except ValueError as error:
+                    raise DataError(f"{path}: line {line}: a row must be one JSON object ({error}).") from error
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as {'gzip of ' if path.suffix == '.gz' else ''}UTF-8 text ({error}).") from error
+
+
+def _problem(row: Any, kind: Kind, labels: tuple[str, ...]) -> str | None:
+    if not isinstance(row, dict):
+        return f"a row must be a JSON object. Got {type(row).__name__}."
+    for key in ("text", "text2") if kind == "text_pair" else ("text",):
+        value = row.get(key)
+        if not isinstance(value, str) or not value.strip():
+            return f"`{key}` must be a text that is not blank for a task of kind {kind}. Got {value!r}; add it or drop the row."
+    if kind == "text" and "text2" in row:
+        return "`text2` is for tasks of kind text_pair, this one is of kind text. Change `kind` in meta.json or drop `text2`."
+    label = row.get("label")
+    if not isinstance(label, int) or isinstance(label, bool):
+        return f"`label` must be an integer. Got {label!r}; write the index of the class in meta.json's `labels`."
+    if not 0 <= label < len(labels):
+        return (
+            f"`label` must be in 0..{len(labels) - 1}, the head has {len(labels)} classes. "
+            f"Got {label}; correct it or add the class to `labels` in meta.json."
+        )
+    return None

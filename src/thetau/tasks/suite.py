@@ -1,0 +1,187 @@
+"""A suite: a backbone, its tasks, how they are fine-tuned, merged and measured; one YAML file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from thetau.errors import RecipeError, nearest
+
+MAX_SCALES = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodChoice:
+    """One row of the table: `method` with `fields`, named `name`; its λ is the best of `scales` on validation, or 1 when there
+    are none.
+    """
+
+    name: str
+    method: str
+    fields: Mapping[str, Any]
+    scales: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.scales) > MAX_SCALES or len(set(self.scales)) != len(self.scales):
+            raise ValueError(
+                f"method {self.name!r}: `scales` must be at most {MAX_SCALES} different numbers. Got {list(self.scales)}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How much is evaluated: examples of each task's validation and test split, tokens of each example."""
+
+    validation: int = 200
+    test: int = 500
+    max_length: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("validation", "test", "max_length"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"`evaluation.{name}` must be an integer of at least 1. Got {value!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """`finetune` holds fields of the fine-tuning config, and `finetune_of` those in which a task differs."""
+
+    name: str
+    description: str
+    backbone: str
+    tasks: tuple[str, ...]
+    finetune: Mapping[str, Any]
+    finetune_of: Mapping[str, Mapping[str, Any]]
+    limits: Limits
+    methods: tuple[MethodChoice, ...]
+
+    def selected(self, names: Sequence[str]) -> tuple[MethodChoice, ...]:
+        """The methods whose row's name or method's name is in `names`. Raises `RecipeError` listing the unknown ones."""
+        known = {choice.name for choice in self.methods} | {choice.method for choice in self.methods}
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise RecipeError(
+                [
+                    f"no method {name!r}. Known: {', '.join(c.name for c in self.methods)}.{nearest(name, known)}"
+                    for name in unknown
+                ],
+                where=f"suite {self.name}",
+            )
+        return tuple(choice for choice in self.methods if choice.name in names or choice.method in names)
+
+
+def shipped_suites() -> dict[str, Path]:
+    """The suites that come with thetau, by name."""
+    folder = Path(str(files("thetau.tasks").joinpath("suites")))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_suite(name: str | Path) -> Suite:
+    """A suite by its name, or by the path of its YAML file. Raises `RecipeError` with every problem of the file."""
+    import yaml
+
+    shipped = shipped_suites()
+    path = shipped.get(str(name), Path(name))
+    if not path.is_file():
+        known = f"Known: {', '.join(shipped)}.{nearest(str(name), shipped)}"
+        raise RecipeError([f"no suite {str(name)!r}, and no such file. {known}"], where="suite")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise RecipeError([f"cannot be read as YAML: {' '.join(str(error).split())}"], where=str(path)) from error
+    return parse_suite(content, path.stem, str(path))
+
+
+_KEYS = {
+    "description": str,
+    "backbone": str,
+    "tasks": list,
+    "finetune": dict,
+    "finetune_of": dict,
+    "evaluation": dict,
+    "methods": list,
+}
+_NEEDED = ("backbone", "tasks", "methods")
+
+
+def parse_suite(content: Any, name: str, where: str) -> Suite:
+    """A suite from the content of its file; `where` names it in errors."""
+    problems: list[str] = []
+    if not isinstance(content, dict):
+        raise RecipeError([f"must be a mapping. Got {type(content).__name__}."], where=where)
+    for key, kind in _KEYS.items():
+        if key in _NEEDED and not content.get(key):
+            problems.append(f"`{key}` is needed and must not be empty.")
+        elif key in content and not isinstance(content[key], kind):
+            problems.append(f"`{key}` must be a {kind.__name__}. Got {content[key]!r}.")
+    blocking = bool(problems)
+    _check_keys(content, list(_KEYS), "", problems)
+    if blocking:
+        raise RecipeError(problems, where=where)
+    tasks = content["tasks"]
+    if not all(isinstance(task, str) for task in tasks) or len(set(map(str, tasks))) != len(tasks):
+        problems.append(f"`tasks` must be different names. Got {tasks!r}.")
+    other = content.get("finetune_of", {})
+    problems += [
+        f"`finetune_of` names {task!r}, which is not in `tasks`.{nearest(str(task), tasks)}"
+        for task in other
+        if task not in tasks
+    ]
+    evaluation = content.get("evaluation", {})
+    _check_keys(evaluation, list(Limits.__dataclass_fields__), "evaluation", problems)
+    limits = Limits()
+    try:
+        limits = Limits(**{key: value for key, value in evaluation.items() if key in Limits.__dataclass_fields__})
+    except ValueError as error:
+        problems.append(str(error))
+    methods = [choice for number, row in enumerate(content["methods"]) if (choice := _method(row, number, problems)) is not None]
+    if len({choice.name for choice in methods}) != len(methods):
+        problems.append("`methods` must have different names; give two forms of one method a `name` each.")
+    if problems:
+        raise RecipeError(problems, where=where)
+    return Suite(
+        name=name,
+        description=content.get("description", ""),
+        backbone=content["backbone"],
+        tasks=tuple(tasks),
+        finetune=content.get("finetune", {}),
+        finetune_of=other,
+        limits=limits,
+        methods=tuple(methods),
+    )
+
+
+def _method(row: Any, number: int, problems: list[str]) -> MethodChoice | None:
+    where = f"methods[{number}]"
+    if not isinstance(row, dict) or not isinstance(row.get("method"), str):
+        problems.append(f"`{where}` must be a mapping with a `method`. Got {row!r}.")
+        return None
+    _check_keys(row, ["name", "method", "fields", "scales"], where, problems)
+    fields, scales = row.get("fields", {}), row.get("scales", [])
+    if not isinstance(fields, dict):
+        problems.append(f"`{where}.fields` must be a mapping. Got {fields!r}.")
+        return None
+    if not isinstance(scales, list) or not all(
+        isinstance(scale, int | float) and not isinstance(scale, bool) for scale in scales
+    ):
+        problems.append(f"`{where}.scales` must be a list of numbers. Got {scales!r}.")
+        return None
+    if "scale" in fields:
+        problems.append(f"`{where}.fields.scale` is chosen on validation; write the values to try under `scales`.")
+        return None
+    try:
+        return MethodChoice(
+            name=str(row.get("name", row["method"])), method=row["method"], fields=fields, scales=tuple(map(float, scales))
+        )
+    except ValueError as error:
+        problems.append(str(error))
+        return None
+
+
+def _check_keys(given: Mapping[Any, Any], known: Sequence[str], where: str, problems: list[str]) -> None:
+    prefix = f"{where}." if where else ""
+    problems += [f"unknown key `{prefix}{key}`.{nearest(str(key), known)}" for key in given if key not in known]

@@ -1,0 +1,589 @@
+"""Reading weights: every form they come in, and everything that can be wrong with them."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import struct
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save, save_file
+from torch import Tensor, nn
+
+from fixtures import assert_same, bits, random_weights, write_index, write_model, write_raw, write_shards
+from thetau.checkpoint import Source, open_source
+from thetau.checkpoint.memory import from_mapping
+from thetau.checkpoint.safetensors import SafetensorsFile
+from thetau.errors import CheckpointError
+
+
+def contents(source: Source) -> dict[str, Tensor]:
+    return {name: source.read(name) for name in source.specs}
+
+
+def odd_weights() -> dict[str, Tensor]:
+    """Every dtype and every shape that is easy to forget."""
+    generator = torch.Generator().manual_seed(3)
+    matrix = torch.randn(5, 3, generator=generator)
+    floats = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
+    integers = (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64, torch.uint64)
+    weights = {f"matrix.{dtype}".replace("torch.", ""): matrix.to(dtype) for dtype in floats}
+    weights |= {f"count.{dtype}".replace("torch.", ""): torch.arange(7).to(dtype) for dtype in integers}
+    return weights | {
+        "mask": torch.tensor([True, False, True]),
+        "scalar": torch.tensor(2.5),
+        "scalar.bfloat16": torch.tensor(2.5, dtype=torch.bfloat16),
+        "no.rows": torch.empty(0, 4),
+        "no.columns": torch.empty(4, 0),
+        "nothing": torch.empty(0),
+        "volume": torch.randn(3, 2, 2, 2, generator=generator),
+        "nan": torch.tensor([float("nan"), float("inf"), -0.0]),
+    }
+
+
+# Forms
+
+
+def test_one_file_reads_as_the_safetensors_library_wrote_it(tmp_path: Path) -> None:
+    save_file(odd_weights(), tmp_path / "x.safetensors")
+    source = open_source(tmp_path / "x.safetensors")
+    assert_same(contents(source), odd_weights())
+    assert (source.degree, source.partial, source.label) == (1, False, str(tmp_path / "x.safetensors"))
+
+
+def test_rows_equal_the_whole(tmp_path: Path) -> None:
+    save_file(odd_weights(), tmp_path / "x.safetensors")
+    for source in (open_source(tmp_path / "x.safetensors"), open_source(odd_weights())):
+        for name, spec in source.specs.items():
+            if not spec.shape:
+                continue
+            whole = source.read(name)
+            for start in range(spec.rows + 1):
+                for stop in range(start, spec.rows + 1):
+                    rows = source.read(name, start, stop)
+                    assert rows.shape == (stop - start, *spec.shape[1:])
+                    assert torch.equal(bits(rows), bits(whole[start:stop])), (name, start, stop)
+        with pytest.raises(IndexError, match=r"Rows 2:9 do not lie inside 'volume' with 3 rows"):
+            source.read("volume", 2, 9)
+
+
+def test_specs_come_in_file_order_and_nothing_is_read_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file(random_weights(0), tmp_path / "x.safetensors")
+    monkeypatch.setattr(SafetensorsFile, "read_bytes", None)  # a read would fail
+    source = open_source(tmp_path / "x.safetensors")
+    header = json.loads((tmp_path / "x.safetensors").read_bytes()[8:].split(b"}}", 1)[0] + b"}}")
+    offsets = {name: entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"}
+    assert list(source.specs) == sorted(offsets, key=offsets.__getitem__)
+
+
+@pytest.mark.parametrize("shards", [1, 2, 5])
+def test_a_folder_of_shards(tmp_path: Path, shards: int) -> None:
+    weights = random_weights(0)
+    folder = write_shards(tmp_path / "m", weights, shards)
+    assert_same(contents(open_source(folder)), weights)
+    assert_same(contents(open_source(folder / "model.safetensors.index.json")), weights)
+    assert open_source(folder).key == open_source(folder / "model.safetensors.index.json").key
+
+
+def test_a_folder_with_one_file_of_any_name(tmp_path: Path) -> None:
+    weights = random_weights(0)
+    (tmp_path / "m").mkdir()
+    save_file(weights, tmp_path / "m" / "weights.safetensors")
+    assert_same(contents(open_source(tmp_path / "m")), weights)
+    save_file(weights, tmp_path / "m" / "other.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"holds 2 safetensors files and no index. Name one of them: other\.safetensors, weights"
+    ):
+        open_source(tmp_path / "m")
+
+
+def test_two_openings_have_one_key_and_one_fingerprint_until_the_file_changes(base: Path) -> None:
+    first, second = open_source(base), open_source(base)
+    assert first.key == second.key
+    assert first.fingerprint() == second.fingerprint()
+    assert not first.changed_files()  # type: ignore[attr-defined]
+    write_model(base, random_weights(9))
+    third = open_source(base)
+    assert third.key != first.key
+    assert third.fingerprint() != first.fingerprint()
+    assert first.changed_files() == [str(base / "model.safetensors")]  # type: ignore[attr-defined]
+
+
+def test_shards_that_the_index_does_not_name_are_noted(tmp_path: Path) -> None:
+    weights = random_weights(0)
+    folder = write_shards(tmp_path / "m", weights)
+    index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))["weight_map"]
+    lost = "encoder.layer.1.output.dense.weight"
+    write_index(folder, {name: file for name, file in index.items() if name != lost})
+    source = open_source(folder)
+    assert lost not in source.specs
+    assert len(source.notes) == 1 and f"1 tensors that the index does not name were left out ({lost}" in source.notes[0]
+
+
+# Torch files
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "module"])
+def test_torch_files(tmp_path: Path, legacy: bool, wrapper: str | None) -> None:
+    weights = random_weights(0)
+    content: dict[str, Any] = weights if wrapper is None else {"epoch": 3, wrapper: OrderedDict(weights)}
+    torch.save(content, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=not legacy)
+    assert_same(contents(open_source(tmp_path / "pytorch_model.bin")), weights)
+    assert_same(contents(open_source(tmp_path)), weights)
+
+
+def test_entries_of_a_torch_file_that_are_no_tensors_are_noted(tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(2), "epoch": 3, "name": "x"}, tmp_path / "x.pt")
+    source = open_source(tmp_path / "x.pt")
+    assert list(source.specs) == ["weight"]
+    assert source.notes == (f"{tmp_path / 'x.pt'}: 2 entries that are not tensors were left out (epoch, name).",)
+
+
+def test_torch_shards_with_their_index(tmp_path: Path) -> None:
+    weights = random_weights(0)
+    half = len(weights) // 2
+    parts = {"a.bin": dict(list(weights.items())[:half]), "b.bin": dict(list(weights.items())[half:])}
+    for file, part in parts.items():
+        torch.save(part, tmp_path / file)
+    weight_map = {name: file for file, part in parts.items() for name in part}
+    write_index(tmp_path, weight_map, "pytorch_model.bin.index.json")
+    assert_same(contents(open_source(tmp_path)), weights)
+    write_index(tmp_path, {**weight_map, "ghost": "a.bin"}, "pytorch_model.bin.index.json")
+    with pytest.raises(CheckpointError, match=r"index\.json: names 'ghost', which no shard holds \(1 such"):
+        open_source(tmp_path)
+
+
+class Evil:
+    """Unpickled the careless way, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "x.pt", "x.pth"])
+def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path: Path, form: str, name: str) -> None:
+    proof, path = tmp_path / "proof", tmp_path / name
+    content = {"weight": torch.ones(2), "hook": Evil(proof)}
+    if form == "pickle":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
+    with pytest.raises(CheckpointError, match=rf"{name}.*(could run code|not a readable torch file)"):
+        open_source(path)
+    assert not proof.exists()
+    if form == "zip":
+        torch.load(path, weights_only=False)  # the trap works
+        assert proof.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"PK\x03\x04", b"\x80\x02", b"junk" * 50, b"\x80\x02}q\x00X\xff\xff\xff\xff"],
+    ids=["empty", "zip", "p2", "junk", "cut"],
+)
+def test_damaged_torch_files(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.bin").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"x\.bin"):
+        open_source(tmp_path / "x.bin")
+
+
+def test_truncated_torch_files(tmp_path: Path) -> None:
+    for legacy in (False, True):
+        torch.save(random_weights(0), tmp_path / "x.bin", _use_new_zipfile_serialization=not legacy)
+        whole = (tmp_path / "x.bin").read_bytes()
+        for size in range(0, len(whole), max(1, len(whole) // 23)):
+            (tmp_path / "cut.bin").write_bytes(whole[:size])
+            with pytest.raises(CheckpointError, match=r"cut\.bin"):
+                open_source(tmp_path / "cut.bin")
+
+
+def test_torch_files_without_weights(tmp_path: Path) -> None:
+    torch.save([torch.ones(2)], tmp_path / "x.bin")
+    with pytest.raises(CheckpointError, match=r"x\.bin: must hold a state dict. Got list"):
+        open_source(tmp_path / "x.bin")
+    torch.save({"epoch": 3}, tmp_path / "x.bin")
+    with pytest.raises(CheckpointError, match=r"x\.bin: holds no tensor"):
+        open_source(tmp_path / "x.bin")
+
+
+# Memory
+
+
+def test_state_dicts_and_modules_are_read_in_place_and_not_changed() -> None:
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    for source in (open_source(module), open_source(module.state_dict())):
+        assert_same(contents(source), before)
+        assert not any(source.read(name).requires_grad for name in source.specs)
+    assert open_source(module).key == open_source(module).key
+    assert open_source(module).key != open_source(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))).key
+    assert_same(module.state_dict(), before)
+
+
+def test_views_of_one_memory_are_not_taken_for_each_other() -> None:
+    memory = torch.arange(6.0)
+    assert open_source({"w": memory.reshape(2, 3)}).key != open_source({"w": memory.reshape(3, 2)}).key
+    assert open_source({"w": memory[:3]}).fingerprint() != open_source({"w": memory[3:]}).fingerprint()
+
+
+def test_rows_of_a_transposed_tensor_come_in_order() -> None:
+    matrix = torch.arange(6.0).reshape(2, 3)
+    assert torch.equal(open_source({"w": matrix.T}).read("w", 1, 3), matrix.T[1:3])
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([1.0], r"maps names to dense tensors. Got list at 'w'"),
+        (torch.eye(2).to_sparse(), r"maps names to dense tensors. Got Tensor at 'w'"),
+        (torch.ones(2, device="meta"), r"'w' lies on the meta device and has no values"),
+        (torch.ones(2, dtype=torch.complex64), r"'w' is complex64, which cannot be stored. Known dtypes: bool"),
+    ],
+    ids=["list", "sparse", "meta", "complex"],
+)
+def test_state_dicts_of_other_things_are_refused(value: object, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        open_source({"v": torch.ones(2), "w": value})
+
+
+def test_an_empty_state_dict_and_other_keys_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="state dict of 0 tensors: holds no tensor"):
+        open_source({})
+    with pytest.raises(CheckpointError, match="Got Tensor at 3"):
+        from_mapping({3: torch.ones(2)}, "mine")
+
+
+# Paths
+
+
+@pytest.mark.parametrize("name", ["", "missing", "a/b/c", "x" * 5000, "/missing", "with\0zero", "~/nothing here"])
+def test_paths_that_are_not_there(name: str) -> None:
+    with pytest.raises(
+        CheckpointError, match="no such file or folder, and not a hub id of the form org/name or org/name@revision"
+    ):
+        open_source(name)
+
+
+def test_what_a_folder_without_weights_holds_is_said(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"holds no weights that can be read .*It holds: nothing"):
+        open_source(tmp_path)
+    (tmp_path / "notes.md").write_text("x", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"It holds: notes\.md"):
+        open_source(tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r"notes\.md: unknown kind of file. Weights end in \.safetensors, \.bin, \.pt or \.pth"
+    ):
+        open_source(tmp_path / "notes.md")
+
+
+# Damaged safetensors
+
+GOOD = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+
+def damaged(**entry: object) -> dict[str, Any]:
+    return {"w": {**GOOD, **entry}}
+
+
+HOSTILE: dict[str, tuple[object, bytes, str]] = {
+    "not json": (b"{nonsense", b"", "header is not valid JSON"),
+    "not utf-8": (b'{"\xff\xfe": 1}', b"", "header is not valid JSON"),
+    "a list": ([1, 2], b"", "header is not a table of tensors"),
+    "a number": (7, b"", "header is not a table of tensors"),
+    "deep nesting": (b'{"w":' * 100_000, b"", "header is not valid JSON"),
+    "deep lists": (b"[" * 100_000 + b"]" * 100_000, b"", "header is not valid JSON"),
+    "a giant number": (b'{"w":' + b"9" * 5000 + b"}", b"", "header is not valid JSON"),
+    "two of a name": (b'{"w":1,"w":1}', b"", "the name 'w' stands twice"),
+    "two keys in an entry": (
+        b'{"w":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}}',
+        bytes(8),
+        "'dtype' stands twice",
+    ),
+    "entry is a number": ({"w": 3}, b"", "entry of tensor 'w' is damaged"),
+    "entry is null": ({"w": None}, b"", "entry of tensor 'w' is damaged"),
+    "entry is a list": ({"w": [1]}, b"", "entry of tensor 'w' is damaged"),
+    "no dtype": ({"w": {"shape": [2], "data_offsets": [0, 8]}}, bytes(8), r"tensor 'w' has no usable entry \('dtype'\)"),
+    "unknown dtype": (damaged(dtype="F7"), bytes(8), r"tensor 'w' has no usable entry \('F7'\). Known dtypes: BOOL, U8"),
+    "dtype is a list": (damaged(dtype=["F32"]), bytes(8), "entry of tensor 'w' is damaged"),
+    "no shape": ({"w": {"dtype": "F32", "data_offsets": [0, 8]}}, bytes(8), "tensor 'w' has no usable entry"),
+    "shape is a number": (damaged(shape=2), bytes(8), "entry of tensor 'w' is damaged"),
+    "shape is text": (damaged(shape="2"), bytes(8), "tensor 'w' of shape"),
+    "negative shape": (damaged(shape=[-2]), bytes(8), r"tensor 'w' of shape \[-2\] cannot lie at bytes 0:8"),
+    "two negatives": (damaged(shape=[-1, -2]), bytes(8), r"tensor 'w' of shape \[-1, -2\] cannot lie"),
+    "shape of floats": (damaged(shape=[2.0]), bytes(8), "tensor 'w' of shape"),
+    "shape of booleans": (damaged(shape=[True, 2]), bytes(8), "tensor 'w' of shape"),
+    "absurd shape": (damaged(shape=[1 << 62, 1 << 62]), bytes(8), "tensor 'w' of shape"),
+    "absurd and empty": (damaged(shape=[0, 1 << 70], data_offsets=[0, 0]), b"", "tensor 'w' of shape"),
+    "too many axes": (damaged(shape=[1] * 5000 + [2]), bytes(8), "tensor 'w' of shape"),
+    "wrong size": (damaged(shape=[3]), bytes(8), r"tensor 'w' of shape \[3\] cannot lie at bytes 0:8"),
+    "one offset": (damaged(data_offsets=[8]), bytes(8), "entry of tensor 'w' is damaged"),
+    "three offsets": (damaged(data_offsets=[0, 8, 16]), bytes(8), "entry of tensor 'w' is damaged"),
+    "offsets of text": (damaged(data_offsets="08"), bytes(8), "tensor 'w' of shape"),
+    "offsets backwards": (damaged(data_offsets=[8, 0]), bytes(8), "cannot lie at bytes 8:0"),
+    "negative offset": (damaged(data_offsets=[-8, 0]), bytes(8), "cannot lie at bytes -8:0"),
+    "a gap at the start": (
+        damaged(data_offsets=[4, 12]),
+        bytes(12),
+        "'w' starts at byte 4 where 0 was due: tensors overlap or leave a gap",
+    ),
+    "a gap": ({"v": GOOD, "w": {**GOOD, "data_offsets": [12, 20]}}, bytes(20), "'w' starts at byte 12 where 8 was due"),
+    "an overlap": ({"v": GOOD, "w": {**GOOD, "data_offsets": [4, 12]}}, bytes(12), "'w' starts at byte 4 where 8 was due"),
+    "twice the same bytes": ({"v": GOOD, "w": GOOD}, bytes(8), "'w' starts at byte 0 where 8 was due"),
+    "data cut": ({"w": GOOD}, bytes(7), "the header describes 8 bytes of data, the file holds 7. It is truncated"),
+    "data gone": ({"w": GOOD}, b"", "the header describes 8 bytes of data, the file holds 0"),
+    "data too long": ({"w": GOOD}, bytes(9), "the header describes 8 bytes of data, the file holds 9"),
+    "metadata is a list": ({"__metadata__": [1], "w": GOOD}, bytes(8), "`__metadata__` must map strings to strings"),
+    "metadata is null": ({"__metadata__": None, "w": GOOD}, bytes(8), "`__metadata__` must map strings to strings"),
+    "metadata of numbers": ({"__metadata__": {"a": 1}, "w": GOOD}, bytes(8), "`__metadata__` must map strings to strings"),
+    "another kind": (
+        {"__metadata__": {"thetau.kind": "x"}, "w": GOOD},
+        bytes(8),
+        "kind in the files' metadata must be one of model, task_v",
+    ),
+    "a name of half a character": ({"\ud800": GOOD}, bytes(8), "is damaged"),
+    "no tensor": ({}, b"", "holds no tensor"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_headers(tmp_path: Path, case: str) -> None:
+    header, data, message = HOSTILE[case]
+    path = write_raw(tmp_path / "x.safetensors", header, data)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        open_source(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "0 bytes are too few for a safetensors header"),
+        (b"1234567", "7 bytes are too few"),
+        (struct.pack("<Q", 0), "header is not valid JSON"),
+        (struct.pack("<Q", 3) + b"{}", "the header claims 3 bytes, the file has 10"),
+        (struct.pack("<Q", 2**63) + b"{}", f"the header claims {2**63} bytes"),
+        (struct.pack("<Q", 2**64 - 1) + b"{}", f"the header claims {2**64 - 1} bytes"),
+        (struct.pack("<Q", 100_000_001) + b"{}", "the header claims 100000001 bytes"),
+    ],
+)
+def test_hostile_lengths(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        open_source(tmp_path / "x.safetensors")
+
+
+def test_a_huge_header_is_not_believed(tmp_path: Path) -> None:
+    with (tmp_path / "x.safetensors").open("wb") as file:  # sparse: the size is real, the header limit must hold
+        file.write(struct.pack("<Q", 200_000_000) + b"{}")
+        file.truncate(300_000_000)
+    with pytest.raises(CheckpointError, match="the header claims 200000000 bytes"):
+        open_source(tmp_path / "x.safetensors")
+
+
+def test_a_file_that_shrinks_while_it_is_read(base: Path) -> None:
+    source = open_source(base)
+    path = base / "model.safetensors"
+    os.truncate(path, path.stat().st_size - 64)
+    last = list(source.specs)[-1]
+    with pytest.raises(CheckpointError, match=rf"model\.safetensors: the file ended inside tensor '{last}'; it changed while"):
+        source.read(last)
+
+
+def in_time(action: Any, seconds: float = 20) -> None:
+    """Run in a thread: a read that waits for ever is a failure, not a hang."""
+    caught: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            action()
+        except BaseException as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert not thread.is_alive(), "it hangs"
+    assert len(caught) == 1 and isinstance(caught[0], CheckpointError), caught
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+        "adapter_config.json",
+        "x.pt",
+    ],
+)
+def test_a_fifo_is_refused_without_waiting(tmp_path: Path, base: Path, name: str) -> None:
+    folder = tmp_path / "fifo"
+    folder.mkdir()
+    os.mkfifo(folder / name)
+    in_time(lambda: open_source(folder, base=open_source(base)))
+    in_time(lambda: open_source(folder / name))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"])
+def test_a_folder_in_place_of_a_file_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(CheckpointError, match=r"regular file"):
+        open_source(tmp_path)
+
+
+# Indexes
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "message"),
+    [
+        ({"w": "gone.safetensors"}, r"names the shard 'gone\.safetensors', which is not in"),
+        ({"w": "x" * 5000}, "which is not in"),
+        ({"w": "\ud800.safetensors"}, "which is not in"),
+        ({"w": "../outside.safetensors"}, r"names the shard '\.\./outside\.safetensors', which lies outside its folder"),
+        ({"w": "a/../../outside.safetensors"}, "lies outside its folder"),
+        ({"w": "/etc/passwd"}, "'/etc/passwd', which lies outside its folder"),
+        ({"w": "with\0zero"}, "lies outside its folder"),
+        ({"w": ""}, "lies outside its folder"),
+        ({"w": 3}, "`weight_map` must map at least one tensor name to a file name"),
+        ({}, "`weight_map` must map at least one tensor name"),
+        ([1], "not an index of shards"),
+        (None, "not an index of shards"),
+        ("text", "not an index of shards"),
+    ],
+)
+def test_hostile_indexes(tmp_path: Path, weight_map: object, message: str) -> None:
+    save_file({"w": torch.ones(2)}, tmp_path / "outside.safetensors")
+    folder = tmp_path / "m"
+    folder.mkdir()
+    index = write_index(folder, weight_map)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        open_source(folder)
+    assert str(index) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"3", b"{}", b"\xff\xfe", b'{"a":' * 100_000, b'{"weight_map":{"w":"a","w":"b"}}'],
+    ids=["empty", "cut", "list", "number", "no map", "not utf-8", "deep", "twice"],
+)
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "pytorch_model.bin.index.json"])
+def test_damaged_indexes(tmp_path: Path, content: bytes, name: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=name):
+        open_source(tmp_path)
+
+
+def test_a_shard_that_links_out_of_its_folder_is_refused(tmp_path: Path) -> None:
+    save_file({"w": torch.ones(2)}, tmp_path / "outside.safetensors")
+    folder = tmp_path / "m"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "shard.safetensors").symlink_to("../outside.safetensors")
+    write_index(folder, {"w": "shard.safetensors"})
+    with pytest.raises(
+        CheckpointError, match=r"the shard 'shard\.safetensors' is a link to .*outside\.safetensors, outside its folder"
+    ):
+        open_source(folder)
+    (folder / "shard.safetensors").unlink()
+    (folder / "shard.safetensors").symlink_to("shard.safetensors")  # itself
+    with pytest.raises(CheckpointError, match="which is not in"):
+        open_source(folder)
+    (folder / "shard.safetensors").unlink()
+    save_file({"w": torch.ones(2)}, folder / "sub" / "real.safetensors")
+    (folder / "shard.safetensors").symlink_to("sub/real.safetensors")  # inside is fine
+    assert torch.equal(open_source(folder).read("w"), torch.ones(2))
+
+
+def test_an_index_that_does_not_belong_to_its_shards(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path / "m", random_weights(0), 2)
+    index = folder / "model.safetensors.index.json"
+    weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    write_index(folder, {**weight_map, "ghost": "model-00001-of-00002.safetensors"})
+    with pytest.raises(
+        CheckpointError, match=r"the index puts 'ghost' in model-00001-of-00002\.safetensors, which does not hold it"
+    ):
+        open_source(folder)
+    swapped = {"logit_scale": next(file for file in weight_map.values() if file != weight_map["logit_scale"])}
+    write_index(folder, {**weight_map, **swapped})
+    with pytest.raises(CheckpointError, match="the index puts 'logit_scale' in"):
+        open_source(folder)
+
+
+def test_one_damaged_shard_is_named(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path / "m", random_weights(0), 3)
+    path = folder / "model-00002-of-00003.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"model-00002-of-00003\.safetensors: the header describes .* It is truncated"):
+        open_source(folder)
+
+
+def test_shards_of_models_and_task_vectors_do_not_mix(tmp_path: Path) -> None:
+    save_file({"v": torch.ones(2)}, tmp_path / "a.safetensors", metadata={"thetau.kind": "task_vector"})
+    save_file({"w": torch.ones(2)}, tmp_path / "b.safetensors")
+    write_index(tmp_path, {"v": "a.safetensors", "w": "b.safetensors"})
+    with pytest.raises(CheckpointError, match=r"must be one of model, task_vector. Got model, task_vector"):
+        open_source(tmp_path)
+
+
+# Any damage at all
+
+SMALL = save({"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(1.5), "ids": torch.arange(3)}, metadata={"k": "v"})
+
+
+@settings(max_examples=400)
+@given(
+    flips=st.lists(st.tuples(st.integers(0, len(SMALL) - 1), st.integers(0, 255)), max_size=4),
+    cut=st.one_of(st.none(), st.integers(0, len(SMALL))),
+    more=st.binary(max_size=4),
+)
+@example(flips=[], cut=None, more=b"")
+def test_damage_gives_a_checkpoint_error_or_readable_tensors(
+    tmp_path: Path, flips: list[tuple[int, int]], cut: int | None, more: bytes
+) -> None:
+    content = bytearray(SMALL)
+    for place, value in flips:
+        content[place] = value
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(bytes(content[:cut]) + more)
+    message = None
+    try:
+        source = open_source(path)
+        for name, spec in source.specs.items():
+            assert source.read(name).shape == spec.shape
+        source.fingerprint()
+    except CheckpointError as error:
+        message = str(error)
+    assert message is None or ("x.safetensors" in message and (flips or more or cut is not None))
+
+
+def test_damage_to_every_header_byte(tmp_path: Path) -> None:
+    generator = random.Random(0)
+    path = tmp_path / "x.safetensors"
+    length = 8 + int.from_bytes(SMALL[:8], "little")
+    refused = 0
+    for place in range(length):
+        content = bytearray(SMALL)
+        content[place] ^= 1 << generator.randrange(8)
+        path.write_bytes(bytes(content))
+        try:
+            source = open_source(path)
+            for name in source.specs:
+                source.read(name)
+        except CheckpointError:
+            refused += 1
+    assert refused > length // 2
