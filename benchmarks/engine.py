@@ -43,7 +43,11 @@ METHODS: dict[str, list[str]] = {
 def build(folder: Path, size: str) -> list[Path]:
     """A base and five fine-tuned models in bfloat16, from a seed."""
     hidden, inner, layers, vocabulary = SHAPES[size]
-    shapes = {"model.embed_tokens.weight": (vocabulary, hidden), "lm_head.weight": (vocabulary, hidden), "model.norm.weight": (hidden,)}
+    shapes = {
+        "model.embed_tokens.weight": (vocabulary, hidden),
+        "lm_head.weight": (vocabulary, hidden),
+        "model.norm.weight": (hidden,),
+    }
     for layer in range(layers):
         at = f"model.layers.{layer}"
         shapes |= {f"{at}.self_attn.{part}_proj.weight": (hidden, hidden) for part in "qkvo"}
@@ -131,11 +135,25 @@ def main() -> None:
         }
         for name, times in seconds.items()
     }
-    machine = {"cores": len(os.sched_getaffinity(0)), "processor": platform.processor() or platform.machine(), "torch": torch.__version__}
-    result = {"size": options.size, "models": MODELS, "runs": options.runs, "floor_seconds": least, "start_seconds": start, "machine": machine, "methods": rows}
+    machine = {
+        "cores": len(os.sched_getaffinity(0)),
+        "processor": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+    }
+    result = {
+        "size": options.size,
+        "models": MODELS,
+        "runs": options.runs,
+        "floor_seconds": least,
+        "start_seconds": start,
+        "machine": machine,
+        "methods": rows,
+    }
     print(f"floor {least:.2f} s, start-up {start:.2f} s")
     for name, row in rows.items():
-        print(f"{name:18} {row['seconds']:7.2f} s  {row['ratio']:5.2f} x floor  ({row['ratio_without_start']:5.2f} without start-up)  {row['peak_rss_gb']:.2f} GB")
+        print(
+            f"{name:18} {row['seconds']:7.2f} s  {row['ratio']:5.2f} x floor  ({row['ratio_without_start']:5.2f} without start-up)  {row['peak_rss_gb']:.2f} GB"
+        )
     target = Path(__file__).parent / "results" / f"engine-{options.size}.json"
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(result, indent=2) + "\n")

@@ -18,13 +18,16 @@ State = dict[str, Tensor]
 def site(tasks: Sequence[str] = ("a",), name: str = "w", start: int = 0, shape: tuple[int, ...] = (1, 1), seed: int = 0) -> Site:
     """A place for parts that are called without the engine."""
     row = int(torch.Size(shape[1:]).numel())
-    return Site(
-        name=name, shape=shape, kind=Kind.MLP, layer=0, tasks=tuple(tasks), start=start, row_elements=row, seed=seed
-    )
+    return Site(name=name, shape=shape, kind=Kind.MLP, layer=0, tasks=tuple(tasks), start=start, row_elements=row, seed=seed)
 
 
 def models(
-    shapes: Mapping[str, tuple[int, ...]], tasks: Sequence[str], *, seed: int = 0, rms: float = 1e-2, dtype: torch.dtype = torch.float32
+    shapes: Mapping[str, tuple[int, ...]],
+    tasks: Sequence[str],
+    *,
+    seed: int = 0,
+    rms: float = 1e-2,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[State, dict[str, State]]:
     """A base of unit entries and a model a task, whose differences share a part, as fine-tuning's do."""
     generator = torch.Generator().manual_seed(seed)

@@ -20,7 +20,11 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert-mlm": ("BertForMaskedLM", "BertConfig", {**WIDE, "vocab_size": 30}),
     "roberta": ("RobertaForSequenceClassification", "RobertaConfig", {**WIDE, **TOKENS}),
     "mpnet": ("MPNetModel", "MPNetConfig", {**WIDE, **TOKENS}),
-    "distilbert": ("DistilBertModel", "DistilBertConfig", {"vocab_size": 30, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32}),
+    "distilbert": (
+        "DistilBertModel",
+        "DistilBertConfig",
+        {"vocab_size": 30, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32},
+    ),
     "vit": ("ViTForImageClassification", "ViTConfig", {**WIDE, **IMAGE}),
     "dinov2": ("Dinov2Model", "Dinov2Config", {**WIDE, **IMAGE}),
     "dinov2-swiglu": ("Dinov2Model", "Dinov2Config", {**WIDE, **IMAGE, "use_swiglu_ffn": True}),
@@ -32,7 +36,15 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "t5": (
         "T5ForConditionalGeneration",
         "T5Config",
-        {"vocab_size": 30, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "feed_forward_proj": "gated-gelu"},
+        {
+            "vocab_size": 30,
+            "d_model": 16,
+            "d_kv": 8,
+            "d_ff": 32,
+            "num_layers": 2,
+            "num_heads": 2,
+            "feed_forward_proj": "gated-gelu",
+        },
     ),
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", {**TOKENS, "n_embd": 16, "n_layer": 2, "n_head": 2, "add_cross_attention": True}),
     "gpt-neox": ("GPTNeoXForCausalLM", "GPTNeoXConfig", {**WIDE, **TOKENS}),
@@ -151,7 +163,9 @@ def test_open_clip(name: str) -> None:
     else:
         assert got is kind
     assert layer_of(name) == (0 if "resblocks.0." in name else 11 if "resblocks.11." in name else None)
-    assert view_of(name, shape) == View(parts=3 if name.endswith("in_proj_weight") else 1)  # never transposed: these are plain linears
+    assert view_of(name, shape) == View(
+        parts=3 if name.endswith("in_proj_weight") else 1
+    )  # never transposed: these are plain linears
 
 
 @pytest.mark.parametrize(

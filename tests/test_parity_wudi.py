@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from synthetic import merged_vector, relative, site
 from torch import Tensor
 
+from synthetic import merged_vector, relative, site
 from thetau.methods import Wudi
 from thetau.methods.wudi_solvers import Interference
 
@@ -242,7 +242,14 @@ def test_the_factored_side_is_the_other_one(solver: str) -> None:
 @pytest.mark.parametrize("shape", [(4, 40, 24), (2, 8, 40)], ids=str)
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"balance": False}, {"reference": "random"}, {"solver": "closed_form"}, {"solver": "closed_form", "ridge": 0.0}, {"solver": "gradient_flow"}],
+    [
+        {},
+        {"balance": False},
+        {"reference": "random"},
+        {"solver": "closed_form"},
+        {"solver": "closed_form", "ridge": 0.0},
+        {"solver": "gradient_flow"},
+    ],
     ids=str,
 )
 def test_scaling_the_vectors_scales_the_result(factor: float, shape: tuple[int, int, int], fields: dict[str, Any]) -> None:

@@ -7,8 +7,8 @@ import math
 
 import pytest
 import torch
-from synthetic import site
 
+from synthetic import site
 from thetau.engine.random import element_bits
 from thetau.engine.types import Site
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from synthetic import site
 from torch import Tensor
 
+from synthetic import site
 from thetau.engine.types import Statistic
 from thetau.statistics import Collect, Gram, MagnitudeQuantile, SignTotals, SquaredNorms
 from thetau.statistics.gram import cosines, row_grams
@@ -63,7 +63,9 @@ SPECIAL = {
     "denormal": lambda g: torch.randint(-50, 50, (2, 1000), generator=g).float() * 2.0**-149,
     "around the smallest normal": lambda g: torch.randn(2, 1000, generator=g) * 2.0**-126,
     "huge": lambda g: torch.randn(2, 1000, generator=g).clamp(-3, 3) * 1e38,
-    "all magnitudes": lambda g: torch.randn(2, 1000, generator=g) * 10.0 ** torch.randint(-44, 38, (2, 1000), generator=g).double().float(),
+    "all magnitudes": lambda g: (
+        torch.randn(2, 1000, generator=g) * 10.0 ** torch.randint(-44, 38, (2, 1000), generator=g).double().float()
+    ),
     "ties": lambda g: torch.randint(-3, 4, (2, 1000), generator=g).float(),
     "one bin, other low bits": lambda g: 1 + torch.randint(0, 60000, (2, 1000), generator=g).float() * 2.0**-23,
     "bfloat16 steps": lambda g: torch.randn(2, 1000, generator=g).bfloat16().float(),

@@ -64,7 +64,7 @@ class Expression(Combination):
             self,
             Path(path),
             engine=engine or Engine(),
-            dtype=_dtype(dtype),
+            dtype=dtype_of(dtype),
             shard_bytes=shard_bytes,
             exclude=exclude,
             provenance=provenance,
@@ -75,7 +75,7 @@ class Expression(Combination):
         self, *, dtype: str | torch.dtype | None = None, exclude: Sequence[str] = (), engine: Engine | None = None
     ) -> dict[str, Tensor]:
         """The same as `save`, into memory; inputs are never changed, and no tensor is shared with them."""
-        tensors, report = state_dict(self, engine=engine or Engine(), dtype=_dtype(dtype), exclude=exclude)
+        tensors, report = state_dict(self, engine=engine or Engine(), dtype=dtype_of(dtype), exclude=exclude)
         _warn(report)
         return tensors
 
@@ -284,7 +284,12 @@ def _base(base: Combination | Openable | None) -> Source | None:
     return open_source(base)
 
 
-def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+def dtype_of(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """A floating-point dtype by its name, as recipes spell it.
+
+    Raises:
+        RecipeError: the name is not known.
+    """
     if dtype is None:
         return None
     found = FLOATS.get(dtype_name(dtype) if isinstance(dtype, torch.dtype) else dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -105,10 +106,8 @@ def parse_fields(given: Sequence[str]) -> dict[str, Any]:
             problems.append(f"{entry!r}: {' '.join(str(error).split())}")
             continue
         if isinstance(value, str):
-            try:
+            with contextlib.suppress(ValueError):
                 value = float(value)  # YAML reads 1e-3 as text
-            except ValueError:
-                pass
         place = out
         *path, last = key.split(".")
         for part in path:

@@ -80,20 +80,5 @@ def show(result: Inspection) -> None:
             console.print(f"{model.name}: {problem}")
         for note in model.notes:
             console.print(f"· {note}")
-    _verdict(result, console.print)
-
-
-def _verdict(result: Inspection, say: object) -> None:
-    assert callable(say)
-    far = [model for model in result.models if model.fits_base is False]
-    for model in far:
-        say(
-            f"{model.name}: its task vector has {model.shift:.2f} of the base's norm; fine-tuning gives less than 0.3. {result.base.name} is probably not its base."
-        )
-    common = result.common_direction
-    if common is not None and common > 0.9:
-        say(
-            f"All task vectors point the same way (mean cosine {common:.2f}): the models probably share another base, nearer to them than {result.base.name}."
-        )
-    elif result.compared and not far:
-        say(f"{result.base.name} looks like the base of all {len(result.compared)} models.")
+    for sentence in result.verdict():
+        console.print(sentence)

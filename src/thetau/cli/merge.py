@@ -46,7 +46,7 @@ def merge(
 
     prints what was left out, what is tied, norms that look wrong, and: merged: 103 tensors, 90.9 MB
     """
-    from thetau.facade import from_recipe
+    from thetau.facade import dtype_of, from_recipe
     from thetau.methods import build, plain
     from thetau.recipes import from_mapping, load
     from thetau.recipes.loading import split_method
@@ -78,7 +78,7 @@ def merge(
         from thetau.cli.plan import show
         from thetau.engine.plan import plan
 
-        show(plan(expression, engine=machine, dtype=chosen.dtype))
+        show(plan(expression, engine=machine, dtype=dtype_of(chosen.dtype)))
         return
     if out is None:
         raise RecipeError(["`--out` is missing: where shall the result go?"], "options")

@@ -22,19 +22,15 @@ def show(plan: Plan) -> None:
     console.print(table)
     console.print(f"reads {gigabytes(plan.read)}, writes {gigabytes(plan.written)} in {plan.tensors} tensors", highlight=False)
     if plan.flops:
-        console.print(
-            f"matrix solvers: {plan.flops:.2g} operations, about {duration(plan.seconds)} on this machine", highlight=False
-        )
+        console.print(f"matrix solvers: {plan.flops:.2g} operations, {duration(plan.seconds)} on this machine", highlight=False)
         for name, flops in plan.alternatives:
             if flops < plan.flops:
-                console.print(
-                    f"  {name}: {flops:.2g} operations, about {duration(flops / plan.rate)}", highlight=False, markup=False
-                )
+                console.print(f"  {name}: {flops:.2g} operations, {duration(flops / plan.rate)}", highlight=False, markup=False)
 
 
 def duration(seconds: float) -> str:
-    """`"3 min"`."""
+    """`"about 3 min"`."""
     for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
         if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s" if seconds >= 1 else "less than 1 s"
+            return f"about {seconds / size:.0f} {unit}"
+    return f"about {seconds:.0f} s" if seconds >= 1 else "less than 1 s"

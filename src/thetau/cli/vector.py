@@ -35,8 +35,8 @@ def extract(
 
     thetau vector extract --base base --model sst2 -o sst2-vector.safetensors
     """
-    opened, vector = _operands(base, [model])
-    save(vector[0], out, quiet=quiet, dtype=dtype, exclude=exclude or [], engine=engine(workers, max_memory, quiet))
+    _, vectors = _operands(base, [model])
+    save(vectors[0], out, quiet=quiet, dtype=dtype, exclude=exclude or [], engine=engine(workers, max_memory, quiet))
 
 
 @vector_app.command()

@@ -17,6 +17,9 @@ from thetau.facade import Expression, as_vector, grams
 from thetau.statistics.gram import cosines
 
 
+ALIKE = 0.9  # mean cosine between task vectors above which they share one direction
+
+
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """All tensors of one kind: how many, how many parameters, the base's norm, and ‖τ‖/‖θ₀‖ of each model on them."""
@@ -62,6 +65,24 @@ class Inspection:
         """Mean cosine over pairs: near 1 when all models share a step away from this base, as with a wrong base."""
         k = len(self.compared)
         return (sum(map(sum, self.cosine)) - k) / (k * (k - 1)) if k > 1 else None
+
+    def verdict(self) -> list[str]:
+        """Whether the base looks like the models' base, in sentences."""
+        far = [model for model in self.models if model.fits_base is False]
+        said = [
+            f"{model.name}: its task vector has {model.shift:.2f} of the base's norm; fine-tuning gives less than {FAR:g}. "
+            f"{self.base.name} is probably not its base."
+            for model in far
+        ]
+        common = self.common_direction
+        if common is not None and common > ALIKE:
+            said.append(
+                f"All task vectors point the same way (mean cosine {common:.2f}): the models probably share another base, "
+                f"nearer to them than {self.base.name}."
+            )
+        elif self.compared and not far:
+            said.append(f"{self.base.name} looks like the base of all {len(self.compared)} models that fit it.")
+        return said
 
 
 def inspect(

@@ -198,7 +198,12 @@ def run(
 
     program = (_Op * max(1, len(ops)))()
     for index, op in enumerate(ops):
-        program[index] = _Op(CODES[op.code], op.value, array(op.by_task, np.float32), array([(key + (1 << 31)) % (1 << 32) - (1 << 31) for key in op.keys], np.int32))
+        program[index] = _Op(
+            CODES[op.code],
+            op.value,
+            array(op.by_task, np.float32),
+            array([(key + (1 << 31)) % (1 << 32) - (1 << 31) for key in op.keys], np.int32),
+        )
     places = [source.place(name) for source, name in zip(found.sources, found.names, strict=True)]
     dtypes = [source.specs[name].dtype for source, name in zip(found.sources, found.names, strict=True)]
     starts = [offset + first * dtype.itemsize for (_, offset), dtype in zip(places, dtypes, strict=True)]
@@ -229,7 +234,9 @@ def run(
         if work.failed >= 0:
             source, name = found.sources[work.failed], found.names[work.failed]
             why = os.strerror(work.error) if work.error else "the file ended early; it changed while it was read"
-            raise CheckpointError(f"{source.specs[name].file}: reading tensor {name!r} failed: {why}. Restore it, then run again.")
+            raise CheckpointError(
+                f"{source.specs[name].file}: reading tensor {name!r} failed: {why}. Restore it, then run again."
+            )
         if sink is not None:
             raise OSError(work.error, os.strerror(work.error))
         raise MemoryError("the compiled loop could not get its buffers")

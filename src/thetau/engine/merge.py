@@ -60,6 +60,7 @@ class Merge:
         self._lock = threading.Lock()
         self.states: list[State] | None = None
         self.recipe: dict[str, Any] = {}  # for the provenance of what is saved
+        self.selected  # noqa: B018 - a selection that fits nothing is an error now, not at the first read
 
     @cached_property
     def specs(self) -> dict[str, Spec]:

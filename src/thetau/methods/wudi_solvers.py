@@ -9,7 +9,7 @@ accumulated in float64.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil, sqrt
 from typing import Literal
 
@@ -149,6 +149,14 @@ class Interference:
 
     def _factored(self, d_out: int, d_in: int, tasks: int) -> bool:
         return 2 * tasks * ceil(self.rows * d_out) <= d_in
+
+    def alternatives(self) -> dict[str, Interference]:
+        """The other solvers of the same objective, by what a recipe would say: for the plan."""
+        return {
+            f"solver={name}": replace(self, solver=name)
+            for name in ("adam", "closed_form", "gradient_flow")
+            if name != self.solver
+        }
 
     def _reference(self, vector: Tensor, site: Site) -> Tensor:
         """The rows that stand in for a task's inputs."""

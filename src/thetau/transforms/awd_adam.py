@@ -34,12 +34,13 @@ def full_dimension(stacks: Mapping[str, Tensor], *, alpha: float, scope: str, re
         sizes = [stacks[name][0].numel() for name in names]
     else:
         groups = [
-            stacks[n].reshape(len(stacks[n]), stacks[n].shape[1] if scope == "row" and stacks[n].ndim > 1 else 1, -1) for n in names
+            stacks[n].reshape(len(stacks[n]), stacks[n].shape[1] if scope == "row" and stacks[n].ndim > 1 else 1, -1)
+            for n in names
         ]
     alive = [rows.any(2) for rows in groups]
     deltas = [_descend(rows, seen, alpha, reverse, steps, lr) for rows, seen in zip(groups, alive, strict=True)]
     if scope == "vector":
-        deltas, alive = list(deltas[0][0].split(sizes)), alive * len(names)
+        deltas, alive = list(torch.split(deltas[0][0], sizes)), alive * len(names)
     return FullDelta(
         {name: delta.reshape(stacks[name].shape[1:]) for name, delta in zip(names, deltas, strict=True)},
         dict(zip(names, alive, strict=True)),

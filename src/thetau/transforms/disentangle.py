@@ -69,9 +69,9 @@ class Disentangle:
         if self.solver == "adam":
             assert isinstance(state, FullDelta)
             delta = state.entries[site.name][site.start : site.start + stack.shape[1]]
-            alive = state.alive[site.name]  # [task, 1], or [task, row]
-            alive = alive if alive.shape[1] == 1 else alive[:, site.start : site.start + stack.shape[1]]
-            return torch.where(alive.reshape(*alive.shape, *[1] * (stack.ndim - 2)), stack - delta, stack)
+            mask = state.alive[site.name]  # [task, 1], or [task, row]
+            mask = mask if mask.shape[1] == 1 else mask[:, site.start : site.start + stack.shape[1]]
+            return torch.where(mask.reshape(*mask.shape, *[1] * (stack.ndim - 2)), stack - delta, stack)
         if self.scope == "row":
             return self._by_row(stack)
         found = state[site.name] if isinstance(state, Mapping) else state
@@ -87,7 +87,8 @@ class Disentangle:
         """What δ brought, for the summary. A shared δ cannot make every pair orthogonal: mean and largest |cos| say how near it came."""
         if isinstance(state, Disentangled):
             return [
-                f"AWD: mean |cos| {state.mean_before:.4f} → {state.mean_after:.4f}, largest {state.max_before:.4f} → {state.max_after:.4f}, ‖δ‖ = {state.norm:.4g}."
+                f"AWD: mean |cos| {state.mean_before:.4f} → {state.mean_after:.4f}, "
+                f"largest {state.max_before:.4f} → {state.max_after:.4f}, ‖δ‖ = {state.norm:.4g}."
             ]
         if isinstance(state, Mapping):
             found = [part for part in state.values() if isinstance(part, Disentangled)]
