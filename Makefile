@@ -28,7 +28,7 @@ bench: $(VENV)/.ready  ## the solvers against plain loops; writes benchmarks/res
 	$(BIN)/python benchmarks/wudi.py
 	$(BIN)/python benchmarks/awd.py
 
-readme: $(VENV)/.ready  ## put the demo's table and the benchmarks' figures into README.md
+readme: $(VENV)/.ready  ## put the demo's table and chart into README.md
 	$(BIN)/python tools/make_readme.py $(RUN)
 
 clean:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures import random_weights, shifted, write_model
 from safetensors.torch import load_file, save_file
 
 import thetau
+from fixtures import random_weights, shifted, write_model
 from thetau.cli import main
 from thetau.cli.common import parse_fields
 from thetau.errors import RecipeError
@@ -106,6 +106,97 @@ def test_bad_input_ends_in_one_message(
     assert "Traceback" not in text
     assert not Path("x").exists()
     assert not list(folder.glob(".x*"))
+
+
+def test_the_record_of_a_run_is_a_recipe(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["merge", "--method", "wudi", "-b", "base", "-m", "a", "-m", "b", "--set", "steps=3", "--set", "lr=2e-5", "-q"]
+    assert run(capsys, *arguments, "-o", "one")[0] == 0
+    assert json.loads(Path("one/thetau.json").read_text())["recipe"]["method"]["lr"] == 2e-5
+    code, text = run(capsys, "merge", "one/thetau.json", "-q", "-o", "two")
+    assert code == 0, text
+    one, two = (load_file(f"{name}/model.safetensors") for name in ("one", "two"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_models_of_one_name_are_told_apart_whatever_their_order(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in "ab":
+        (folder / f"{name}2").mkdir()
+        (folder / name).rename(folder / f"{name}2" / "model")
+    common = ["merge", "--method", "dare_linear", "-b", "base", "-q"]
+    assert run(capsys, *common, "-m", "a2/model", "-m", "b2/model", "-o", "one")[0] == 0
+    assert run(capsys, *common, "-m", "b2/model", "-m", "a2/model", "-o", "two")[0] == 0
+    one, two = (load_file(f"{name}/model.safetensors") for name in ("one", "two"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    code, text = run(capsys, "inspect", "base", "a2/model", "b2/model", "-q", "--json", "seen.json")
+    assert code == 0, text
+    assert json.loads(Path("seen.json").read_text())["compared"] == ["a2/model", "b2/model"]
+    code, text = run(capsys, *common, "-m", "t=a2/model", "-m", "t=b2/model", "-o", "three")
+    assert code == 1
+    assert "2 different names" in text
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (["scale={per_pattern: {'*.layre.0.*': 1, '*': 0.3}}"], "scale.per_pattern: the pattern '*.layre.0.*' matches no tensor"),
+        (["scale={per_pattern: {'*.layer.0.*': 1}}"], "no pattern fits"),
+        (["scale={per_task: {a: 1, c: 2}}"], "no value for the task 'b'"),
+    ],
+)
+def test_fields_that_vary_are_checked_before_anything_is_read(
+    folder: Path, capsys: pytest.CaptureFixture[str], fields: list[str], message: str
+) -> None:
+    sets = [argument for field in fields for argument in ("--set", field)]
+    code, text = run(capsys, "merge", "--method", "task_arithmetic", *sets, "-b", "base", "-m", "a", "-m", "b", "--dry-run")
+    assert code == 1
+    assert message in text
+
+
+def test_a_pattern_that_fits_nothing_is_named_beside_one_that_fits(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = "tensors=['encoder.layre.*', 'encoder.layer.0.*']"
+    code, text = run(capsys, "merge", "--method", "wudi", "--set", tensors, "-b", "base", "-m", "a", "-o", "x")
+    assert code == 1
+    assert "tensors: the pattern 'encoder.layre.*' matches no tensor" in text
+    code, text = run(
+        capsys,
+        "merge",
+        "--method",
+        "awd",
+        "--set",
+        "then=wudi",
+        "--set",
+        "then.elsewhere=sum",
+        "-b",
+        "base",
+        "-m",
+        "a",
+        "-o",
+        "x",
+    )
+    assert code == 1
+    assert "must leave `tensors` and `elsewhere` to awd" in text
+
+
+def test_what_is_not_merged_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, text = run(capsys, "merge", "--method", "wudi", "--set", "steps=1", "-b", "base", "-m", "a", "-o", "out")
+    assert code == 0, text
+    assert "stay the base's: 'embeddings.word_embeddings.weight'" in text
+    record = json.loads(Path("out/thetau.json").read_text())
+    assert record["not_merged"]["logit_scale"] == "base"
+    assert record["not_merged"]["embeddings.position_ids"].startswith("int64")
+
+
+def test_a_damaged_model_does_not_hide_the_others(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = load_file("b/model.safetensors")
+    weights["logit_scale"] = torch.tensor(float("nan"))
+    save_file(weights, "b/model.safetensors")
+    code, text = run(capsys, "inspect", "base", "a", "b", "-q", "--tensors")
+    assert code == 0, text
+    assert "'logit_scale' holds 1 NaN" in text
+    assert "encoder.layer.1.output.dense.weight" in text
+    code, text = run(capsys, "inspect", "base", "a", "--json", "nowhere/x.json")
+    assert code == 1
+    assert "the folder nowhere does not exist" in text
 
 
 def test_inspect_tells_what_fits(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -317,7 +317,7 @@ def test_a_small_budget_is_refused_before_anything_is_written(tmp_path: Path, la
     base = thetau.open(large[0])
     engine = Engine(max_memory=10_000)
     vectors = [thetau.open(path) - base for path in large[1:]]
-    with pytest.raises(ThetauError, match=r"needs .* for the tensor '.*'; the memory budget is 0\.0 MB"):
+    with pytest.raises(ThetauError, match=r"needs .* for the tensor '.*'; the memory budget is 10\.0 kB"):
         (base + thetau.merge(vectors, METHODS[method](), engine=engine)).save(tmp_path / "out", engine=engine)
     assert leftovers(tmp_path) == []
 
@@ -329,7 +329,11 @@ def test_a_budget_that_holds_one_tensor_at_a_time_gives_the_same_bits(large: lis
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"workers": 0}, r"workers=...\)` must be at least 1. Got 0"), ({"window": 0}, "at least 1 element. Got 0")],
+    [
+        ({"workers": 0}, r"workers=...\)` must be at least 1. Got 0"),
+        ({"window": 0}, "at least 1 element. Got 0"),
+        ({"max_memory": 0}, "positive number of bytes"),
+    ],
 )
 def test_engines_that_cannot_be(fields: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -337,7 +341,14 @@ def test_engines_that_cannot_be(fields: dict[str, int], message: str) -> None:
 
 
 def test_sizes_are_told_in_gigabytes() -> None:
-    assert [gigabytes(count) for count in (0, 1e6, 99e6, 1e8, 1.5e9)] == ["0.0 MB", "1.0 MB", "99.0 MB", "0.10 GB", "1.50 GB"]
+    assert [gigabytes(count) for count in (0, 10_000, 1e6, 99e6, 1e8, 1.5e9)] == [
+        "0.0 kB",
+        "10.0 kB",
+        "1.0 MB",
+        "99.0 MB",
+        "0.10 GB",
+        "1.50 GB",
+    ]
 
 
 @pytest.mark.parametrize("method", ["average", "ties", "awd", "wudi"])

@@ -168,7 +168,7 @@ def test_closed_form_without_ridge_on_full_rank(shape: tuple[int, int, int]) -> 
 
 @pytest.mark.parametrize("shape", [(3, 16, 256), (2, 24, 64), (3, 64, 64)], ids=str)
 def test_closed_form_without_ridge_on_low_rank_is_the_minimiser_nearest_to_the_sum(shape: tuple[int, int, int]) -> None:
-    tasks, d_out, d_in = shape
+    _, d_out, d_in = shape
     basis = torch.randn(12, d_in, generator=torch.Generator().manual_seed(1))
     vectors = [v @ torch.eye(d_in)[:, :12] @ basis if d_out == d_in else v for v in task_vectors(*shape)]
     got = ours(vectors, solver="closed_form", ridge=0.0)

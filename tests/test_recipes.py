@@ -53,6 +53,14 @@ def test_all_problems_come_together() -> None:
     assert len(caught.value.problems) >= 7
 
 
+def test_every_wrong_value_is_heard_and_1e_minus_5_is_a_number(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        from_mapping({**GOOD, "method": {"name": "wudi", "steps": -1, "rows": 2.0, "lr": -1.0}})
+    assert len(caught.value.problems) == 3
+    recipe = load(write(tmp_path, "base: b\nmodels: [m]\nmethod: {name: awd, alpha: 1e-4}\n"))
+    assert recipe.method == {"name": "awd", "alpha": 1e-4}
+
+
 @pytest.mark.parametrize(
     ("method", "message"),
     [
@@ -95,7 +103,7 @@ def test_odd_yaml_is_refused(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="nowhere.yaml"):
+    with pytest.raises(RecipeError, match=r"nowhere\.yaml"):
         load(tmp_path / "nowhere.yaml")
 
 

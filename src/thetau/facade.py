@@ -27,6 +27,7 @@ from thetau.statistics import Gram
 from thetau.statistics.gram import cosines
 from thetau.vectors import Combination
 from thetau.vectors.combination import require_vector
+from thetau.vectors.identity import identities
 
 Openable = str | os.PathLike[str] | Mapping[str, Any] | nn.Module
 
@@ -161,7 +162,7 @@ def transform(
     `base + transform(vectors, Awd())[0]` is the first task's reconstructed individual (Table 6 of AWD).
     """
     merged = _merge(vectors, method, names, seed, exclude, engine)
-    order = _identities(vectors, names)
+    order = identities(vectors, names)
     return [Expression(((1.0, Part(merged, task)),), reference=merged.reference, name=task) for task in order]
 
 
@@ -211,66 +212,39 @@ def _merge(
     exclude: Sequence[str],
     engine: Engine | None,
 ) -> Merge:
-    if not isinstance(method, Method):
+    if not isinstance(method, Method) or isinstance(method, type):
         raise TypeError(f"`merge(method=...)` must be one of `thetau.methods`, such as `thetau.methods.Wudi()`. Got {method!r}.")
     if not vectors:
         raise AlignmentError("A merge needs at least one task vector. Got none.")
     for vector in vectors:
+        if not isinstance(vector, Combination):
+            raise TypeError(f"`merge(vectors=...)` must be task vectors, such as `thetau.open(path) - base`. Got {vector!r}.")
         require_vector(vector, "A merge")
-    identities = _identities(vectors, names)
-    method = _bind(method, identities)
+    tasks = identities(vectors, names)
+    method = _bind(method, tasks)
     merged = Merge(
-        dict(zip(identities, vectors, strict=True)),
+        dict(zip(tasks, vectors, strict=True)),
         method.chain(),
         label=f"{name_of(method)} of {len(vectors)} task vectors",
         seed=seed,
         exclude=exclude,
         engine=engine,
     )
-    merged.recipe = {"method": plain(method), "tasks": sorted(identities), "seed": seed, "exclude": list(exclude)}
+    merged.recipe = {"method": plain(method), "tasks": sorted(tasks), "seed": seed, "exclude": list(exclude)}
     return merged
 
 
-def _identities(vectors: Sequence[Combination], names: Sequence[str] | None) -> list[str]:
-    """A distinct name for each task: the given ones, or the vectors' own, or what was hashed from their weights."""
-    if names is not None:
-        if len(names) != len(vectors) or len(set(names)) != len(names):
-            raise RecipeError([f"`names` must be {len(vectors)} different names. Got {list(names)}."], "merge")
-        return list(names)
-    plain_names = [_own_name(vector) for vector in vectors]
-    if len(set(plain_names)) < len(plain_names):  # the same last folder in two places
-        plain_names = [
-            vector.label if plain_names.count(own) > 1 else own for vector, own in zip(vectors, plain_names, strict=True)
-        ]
-    seen: dict[str, int] = {}
-    out = []
-    for own in plain_names:
-        seen[own] = seen.get(own, 0) + 1
-        out.append(own if seen[own] == 1 else f"{own}#{seen[own]}")
-    return out
-
-
-def _own_name(vector: Combination) -> str:
-    if vector.name:
-        return vector.name
-    models = [(weight, source) for weight, source in vector.terms if weight > 0]
-    if len(models) == 1 and models[0][1].folder is not None and not isinstance(models[0][1], Merge | Part):
-        return Path(models[0][1].label).name
-    digest = "+".join(f"{weight:g}*{source.fingerprint()[:12]}" for weight, source in vector.terms)
-    return f"vector {digest}"
-
-
-def _bind(method: Method, identities: Sequence[str]) -> Method:
+def _bind(method: Method, tasks: Sequence[str]) -> Method:
     """Tuples given for fields that vary by task become values by task, in nested methods too."""
     changed: dict[str, Any] = {}
     for field in fields(method):  # type: ignore[arg-type]
         value = getattr(method, field.name)
         if isinstance(value, Method):
-            changed[field.name] = _bind(value, identities)
-        elif isinstance(value, tuple) and field.name == "scale":
-            if len(value) != len(identities):
-                raise RecipeError([f"`{field.name}` has {len(value)} values for {len(identities)} tasks."], "merge")
-            changed[field.name] = PerTask(dict(zip(identities, value, strict=True)))
+            changed[field.name] = _bind(value, tasks)
+        elif isinstance(value, tuple | list) and field.name == "scale":
+            if len(value) != len(tasks):
+                raise RecipeError([f"`{field.name}` has {len(value)} values for {len(tasks)} tasks."], "merge")
+            changed[field.name] = PerTask(dict(zip(tasks, value, strict=True)))
     return replace(method, **changed) if changed else method  # type: ignore[type-var]
 
 
@@ -313,17 +287,30 @@ def _warn(report: Report) -> Report:
 
 
 def from_recipe(recipe: Recipe, *, engine: Engine | None = None) -> Expression:
-    """What a recipe describes, lazily: the merged model, or the merged task vector."""
-    base = open(recipe.base)
-    vectors, names = [], []
-    for entry in recipe.entries():
-        model = open(entry.path, base=base, name=entry.name)
-        vectors.append(as_vector(model, base))
-        names.append(entry.name or model.name or entry.path)
+    """What a recipe describes, lazily: the merged model, or the merged task vector.
+
+    Raises:
+        AlignmentError: the base is a task vector, or models do not fit it.
+    """
+    base = open_base(recipe.base)
+    vectors = [as_vector(open(entry.path, base=base, name=entry.name), base) for entry in recipe.entries()]
     method_name, values = split_method(recipe.method)
-    given = names if len(set(names)) == len(names) else None
-    merged = merge(vectors, build(method_name, values), names=given, seed=recipe.seed, exclude=recipe.exclude, engine=engine)
+    merged = merge(vectors, build(method_name, values), seed=recipe.seed, exclude=recipe.exclude, engine=engine)
     return base + merged if recipe.output == "model" else merged
+
+
+def open_base(what: Openable) -> Expression:
+    """Open a checkpoint that others are measured from.
+
+    Raises:
+        AlignmentError: it is a task vector.
+    """
+    base = open(what)
+    if not base.is_model:
+        raise AlignmentError(
+            f"{base.label} is a task vector and cannot be the base. Give the model that the others were fine-tuned from."
+        )
+    return base
 
 
 def as_vector(what: Expression, base: Expression) -> Expression:

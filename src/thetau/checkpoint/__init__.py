@@ -4,6 +4,7 @@ from thetau.checkpoint.align import Alignment as Alignment
 from thetau.checkpoint.align import align as align
 from thetau.checkpoint.align import check_patterns as check_patterns
 from thetau.checkpoint.align import matches as matches
+from thetau.checkpoint.align import named as named
 from thetau.checkpoint.dtypes import FLOATS as FLOATS
 from thetau.checkpoint.dtypes import dtype_name as dtype_name
 from thetau.checkpoint.naming import Kind as Kind

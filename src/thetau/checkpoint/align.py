@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -38,9 +38,13 @@ class _Findings:
     notes: list[str] = field(default_factory=list)
 
     def several(self, head: str, names: Sequence[str], tail: str, into: list[str]) -> None:
-        if names:
-            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-            into.append(f"{head}: {', '.join(repr(n) for n in names[:SHOWN])}{more}. {tail}".rstrip())
+        into += named(head, names, tail)
+
+
+def named(head: str, names: Sequence[str], tail: str = "") -> list[str]:
+    """One sentence about some tensors that names the first of them; none where there are none."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return [f"{head}: {', '.join(repr(n) for n in names[:SHOWN])}{more}. {tail}".rstrip()] if names else []
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
@@ -73,9 +77,17 @@ def align(reference: Mapping[str, Spec], label: str, sources: Sequence[Source], 
     found = _Findings()
     everything = [*reference, *(name for source in sources for name in source.specs)]
     found.problems += check_patterns(exclude, everything, "exclude")
-    excluded = [name for name in reference if matches(name, exclude)]
+    renames = {source.key: _prefix(reference, source, found) for source in sources}
+    out = {
+        name for name in reference if matches(name, exclude) or any(matches(rename(name), exclude) for rename in renames.values())
+    }
+    excluded = [name for name in reference if name in out]
     kept = dict.fromkeys(excluded, "excluded by the recipe")
-    maps = {source.key: _map_names(reference, label, source, sources, exclude, found) for source in sources}
+    maps = {}
+    for source in sources:
+        rename = renames[source.key]
+        gone = out | {name for name in source.specs if matches(name, exclude)} | {rename(name) for name in out}
+        maps[source.key] = _map_names(reference, label, source, sources, rename, gone, found)
     for name, spec in reference.items():
         if name not in kept and not spec.dtype.is_floating_point:
             kept[name] = _buffer(name, spec, sources, maps)
@@ -91,11 +103,17 @@ def align(reference: Mapping[str, Spec], label: str, sources: Sequence[Source], 
 
 
 def _map_names(
-    reference: Mapping[str, Spec], label: str, source: Source, sources: Sequence[Source], exclude: Sequence[str], found: _Findings
+    reference: Mapping[str, Spec],
+    label: str,
+    source: Source,
+    sources: Sequence[Source],
+    rename: _Rename,
+    gone: Set[str],
+    found: _Findings,
 ) -> dict[str, str]:
-    rename = _prefix(reference, source, found)
+    """Reference name → source name; `gone` are the excluded names, in either spelling."""
     mapping = {name: rename(name) for name in reference if rename(name) in source.specs}
-    missing = [name for name in reference if name not in mapping and not matches(name, exclude)]
+    missing = [name for name in reference if name not in mapping and name not in gone]
     buffers = [name for name in missing if not reference[name].dtype.is_floating_point]
     if not source.partial:
         head = f"{source.label}: lacks {len(buffers)} buffers of {label}, which are not merged"
@@ -115,7 +133,7 @@ def _map_names(
             found.problems,
         )
     used = set(mapping.values())
-    extra = [name for name in source.specs if name not in used and not matches(name, exclude)]
+    extra = [name for name in source.specs if name not in used and name not in gone]
     ties = {name: twin for name in extra if (twin := _twin(source, name)) in used}
     for name, twin in ties.items():
         found.notes.append(f"{source.label}: {name!r} is tied to {twin!r} and adds nothing.")
@@ -129,10 +147,10 @@ def _map_names(
         f"If they are a task's head, leave them out: `exclude: [pattern]` (`--exclude`).{hint}",
         found.problems,
     )
-    dropped = [name for name in source.specs if name not in used and matches(name, exclude)]
+    dropped = [name for name in source.specs if name not in used and name in gone]
     found.several(f"{source.label}: {len(dropped)} tensors are excluded and left out", dropped, "", found.notes)
     for name, theirs in mapping.items():
-        if not matches(name, exclude):
+        if name not in gone:
             _check(reference[name], label, source.specs[theirs], source.label, found)
     return mapping
 

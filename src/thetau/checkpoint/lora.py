@@ -71,8 +71,12 @@ class LoraSource:
         self._weights: Source = open_file(weights) if weights == safe else open_torch(weights)
         self._deltas = _deltas(self.label, config, self._weights.specs, base)
         self.specs = {name: replace(spec, file=str(weights)) for name, spec in base.specs.items() if name in self._deltas}
+        used = {name for delta in self._deltas.values() for name in (delta.a, delta.b, delta.magnitude, delta.replace)}
+        for name, spec in self._weights.specs.items():
+            if name not in used:
+                self.specs[saved_name(name)] = replace(spec, name=saved_name(name))
         self.key = f"lora:{self._weights.key}:{base.key}"
-        self.notes = (f"{folder}: LoRA adapter, restored over {base.label} in {len(self.specs)} tensors.",)
+        self.notes = (f"{folder}: LoRA adapter, restored over {base.label} in {len(self._deltas)} tensors.",)
         self._check_shapes()
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
@@ -107,6 +111,16 @@ class LoraSource:
     def fingerprint(self) -> str:
         """That of the adapter's own file."""
         return self._weights.fingerprint()
+
+    def header_hashes(self) -> dict[str, str]:
+        """Those of the adapter's own file."""
+        found: dict[str, str] = getattr(self._weights, "header_hashes", dict)()
+        return found
+
+    def changed_files(self) -> list[str]:
+        """The adapter's file, if it is no longer what was opened."""
+        found: list[str] = getattr(self._weights, "changed_files", list)()
+        return found
 
     def _check_shapes(self) -> None:
         shapes = {name: spec.shape for name, spec in self._weights.specs.items()}
@@ -205,10 +219,15 @@ def _deltas(label: str, config: Mapping[str, Any], specs: Mapping[str, Spec], ba
             if match[2]:
                 parts[match[1]]["embedding"] = "yes"
             continue
-        target = _base_name(path.replace(".modules_to_save.", ".").replace(".base_layer.", "."), base)
+        target = _base_name(saved_name(name), base)
+        if target is None and ".lora_" in name:
+            problems.append(
+                f"{label}: {name!r} is a part of LoRA that thetau does not know. Merge the adapter with PEFT's `merge_and_unload` first."
+            )
+            continue
         if target is None:
-            problems.append(f"{label}: {name!r} names no tensor of the base {base.label}.{nearest(path, base.specs)}")
-        elif target in found:
+            continue  # a head that the base lacks: alignment says so, or `exclude` names it
+        if target in found:
             problems.append(f"{label}: {name!r} and {found[target].replace!r} both stand for {target!r}.")
         else:
             found[target] = _Delta(replace=name)
@@ -243,6 +262,11 @@ def _deltas(label: str, config: Mapping[str, Any], specs: Mapping[str, Spec], ba
     if problems:
         raise AlignmentError("\n".join(problems))
     return found
+
+
+def saved_name(name: str) -> str:
+    """What a module calls a tensor that an adapter saves whole."""
+    return name.removeprefix(PREFIX).replace(".modules_to_save.", ".").replace(".base_layer.", ".")
 
 
 def _base_name(path: str, base: Source) -> str | None:

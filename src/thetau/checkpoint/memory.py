@@ -68,7 +68,8 @@ def _place(item: tuple[str, Tensor]) -> tuple[object, ...]:
     """Where a tensor lies: two openings of the same memory are the same weights."""
     name, tensor = item
     place = tensor.data_ptr() if tensor.numel() else 0
-    return name, place, tuple(tensor.shape), tensor.stride(), tensor.dtype, str(tensor.device)
+    version = 0 if tensor.is_inference() else tensor._version  # moves when a tensor is changed in place
+    return name, place, version, tuple(tensor.shape), tensor.stride(), tensor.dtype, str(tensor.device)
 
 
 def from_mapping(tensors: Mapping[Any, Any], label: str) -> MemorySource:

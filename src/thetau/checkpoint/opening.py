@@ -37,6 +37,8 @@ def open_source(what: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | S
         return from_mapping(what, f"state dict of {len(what)} tensors")
     if isinstance(what, Source):
         return what
+    if not isinstance(what, str | os.PathLike):
+        raise TypeError(f"`open` takes a path, a hub id, a state dict or a module. Got {type(what).__name__}.")
     text = os.fspath(what)
     path = Path(text)
     if text and not text.startswith(HUB_PREFIX) and exists(path):

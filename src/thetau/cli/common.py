@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from thetau.errors import RecipeError
+from thetau.errors import OutputError, RecipeError
 
 if TYPE_CHECKING:
     from thetau.engine.executor import Engine
@@ -85,6 +84,16 @@ def summary(report: Report, *, quiet: bool) -> None:
     console.print(Text(f"{report.path}: {report.tensors} tensors, {gigabytes(report.nbytes)}", style="bold"))
 
 
+def check_folder(path: Path | None) -> None:
+    """Refuse a file whose folder does not exist, before the work and not after it.
+
+    Raises:
+        OutputError: it does not.
+    """
+    if path is not None and not path.parent.is_dir():
+        raise OutputError(f"{path}: the folder {path.parent} does not exist. Make it, then run again.")
+
+
 def parse_fields(given: Sequence[str]) -> dict[str, Any]:
     """`["density=0.1", "then.density=0.2"]` → nested mapping; values are YAML.
 
@@ -92,6 +101,8 @@ def parse_fields(given: Sequence[str]) -> dict[str, Any]:
         RecipeError: an entry has no `=`, or its value is not YAML.
     """
     import yaml
+
+    from thetau.recipes.reading import parse_yaml
 
     out: dict[str, Any] = {}
     problems = []
@@ -101,13 +112,10 @@ def parse_fields(given: Sequence[str]) -> dict[str, Any]:
             problems.append(f"{entry!r} is not of the form field=value.")
             continue
         try:
-            value = yaml.safe_load(text)
+            value = parse_yaml(text)
         except yaml.YAMLError as error:
             problems.append(f"{entry!r}: {' '.join(str(error).split())}")
             continue
-        if isinstance(value, str):
-            with contextlib.suppress(ValueError):
-                value = float(value)  # YAML reads 1e-3 as text
         place = out
         *path, last = key.split(".")
         for part in path:

@@ -27,6 +27,10 @@ def evaluate(
     thetau evaluate --model merged --task sms_spam --task qnli
     """
     import json as serialiser
+
+    from thetau.cli.common import check_folder
+
+    check_folder(json)
     from dataclasses import asdict
 
     from thetau.evaluate import Evaluator, average

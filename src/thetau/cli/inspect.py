@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from thetau.cli.common import Exclude, Quiet, Workers, engine
+from thetau.cli.common import Exclude, Quiet, Workers, check_folder, engine
 
 if TYPE_CHECKING:
     from thetau.diagnostics import Inspection
@@ -17,6 +17,7 @@ def inspect(
     base: Annotated[str, typer.Argument(help="The base: folder, file or hub id.")],
     models: Annotated[list[str] | None, typer.Argument(help="Fine-tuned models, LoRA adapters or saved task vectors.")] = None,
     exclude: Exclude = None,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor: shape, dtype, kind, norms.")] = False,
     json: Annotated[Path | None, typer.Option("--json", help="Write the result here as JSON too.")] = None,
     workers: Workers = None,
     quiet: Quiet = False,
@@ -29,8 +30,10 @@ def inspect(
 
     from thetau.diagnostics import inspect as look
     from thetau.facade import open as open_weights
+    from thetau.facade import open_base
 
-    opened = open_weights(base)
+    check_folder(json)
+    opened = open_base(base)
     result = look(
         opened,
         [open_weights(model, base=opened) for model in models or []],
@@ -39,11 +42,11 @@ def inspect(
     )
     if json is not None:
         json.write_text(serialiser.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
-    show(result)
+    show(result, tensors=tensors)
 
 
-def show(result: Inspection) -> None:
-    """Print an inspection."""
+def show(result: Inspection, *, tensors: bool = False) -> None:
+    """Print an inspection; every tensor too where asked."""
     from rich.console import Console
     from rich.table import Table
 
@@ -69,11 +72,19 @@ def show(result: Inspection) -> None:
             *(f"{part.shift[name]:.4f}" for name in result.compared),
         )
     console.print(kinds)
+    if tensors:
+        console.print()
+        every = Table("tensor", "shape", "dtype", "kind", "‖θ₀‖", *result.compared, box=None, pad_edge=False)
+        for row in result.tensors:
+            norm = f"{row.norm:.4g}" if row.norm is not None else "–"
+            shifts = (f"{row.shift[name]:.4f}" if name in row.shift else "–" for name in result.compared)
+            every.add_row(row.name, str(list(row.shape)), row.dtype, row.kind, norm, *shifts)
+        console.print(every)
     if len(result.compared) > 1:
         console.print("\ncosine of the task vectors")
         cosine = Table("", *result.compared, box=None, pad_edge=False)
-        for name, row in zip(result.compared, result.cosine, strict=True):
-            cosine.add_row(name, *(f"{value:+.3f}" for value in row))
+        for name, values in zip(result.compared, result.cosine, strict=True):
+            cosine.add_row(name, *(f"{value:+.3f}" for value in values))
         console.print(cosine)
     for model in (result.base, *result.models):
         for problem in model.problems:

@@ -10,6 +10,8 @@ import typer
 from thetau.cli.common import Dtype, Exclude, MaxMemory, Quiet, Workers, engine, parse_fields, save
 from thetau.errors import RecipeError
 
+LONG = 600.0  # seconds of arithmetic from which a run shows its plan first
+
 
 def merge(
     recipe: Annotated[Path | None, typer.Argument(help="A recipe in YAML; or give its parts as options.")] = None,
@@ -46,6 +48,8 @@ def merge(
 
     prints what was left out, what is tied, norms that look wrong, and: merged: 103 tensors, 90.9 MB
     """
+    from thetau.cli.plan import show
+    from thetau.engine.plan import plan
     from thetau.facade import dtype_of, from_recipe
     from thetau.methods import build, plain
     from thetau.recipes import from_mapping, load
@@ -74,14 +78,14 @@ def merge(
         chosen = from_mapping(given, "options")
     machine = engine(workers, max_memory, quiet)
     expression = from_recipe(chosen, engine=machine)
+    planned = plan(expression, engine=machine, dtype=dtype_of(chosen.dtype))
     if dry_run:
-        from thetau.cli.plan import show
-        from thetau.engine.plan import plan
-
-        show(plan(expression, engine=machine, dtype=dtype_of(chosen.dtype)))
+        show(planned)
         return
     if out is None:
         raise RecipeError(["`--out` is missing: where shall the result go?"], "options")
+    if planned.seconds > LONG:
+        show(planned, to_stderr=True)  # nobody should find out after an hour that a solver takes days
     options = {"engine": machine, "dtype": chosen.dtype, "shard_bytes": parse_size(chosen.shard_size)}
     name, values = split_method(chosen.method)
     complete = {**chosen.model_dump(), "method": plain(build(name, values))}  # defaults too, so that the run can be repeated

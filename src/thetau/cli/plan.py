@@ -8,14 +8,14 @@ if TYPE_CHECKING:
     from thetau.engine.plan import Plan
 
 
-def show(plan: Plan) -> None:
-    """Print passes, bytes, memory, operations, and cheaper solvers where the arithmetic is long."""
+def show(plan: Plan, *, to_stderr: bool = False) -> None:
+    """Print passes, bytes, memory, operations, and what the other solvers of a method would cost."""
     from rich.console import Console
     from rich.table import Table
 
     from thetau.engine.executor import gigabytes
 
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, stderr=to_stderr)
     table = Table("pass", "reads", "memory in flight", box=None, pad_edge=False)
     for index, one in enumerate(plan.passes, 1):
         table.add_row(f"{index}. {one.what}", gigabytes(one.read), gigabytes(one.memory))
@@ -24,8 +24,7 @@ def show(plan: Plan) -> None:
     if plan.flops:
         console.print(f"matrix solvers: {plan.flops:.2g} operations, {duration(plan.seconds)} on this machine", highlight=False)
         for name, flops in plan.alternatives:
-            if flops < plan.flops:
-                console.print(f"  {name}: {flops:.2g} operations, {duration(flops / plan.rate)}", highlight=False, markup=False)
+            console.print(f"  {name}: {flops:.2g} operations, {duration(flops / plan.rate)}", highlight=False, markup=False)
 
 
 def duration(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +17,15 @@ if TYPE_CHECKING:
 vector_app = typer.Typer(help="Task vectors as files: extract, add, negate, analogy, apply, info.", no_args_is_help=True)
 
 Model = Annotated[str, typer.Option("--model", "-m", help="Fine-tuned model, LoRA adapter or saved task vector.")]
-Scale = Annotated[float, typer.Option("--scale", "-s", help="λ, by which the task vector is multiplied.")]
+
+
+def _finite(value: float | list[float] | None) -> float | list[float] | None:
+    if not all(map(math.isfinite, value if isinstance(value, list) else [value or 0.0])):
+        raise RecipeError([f"`--scale` must be a finite number. Got {value}."], "options")
+    return value
+
+
+Scale = Annotated[float, typer.Option("--scale", "-s", callback=_finite, help="λ, by which the task vector is multiplied.")]
 AsVector = Annotated[bool, typer.Option("--vector-only", help="Write the task vector instead of the model.")]
 
 
@@ -45,7 +54,8 @@ def add(
     vector: Annotated[list[str], typer.Option("--vector", "-v", help="Task vector, model or adapter; repeat.")],
     out: Out,
     scale: Annotated[
-        list[float] | None, typer.Option("--scale", "-s", help="λ: one for all, or one a vector in their order.")
+        list[float] | None,
+        typer.Option("--scale", "-s", callback=_finite, help="λ: one for all, or one a vector in their order."),
     ] = None,
     vector_only: AsVector = False,
     exclude: Exclude = None,
@@ -160,10 +170,10 @@ def info(
 
 def _operands(base: str, operands: list[str]) -> tuple[Expression, list[Expression]]:
     """The base, and each operand as a task vector: a saved one, or a model minus the base."""
-    from thetau.facade import as_vector
+    from thetau.facade import as_vector, open_base
     from thetau.facade import open as open_weights
 
-    opened = open_weights(base)
+    opened = open_base(base)
     return opened, [as_vector(open_weights(operand, base=opened), opened) for operand in operands]
 
 

@@ -12,10 +12,10 @@ import torch
 from thetau.checkpoint import dtype_name, kind_of
 from thetau.engine.executor import Engine
 from thetau.engine.guard import FAR
-from thetau.errors import AlignmentError
+from thetau.errors import AlignmentError, CheckpointError
 from thetau.facade import Expression, as_vector, grams
 from thetau.statistics.gram import cosines
-
+from thetau.vectors.identity import identities
 
 ALIKE = 0.9  # mean cosine between task vectors above which they share one direction
 
@@ -28,6 +28,18 @@ class Part:
     tensors: int
     parameters: int
     norm: float
+    shift: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorRow:
+    """One tensor of the base: what it is, its norm, and ‖τ‖/‖θ₀‖ of each model on it; no norm where it does not take part."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    kind: str
+    norm: float | None
     shift: Mapping[str, float]
 
 
@@ -53,6 +65,7 @@ class Inspection:
     base: Model
     models: tuple[Model, ...]
     parts: tuple[Part, ...]
+    tensors: tuple[TensorRow, ...]
     compared: tuple[str, ...]
     cosine: tuple[tuple[float, ...], ...]
 
@@ -91,34 +104,45 @@ def inspect(
     """One streaming pass over the base and every model that fits it.
 
     Raises:
-        CheckpointError: a tensor that is read holds NaN or infinite values.
+        CheckpointError: the base itself holds NaN or infinite values; a model that does is described with that problem.
     """
-    fitting: list[tuple[str, Expression]] = []
-    found: list[Model] = []
-    for model in models:
-        name = model.name or model.label
+    names = identities(models)
+    fitting: dict[str, Expression] = {}
+    problems: dict[str, tuple[str, ...]] = {}
+    for name, model in zip(names, models, strict=True):
         try:
             vector = as_vector(model, base)
             _align(base, vector, exclude)
         except AlignmentError as error:
-            found.append(_describe(name, model, problems=tuple(str(error).splitlines())))
+            problems[name] = tuple(str(error).splitlines())
         else:
-            fitting.append((name, vector))
-            found.append(_describe(name, model))
-    totals = grams([base, *(vector for _, vector in fitting)], exclude=exclude, engine=engine)
+            fitting[name] = vector
+    try:
+        totals = grams([base, *fitting.values()], exclude=exclude, engine=engine)
+    except CheckpointError:  # a damaged one must not hide the others
+        for name, vector in list(fitting.items()):
+            try:
+                vector.norm(exclude=exclude, engine=engine)
+            except CheckpointError as error:
+                problems[name] = (str(error),)
+                del fitting[name]
+        totals = grams([base, *fitting.values()], exclude=exclude, engine=engine)
     gram = torch.stack([totals[name] for name in sorted(totals)]).sum(0)
     theta = math.sqrt(float(gram[0, 0]))
-    for index, (name, _) in enumerate(fitting, 1):
-        norm = math.sqrt(float(gram[index, index]))
-        place = next(i for i, model in enumerate(found) if model.name == name and model.norm is None and not model.problems)
-        shift = norm / theta if theta else math.inf
-        found[place] = Model(**{**asdict(found[place]), "norm": norm, "shift": shift, "fits_base": shift <= FAR})
-    names = tuple(name for name, _ in fitting)
-    matrix = cosines(gram[1:, 1:]).tolist() if names else []
-    parts = _parts(base, totals, names)
-    described = _describe(base.name or base.label, base)
-    whole = Model(**{**asdict(described), "norm": theta})
-    return Inspection(base=whole, models=tuple(found), parts=parts, compared=names, cosine=tuple(map(tuple, matrix)))
+    norms = {name: math.sqrt(float(gram[index, index])) for index, name in enumerate(fitting, 1)}
+    described = [
+        _describe(name, model, norm=norms.get(name), theta=theta, problems=problems.get(name, ()))
+        for name, model in zip(names, models, strict=True)
+    ]
+    compared = tuple(fitting)
+    return Inspection(
+        base=_describe(base.name or base.label, base, norm=theta),
+        models=tuple(described),
+        parts=_parts(base, totals, compared),
+        tensors=_tensors(base, totals, compared),
+        compared=compared,
+        cosine=tuple(map(tuple, cosines(gram[1:, 1:]).tolist())) if compared else (),
+    )
 
 
 def _align(base: Expression, vector: Expression, exclude: Sequence[str]) -> None:
@@ -128,14 +152,39 @@ def _align(base: Expression, vector: Expression, exclude: Sequence[str]) -> None
     align(base.specs(), base.label, list(sources.values()), exclude)
 
 
-def _describe(name: str, model: Expression, problems: tuple[str, ...] = ()) -> Model:
+def _describe(
+    name: str, model: Expression, *, norm: float | None = None, theta: float | None = None, problems: tuple[str, ...] = ()
+) -> Model:
     specs = model.terms[-1][1].specs if model.terms else {}
     dtypes: dict[str, int] = {}
     for spec in specs.values():
         dtypes[dtype_name(spec.dtype)] = dtypes.get(dtype_name(spec.dtype), 0) + 1
-    notes = tuple(note for _, source in model.terms for note in source.notes)
-    parameters = sum(spec.elements for spec in specs.values())
-    return Model(name=name, tensors=len(specs), parameters=parameters, dtypes=dtypes, notes=notes, problems=problems)
+    shift = None if norm is None or theta is None else norm / theta if theta else math.inf
+    return Model(
+        name=name,
+        tensors=len(specs),
+        parameters=sum(spec.elements for spec in specs.values()),
+        dtypes=dtypes,
+        norm=norm,
+        shift=shift,
+        fits_base=None if shift is None else shift <= FAR,
+        notes=tuple(note for _, source in model.terms for note in source.notes),
+        problems=problems,
+    )
+
+
+def _tensors(base: Expression, totals: Mapping[str, torch.Tensor], names: Sequence[str]) -> tuple[TensorRow, ...]:
+    specs = base.specs()
+    rows = []
+    for name, spec in specs.items():
+        gram = totals.get(name)
+        theta = None if gram is None else math.sqrt(float(gram[0, 0]))
+        shift = {}
+        if gram is not None and theta:
+            shift = {model: math.sqrt(float(gram[i, i])) / theta for i, model in enumerate(names, 1)}
+        kind = kind_of(name, spec.shape).value
+        rows.append(TensorRow(name=name, shape=spec.shape, dtype=dtype_name(spec.dtype), kind=kind, norm=theta, shift=shift))
+    return tuple(rows)
 
 
 def _parts(base: Expression, totals: Mapping[str, torch.Tensor], names: Sequence[str]) -> tuple[Part, ...]:

@@ -65,6 +65,8 @@ class Engine:
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise ValueError(f"`Engine(workers=...)` must be at least 1. Got {self.workers}.")
+        if not isinstance(self.max_memory, int) or self.max_memory < 1:
+            raise ValueError(f"`Engine(max_memory=...)` must be a positive number of bytes. Got {self.max_memory!r}.")
         if self.window < 1:
             raise ValueError(f"`Engine(window=...)` must be at least 1 element. Got {self.window}.")
 
@@ -154,5 +156,7 @@ class _Held:
 
 
 def gigabytes(count: float) -> str:
-    """`"1.50 GB"`; below a tenth of one, in MB."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+    """`"1.50 GB"`, or in MB or kB where it is less than a tenth of the larger unit."""
+    if count >= 1e8:
+        return f"{count / 1e9:.2f} GB"
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"

@@ -78,7 +78,9 @@ class Guard:
     def norms(self) -> dict[str | None, float]:
         """Norm of each task vector that was read, and of the base under None; the same whatever the order of the tensors."""
         squares: dict[str | None, list[float]] = {}
-        for (task, _), (_, square) in self._seen.items():
+        with self._lock:
+            seen = list(self._seen.items())
+        for (task, _), (_, square) in seen:
             squares.setdefault(task, []).append(square)
         return {task: math.sqrt(math.fsum(parts)) for task, parts in squares.items()}
 
@@ -96,7 +98,9 @@ class Guard:
     def notes(self) -> list[str]:
         """A sentence for each task whose vector is all zero."""
         norms = self.norms()
-        return [f"{task}: its task vector is all zero." for task in self.tasks if norms.get(task) == 0]
+        return [
+            f"{task}: its task vector is all zero in the tensors that were merged." for task in self.tasks if norms.get(task) == 0
+        ]
 
 
 def refuse_nonfinite(source: Source, name: str) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thetau.checkpoint import Source, Spec, align, kind_of, layer_of, view_of
+from thetau.checkpoint import Source, Spec, align, check_patterns, kind_of, layer_of, named, view_of
 from thetau.engine import compiled
+from thetau.engine.check import check_fields
 from thetau.engine.executor import Engine, Item
 from thetau.engine.guard import Guard
 from thetau.engine.sums import sum_in_order
@@ -60,7 +61,7 @@ class Merge:
         self._lock = threading.Lock()
         self.states: list[State] | None = None
         self.recipe: dict[str, Any] = {}  # for the provenance of what is saved
-        self.selected  # noqa: B018 - a selection that fits nothing is an error now, not at the first read
+        check_fields(chain, self.alignment.names, [self.site(name) for name in self.selected])
 
     @cached_property
     def specs(self) -> dict[str, Spec]:
@@ -77,17 +78,24 @@ class Merge:
             AlignmentError: there is none.
         """
         specs = self.alignment.specs
+        selection = self.chain.selection
         found = [
             n
             for n in self.alignment.names
-            if self.chain.selection.takes(n, specs[n].shape, kind_of(n, specs[n].shape)) and specs[n].elements
+            if selection.takes(n, specs[n].shape, kind_of(n, specs[n].shape)) and specs[n].elements
         ]
         if self.chain.access == "stream":
             found = [n for n in found if len(specs[n].shape) >= 2]
         if not found:
-            raise AlignmentError(
-                f"{self.label}: no tensor fits `tensors: {self.chain.selection.tensors}`. See the names with `thetau inspect`."
+            patterns = (
+                []
+                if selection.tensors in ("all", "linear")
+                else [selection.tensors]
+                if isinstance(selection.tensors, str)
+                else selection.tensors
             )
+            near = "".join(f" {problem}" for problem in check_patterns(patterns, self.alignment.names, "tensors"))
+            raise AlignmentError(f"{self.label}: no tensor fits {selection}.{near} `thetau inspect --tensors` lists the names.")
         return tuple(sorted(found))
 
     @cached_property
@@ -95,13 +103,18 @@ class Merge:
         """The same as a set."""
         return frozenset(self.selected)
 
+    @cached_property
+    def outside(self) -> tuple[str, ...]:
+        """The aligned tensors that the chain does not act on."""
+        return tuple(name for name in self.alignment.names if name not in self.chosen)
+
     @property
     def notes(self) -> tuple[str, ...]:
         """What the alignment and the tasks have to say; of the norms, once something was read."""
         inner = [note for source in self.sources for note in source.notes]
-        rest = [name for name in self.alignment.names if name not in self.chosen]
         what = {"base": "stay the base's", "mean": "are averaged", "sum": "are summed"}[self.chain.selection.elsewhere]
-        outside = [f"{len(rest)} tensors outside `tensors: {self.chain.selection.tensors}` {what}."] if rest else []
+        matrices = "matrices of " if self.chain.access == "stream" else ""
+        outside = named(f"{len(self.outside)} tensors that are no {matrices}{self.chain.selection} {what}", self.outside)
         if self.states is None:
             return (*inner, *self.alignment.notes, *outside)
         said = [

@@ -68,10 +68,18 @@ class Output:
         alignment = align(combination.specs(), label, list(sources.values()), exclude)
         reading = Reading(alignment, [combination])
         vector = combination.is_vector
+        # What a merge leaves out by name goes over from the base as it is.
+        same = [s for s in sources.values() if isinstance(s, Merge) and s.reference is not None and reference is not None]
+        inherited = {
+            name
+            for s in same
+            if s.reference is not None and reference is not None and s.reference.key == reference.key
+            for name in s.alignment.kept
+        }
         specs: dict[str, Spec] = {}
         copied: dict[str, Source] = {}
         for name, spec in alignment.specs.items():
-            if name in alignment.kept:
+            if name in alignment.kept or name in inherited:
                 if not vector and reference is not None and reference.degree == 1:
                     specs[name], copied[name] = spec, reference
                 continue
@@ -271,6 +279,7 @@ def _record(output: Output, reference: Source | None, provenance: Mapping[str, A
         {"path": source.label, "fingerprint": source.fingerprint(), "headers": getattr(source, "header_hashes", dict)()}
         for source in _leaves(output.combination, reference)
     ]
+    merges = [source for source in output.merges if isinstance(source, Merge)]
     recipe = provenance.get("recipe") or {"expression": output.combination.label}
     return {
         "thetau": __version__,
@@ -278,6 +287,8 @@ def _record(output: Output, reference: Source | None, provenance: Mapping[str, A
         "recipe": recipe,
         "seed": provenance.get("seed", 0),
         "base": reference.label if reference is not None else None,
+        "not_merged": dict(output.alignment.kept)
+        | {name: str(merge.chain.selection.elsewhere) for merge in merges for name in merge.outside},
         "inputs": inputs,
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
@@ -309,7 +320,8 @@ def _report(output: Output, path: Path | None, reference: Source | None) -> Repo
     base = reference.label if reference is not None else "the base"
     for source in output.combination.sources():
         notes += source.notes
-    notes += output.alignment.notes
+    if not output.merges:  # a merge has said it, of all its models
+        notes += output.alignment.notes
     notes += output.guard.notes()
     warnings += output.guard.warnings(base)
     for source in output.merges:

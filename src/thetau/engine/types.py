@@ -20,7 +20,7 @@ from thetau.checkpoint.naming import Kind
 from thetau.engine.random import element_bits, stream_keys
 from thetau.errors import RecipeError, nearest
 
-Access = Literal["block", "stream", "whole"]
+Access = Literal["block", "stream"]
 State = Any
 
 
@@ -193,6 +193,10 @@ class Selection:
 
     tensors: str | tuple[str, ...] = "all"
     elsewhere: Literal["base", "mean", "sum"] = "base"
+
+    def __str__(self) -> str:
+        chosen = self.tensors if isinstance(self.tensors, str) else ", ".join(self.tensors)
+        return f"`tensors: {chosen}`"
 
     def takes(self, name: str, shape: tuple[int, ...], kind: Kind) -> bool:
         """Whether the chain acts on this tensor."""

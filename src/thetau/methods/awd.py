@@ -45,6 +45,11 @@ class Awd:
     def __post_init__(self) -> None:
         if not isinstance(self.then, Method):
             raise ValueError(f"`Awd(then=...)` must be a method. Got {self.then!r}.")
+        inner = self.then.chain().selection
+        if inner not in (Selection(), type(self.then)().chain().selection):
+            raise ValueError(
+                f"`Awd(then=...)` must leave `tensors` and `elsewhere` to awd, which disentangles the same tensors. Got {inner} in `then`."
+            )
         number("Awd", "alpha", self.alpha, "a number of at least 0", low=0)
         choice("Awd", "scope", self.scope, ("vector", "tensor", "row"))
         choice("Awd", "solver", self.solver, ("gram", "adam"))

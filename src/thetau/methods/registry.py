@@ -114,6 +114,11 @@ def build(name: str, values: Mapping[str, Any]) -> Method:
                 problems += [f"{name}.{key}: {problem}" for problem in error.problems]
             except (TypeError, ValueError) as error:
                 problems.append(f"{name}.{key}: {error}")
+    for key, value in given.items():  # one by one, so that every field is heard
+        try:
+            cls(**{key: value})
+        except (TypeError, ValueError) as error:
+            problems.append(str(error))
     if not problems:
         try:
             method: Method = cls(**given)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from thetau.errors import RecipeError, nearest
+from thetau.recipes.reading import parse_yaml
 from thetau.recipes.schema import ModelEntry, Recipe
 
 LIMIT = 1_000_000  # bytes; a recipe is a page, not a data set
@@ -24,7 +25,7 @@ def load(path: Path) -> Recipe:
     try:
         if path.stat().st_size > LIMIT:
             raise RecipeError([f"a recipe has at most {LIMIT} bytes. Got {path.stat().st_size}."], str(path))
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError([f"cannot be read: {error}."], str(path)) from error
     except (yaml.YAMLError, RecursionError) as error:
@@ -42,6 +43,8 @@ def from_mapping(content: Any, where: str = "recipe", folder: Path | None = None
 
     if not isinstance(content, Mapping):
         raise RecipeError([f"must be a mapping with base, models and method. Got {type(content).__name__}."], where)
+    if isinstance(content.get("recipe"), Mapping) and "thetau" in content:  # the thetau.json of an output: run it again
+        content = content["recipe"]
     problems: list[str] = []
     recipe: Recipe | None = None
     try:
@@ -101,20 +104,3 @@ def _problems(error: ValidationError) -> list[str]:
             message = item["msg"].removeprefix("Value error, ")
             found.setdefault(where, f"{where}: {message}. Got {item['input']!r}.")
     return list(found.values())
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe, without aliases (no bombs), and with every key at most once."""
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (`*name`) are not allowed in a recipe; write the value out")
-        node: yaml.Node | None = super().compose_node(parent, index)
-        return node
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = [key for index, key in enumerate(keys) if key in keys[:index]]
-        if twice:
-            raise yaml.YAMLError(f"the key {twice[0]!r} stands twice{node.start_mark}")
-        return super().construct_mapping(node, deep)

@@ -17,7 +17,7 @@ class ModelEntry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     path: str
-    name: str | None = None
+    name: str | None = Field(default=None, min_length=1)
 
 
 class Recipe(BaseModel):

@@ -9,6 +9,8 @@ get more starts, and a polish on the epigraph form, which knows no μ.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,7 +72,11 @@ def objective(
 
 def solve(gram: Float[Tensor, "task task"], alpha: float, *, reverse: bool = False) -> Disentangled:
     """The best of several local minima. Tasks of zero norm take no part; with fewer than two tasks δ is 0."""
-    gram = gram.double()
+    with _one_thread():
+        return _solve(gram.double(), alpha, reverse)
+
+
+def _solve(gram: Float[Tensor, "task task"], alpha: float, reverse: bool) -> Disentangled:
     alive = torch.diagonal(gram) > 0
     inner = gram[alive][:, alive]
     c = torch.zeros(gram.shape[0], dtype=torch.float64)
@@ -79,11 +85,12 @@ def solve(gram: Float[Tensor, "task task"], alpha: float, *, reverse: bool = Fal
         scale = _scale(inner)
         unit, weight = inner / scale, alpha * float(scale) ** 0.5
         k = len(inner)
-        starts = _starts(k, thorough=True)
+        anywhere = torch.randn(4 * k, k, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * (0.5 / k) ** 0.5
+        starts = torch.cat([_starts(k, thorough=True), anywhere])
         many = unit.expand(len(starts), k, k)
         rough = solve_batch(many, weight, reverse=reverse, starts=starts[None], steps=2 * STEPS)
         rough = rough[objective(many, rough, weight, reverse=reverse).argsort()]
-        polished = [_polish(unit.numpy(), weight, start.numpy(), reverse) for start in rough[:2]]
+        polished = [_polish(unit.numpy(), weight, start.numpy(), reverse) for start in (rough if reverse else rough[:3])]
         for one in (rough[0], *map(torch.from_numpy, polished)):
             value = objective(inner, one, alpha, reverse=reverse)
             if value < loss:
@@ -121,9 +128,20 @@ def solve_batch(
     best = torch.zeros(n, k, dtype=gram.dtype)
     loss = objective(unit, best, weight, reverse=reverse)
     for start in _starts(k, thorough=reverse)[:, None] if starts is None else starts:
-        c = torch.where(alive, start.to(gram.dtype), 0.0)
+        c = torch.where(alive, start.to(gram.dtype) * k / alive.sum(1, keepdim=True).clamp(min=1), 0.0)
         best, loss = _descend(unit, c, weight, reverse, steps, best, loss)
     return best
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Matrices this small are slower on many threads, by far where the cores are busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _both(gram: Tensor) -> Bool[Tensor, "*batch task task"]:

@@ -1,0 +1,45 @@
+"""What can be wrong with a method once the tensors and tasks are known: patterns that fit nothing, tasks that are not there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from thetau.checkpoint import check_patterns
+from thetau.engine.types import Chain, PerPattern, PerTask, Site
+from thetau.errors import RecipeError
+
+
+def check_fields(chain: Chain, names: Sequence[str], sites: Sequence[Site]) -> None:
+    """Resolve every field that varies, at every tensor that the chain acts on, before anything is read.
+
+    Raises:
+        RecipeError: all that is wrong: a pattern that fits no tensor, a tensor that no pattern fits, a task without a value.
+    """
+    problems: list[str] = []
+    selection = chain.selection.tensors
+    if selection not in ("all", "linear"):
+        problems += check_patterns([selection] if isinstance(selection, str) else selection, names, "tensors")
+    for field, value in _varying(chain):
+        if isinstance(value, PerPattern):
+            problems += check_patterns(value.values, [site.name for site in sites], f"{field}.per_pattern")
+        for site in sites:
+            try:
+                site.per_task(value)
+            except RecipeError as error:
+                problems += [
+                    f"{field}.{problem}" if problem.startswith("per_") else f"{field}: {problem}" for problem in error.problems
+                ]
+                break  # the other tensors would say the same
+    if problems:
+        raise RecipeError(problems, "method")
+
+
+def _varying(chain: Chain) -> Iterator[tuple[str, Any]]:
+    for part in (*chain.transforms, chain.reduction, *chain.post):
+        if is_dataclass(part):
+            for field in fields(part):
+                value = getattr(part, field.name)
+                if isinstance(value, PerTask | PerPattern):
+                    yield field.name, value
