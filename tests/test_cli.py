@@ -132,7 +132,7 @@ def test_models_of_one_name_are_told_apart_whatever_their_order(folder: Path, ca
     assert json.loads(Path("seen.json").read_text())["compared"] == ["a2/model", "b2/model"]
     code, text = run(capsys, *common, "-m", "t=a2/model", "-m", "t=b2/model", "-o", "three")
     assert code == 1
-    assert "2 different names" in text
+    assert "models: the name 't' stands twice" in text
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,13 @@ from torch import Tensor
 from thetau.methods import Average, DareLinear, DareTies, TaskArithmetic, Ties, TopK
 from thetau.transforms import Drop
 
-SHAPES = {"layers.0.mlp.fc1.weight": (37, 19), "layers.0.attn.q_proj.weight": (12, 12), "norm.weight": (19,), "scale": (), "conv.weight": (4, 3, 2, 2)}
+SHAPES = {
+    "layers.0.mlp.fc1.weight": (37, 19),
+    "layers.0.attn.q_proj.weight": (12, 12),
+    "norm.weight": (19,),
+    "scale": (),
+    "conv.weight": (4, 3, 2, 2),
+}
 TASKS = ("a", "b", "c", "d")
 
 
@@ -200,7 +206,13 @@ def test_masks_are_independent_of_each_other() -> None:
     """By task, by tensor and by seed: correlations within 5 standard deviations of zero."""
     a, b, other = masks(0.5, "a"), masks(0.5, "b"), masks(0.5, "a", seed=1)
     first, second = WIDE
-    pairs = [(a[first], b[first]), (a[first], a[second]), (a[first], other[first]), (a[first], a[first].T), (a[first][1:], a[first][:-1])]
+    pairs = [
+        (a[first], b[first]),
+        (a[first], a[second]),
+        (a[first], other[first]),
+        (a[first], a[first].T),
+        (a[first][1:], a[first][:-1]),
+    ]
     for x, y in pairs:
         correlation = float(((x - 0.5) * (y - 0.5)).double().mean() * 4)
         assert abs(correlation) < 5 / x.numel() ** 0.5
@@ -225,7 +237,9 @@ def test_dare_ties_is_ties_over_the_dropped_vectors() -> None:
         kept = {name: v != 0 for name, v in dropped[task].items()}
         for name in base:  # what is kept is rescaled, the rest is gone
             factor = torch.tensor(1 / 0.6)
-            assert torch.equal(dropped[task][name], torch.where(kept[name], tau[task][name] * factor, torch.zeros(base[name].shape)))
+            assert torch.equal(
+                dropped[task][name], torch.where(kept[name], tau[task][name] * factor, torch.zeros(base[name].shape))
+            )
     want = split(ties([whole(dropped[task]) for task in TASKS], 0.3), base)
     check(merged_vector(base, tuned, DareTies(drop=0.4, density=0.3), seed=3), want)
 

@@ -51,6 +51,9 @@ def from_mapping(content: Any, where: str = "recipe", folder: Path | None = None
         recipe = Recipe.model_validate(dict(content))
     except ValidationError as error:
         problems += _problems(error)
+    else:
+        names = [entry.name for entry in recipe.entries() if entry.name]
+        problems += [f"models: the name {name!r} stands twice." for name in sorted(set(names)) if names.count(name) > 1]
     method = content.get("method")
     if isinstance(method, str | Mapping):
         try:

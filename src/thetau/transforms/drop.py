@@ -34,8 +34,8 @@ class Drop:
 
     def apply(self, stack: Float[Tensor, "task *block"], state: None, site: Site) -> Float[Tensor, "task *block"]:
         """Drop and rescale a block."""
-        threshold = round(self.rate * (1 << 31))
+        last = round(self.rate * (1 << 31)) - 1  # of the dropped; 2³¹ itself would not fit the bits' int32
         out = stack * (1 / (1 - self.rate))
         for task, row in enumerate(out):
-            row.masked_fill_((site.bits(task, row.numel(), "drop") < threshold).reshape(row.shape), 0)
+            row.masked_fill_((site.bits(task, row.numel(), "drop") <= last).reshape(row.shape), 0)
         return out
