@@ -62,7 +62,8 @@ def figures_page() -> str:
     ]
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
-        lines += [f"## {path.stem}", "", f"`python {result.get('command', f'benchmarks/{path.stem}.py')}`", ""]
+        command = "make demo readme" if path.stem == "demo" else f"python {result.get('command', f'benchmarks/{path.stem}.py')}"
+        lines += [f"## {path.stem}", "", f"`{command}`", ""]
         if "machine" in result:
             lines += [", ".join(f"{key} {value}" for key, value in result["machine"].items()), ""]
         for title, rows in _tables(result):
