@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from synthetic import State, differences, merged, merged_vector, models
 from torch import Tensor
 
+from synthetic import State, differences, merged, merged_vector, models
 from thetau.methods import Average, DareLinear, DareTies, TaskArithmetic, Ties, TopK
 from thetau.transforms import Drop
 

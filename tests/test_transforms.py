@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from synthetic import site
 from torch import Tensor
 
+from synthetic import site
 from thetau.engine.sums import sum_in_order, weighted_sum
 from thetau.engine.types import PerPattern, PerTask, Transform
 from thetau.errors import RecipeError

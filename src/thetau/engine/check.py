@@ -23,7 +23,7 @@ def check_fields(chain: Chain, names: Sequence[str], sites: Sequence[Site]) -> N
         problems += check_patterns([selection] if isinstance(selection, str) else selection, names, "tensors")
     for field, value in _varying(chain):
         if isinstance(value, PerPattern):
-            problems += check_patterns(value.values, [site.name for site in sites], f"{field}.per_pattern")
+            problems += check_patterns(value.values, names, f"{field}.per_pattern")
         for site in sites:
             try:
                 site.per_task(value)
