@@ -66,7 +66,7 @@ def check(got: State, want: State) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("density", [0.001, 0.2, 0.5, 0.93, 1.0])
+@pytest.mark.parametrize("density", [0.001, 0.3, 1.0])
 @pytest.mark.parametrize("cancelled", ["zero", "majority"])
 def test_ties_bit_for_bit(density: float, dtype: torch.dtype, cancelled: Any) -> None:
     """Differences of bfloat16 numbers have many equal magnitudes, at the cut too, and many exact cancellations."""
