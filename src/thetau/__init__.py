@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from thetau.facade import merge as merge
     from thetau.facade import open as open
     from thetau.facade import transform as transform
+    from thetau.facade import verify as verify
 
 _HOMES = {
     "Engine": "thetau.engine.executor",
@@ -33,6 +34,7 @@ _HOMES = {
     "methods": "thetau.methods",
     "open": "thetau.facade",
     "transform": "thetau.facade",
+    "verify": "thetau.facade",
 }
 __all__ = [
     "Engine",
@@ -46,6 +48,7 @@ __all__ = [
     "methods",
     "open",
     "transform",
+    "verify",
 ]
 
 

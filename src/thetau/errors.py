@@ -29,6 +29,10 @@ class RecipeError(ThetauError):
         count = len(self.problems)
         head = f"{where}: {count} problem{'s' if count != 1 else ''}"
         super().__init__("\n".join([head, *(f"  - {problem}" for problem in self.problems)]))
+        self._where = where
+
+    def __reduce__(self) -> tuple[type, tuple[list[str], str]]:
+        return RecipeError, (self.problems, self._where)
 
 
 class OutputError(ThetauError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,9 +20,11 @@ from thetau.engine.executor import Engine
 from thetau.engine.merge import Merge, Part
 from thetau.engine.save import Report, save, state_dict
 from thetau.engine.types import Chain, Method, PerTask
-from thetau.errors import AlignmentError, RecipeError
+from thetau.engine.verify import Verification, read_record
+from thetau.engine.verify import verify as _verify
+from thetau.errors import AlignmentError, CheckpointError, RecipeError
 from thetau.methods import build, name_of, plain
-from thetau.recipes.loading import split_method
+from thetau.recipes.loading import from_mapping, split_method
 from thetau.recipes.schema import Recipe
 from thetau.statistics import Gram
 from thetau.statistics.gram import cosines
@@ -50,10 +53,12 @@ class Expression(Combination):
         exclude: Sequence[str] = (),
         engine: Engine | None = None,
         provenance: Mapping[str, Any] | None = None,
+        resume: bool = False,
     ) -> Report:
         """Write a model or a task vector as safetensors: a folder, or one file where `path` ends in `.safetensors`.
 
         A model takes names, shapes, dtypes, config and tokenizer from its base; a task vector is stored in float32 unless `dtype` says otherwise.
+        `resume` continues what an earlier, interrupted run began, to the same bits, and keeps what was done if this one is interrupted.
 
         Raises:
             AlignmentError: this is neither a model nor a task vector, or its parts do not fit.
@@ -69,6 +74,7 @@ class Expression(Combination):
             shard_bytes=shard_bytes,
             exclude=exclude,
             provenance=provenance,
+            resume=resume,
         )
         return _warn(report)
 
@@ -297,6 +303,37 @@ def from_recipe(recipe: Recipe, *, engine: Engine | None = None) -> Expression:
     method_name, values = split_method(recipe.method)
     merged = merge(vectors, build(method_name, values), seed=recipe.seed, exclude=recipe.exclude, engine=engine)
     return base + merged if recipe.output == "model" else merged
+
+
+def complete(recipe: Recipe) -> dict[str, Any]:
+    """A recipe with the method's defaults too, as an output records it, so that the run can be repeated."""
+    name, values = split_method(recipe.method)
+    return {**recipe.model_dump(), "method": plain(build(name, values))}
+
+
+def verify(
+    path: str | os.PathLike[str], *, recipe: Recipe | None = None, again: bool = False, engine: Engine | None = None
+) -> Verification:
+    """Check a written output: every recorded tensor there, of its shape, dtype and checksum, and finite.
+
+    Args:
+        path: an output of `save` or `thetau merge`.
+        recipe: must be the one that the output was made with.
+        again: compute the recorded recipe once more, and compare every tensor bit for bit. The inputs must still be there.
+        engine: workers, memory budget, progress.
+
+    Raises:
+        CheckpointError: the output cannot be opened, or does not say how it was made.
+    """
+    folder = Path(path)
+    expression = None
+    if again:
+        recorded = read_record(folder)["recipe"]
+        if "method" not in recorded:
+            raise CheckpointError(f"{folder}: was made in Python, not by a recipe, so it cannot be made again from here. Leave `--again` out.")
+        expression = from_recipe(from_mapping(recorded, f"{folder / 'thetau.json'}"), engine=engine)
+    wanted = json.loads(json.dumps(complete(recipe), default=str)) if recipe is not None else None
+    return _verify(folder, engine=engine or Engine(), again=expression, recipe=wanted)
 
 
 def open_base(what: Openable) -> Expression:

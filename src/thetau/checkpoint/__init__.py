@@ -15,4 +15,5 @@ from thetau.checkpoint.naming import view_of as view_of
 from thetau.checkpoint.opening import open_source as open_source
 from thetau.checkpoint.source import Source as Source
 from thetau.checkpoint.source import Spec as Spec
+from thetau.checkpoint.writer import Slots as Slots
 from thetau.checkpoint.writer import Writer as Writer

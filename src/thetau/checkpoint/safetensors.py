@@ -53,6 +53,9 @@ class SafetensorsFile:
         self.start = 8 + len(self.header_bytes)
         self.specs, self.offsets = _tensors(path, header, self.size - self.start)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.path, self.stamp)
+
     def read_bytes(self, offset: int, count: int, what: str) -> Tensor:
         """`count` bytes from `offset` after the header, as uint8 of shape `[count]`."""
         out = torch.empty(count, dtype=torch.uint8)
@@ -167,6 +170,18 @@ class SafetensorsSource:
 def open_file(path: Path, folder: Path | None = None) -> SafetensorsSource:
     """One safetensors file; `folder` where it was found through its folder, which is then what messages name."""
     return SafetensorsSource(folder or path, {path.name: SafetensorsFile(path)})
+
+
+def _reopen(path: Path, stamp: tuple[int, int, int]) -> SafetensorsFile:
+    """The same file in another process.
+
+    Raises:
+        CheckpointError: it has changed since it was opened first, or is not the same file on this machine.
+    """
+    file = SafetensorsFile(path)
+    if file.stamp != stamp:
+        raise CheckpointError(f"{path}: changed while it was read, or is another file on this machine. Every worker must see the same files.")
+    return file
 
 
 def open_index(index: Path) -> SafetensorsSource:

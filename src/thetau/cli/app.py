@@ -14,6 +14,7 @@ from thetau.cli.merge import merge
 from thetau.cli.methods import methods
 from thetau.cli.suite import suite_app
 from thetau.cli.vector import vector_app
+from thetau.cli.verify import verify
 
 app = typer.Typer(
     name="thetau",
@@ -41,6 +42,7 @@ def root(
 
 
 app.command()(merge)
+app.command()(verify)
 app.command()(inspect)
 app.command()(methods)
 app.add_typer(vector_app, name="vector")

@@ -33,13 +33,13 @@ BaseOption = Annotated[
 ]
 
 
-def engine(workers: int | None, max_memory: str | None, quiet: bool) -> Engine:
+def engine(workers: int | None, max_memory: str | None, quiet: bool, **others: Any) -> Engine:
     """The engine that the options ask for."""
     from thetau.cli.progress import bar
     from thetau.engine.executor import Engine
     from thetau.recipes.schema import parse_size
 
-    given: dict[str, Any] = {}
+    given: dict[str, Any] = dict(others)
     if workers is not None:
         given["workers"] = workers
     if max_memory is not None:

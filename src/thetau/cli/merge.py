@@ -38,8 +38,14 @@ def merge(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan (passes, bytes, memory, operations) and stop.")
     ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a begun output, to the same bits; and keep what was done if this run ends early.")
+    ] = False,
     workers: Workers = None,
     max_memory: MaxMemory = None,
+    device: Annotated[str, typer.Option("--device", help="Of matrix solvers: auto (the GPU where there is one), cpu, cuda:1.")] = "auto",
+    executor: Annotated[str, typer.Option("--executor", help="`local` threads, or a `ray` cluster over shared storage.")] = "local",
+    address: Annotated[str | None, typer.Option("--address", help="Of the Ray cluster; by default RAY_ADDRESS, or one started here.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Merge models that were fine-tuned from one base.
@@ -50,10 +56,8 @@ def merge(
     """
     from thetau.cli.plan import show
     from thetau.engine.plan import plan
-    from thetau.facade import dtype_of, from_recipe
-    from thetau.methods import build, plain
+    from thetau.facade import complete, dtype_of, from_recipe
     from thetau.recipes import from_mapping, load
-    from thetau.recipes.loading import split_method
     from thetau.recipes.schema import parse_size
 
     given: dict[str, Any] = {
@@ -76,7 +80,7 @@ def merge(
         if fields and not method:
             raise RecipeError(["`--set` needs `--method`."], "options")
         chosen = from_mapping(given, "options")
-    machine = engine(workers, max_memory, quiet)
+    machine = engine(workers, max_memory, quiet, device=device, executor=executor, address=address)
     expression = from_recipe(chosen, engine=machine)
     planned = plan(expression, engine=machine, dtype=dtype_of(chosen.dtype))
     if dry_run:
@@ -86,10 +90,8 @@ def merge(
         raise RecipeError(["`--out` is missing: where shall the result go?"], "options")
     if planned.seconds > LONG:
         show(planned, to_stderr=True)  # nobody should find out after an hour that a solver takes days
-    options = {"engine": machine, "dtype": chosen.dtype, "shard_bytes": parse_size(chosen.shard_size)}
-    name, values = split_method(chosen.method)
-    complete = {**chosen.model_dump(), "method": plain(build(name, values))}  # defaults too, so that the run can be repeated
-    save(expression, out, quiet=quiet, provenance={"recipe": complete, "seed": chosen.seed}, **options)
+    options = {"engine": machine, "dtype": chosen.dtype, "shard_bytes": parse_size(chosen.shard_size), "resume": resume}
+    save(expression, out, quiet=quiet, provenance={"recipe": complete(chosen), "seed": chosen.seed}, **options)
 
 
 def _entry(text: str) -> str | dict[str, str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from thetau.checkpoint import Source, Writer
+from thetau.checkpoint import Slots, Source
 from thetau.engine import kernels
 from thetau.engine.guard import refuse_nonfinite
 from thetau.engine.kernels import Inputs, Result, Sink
@@ -90,7 +90,7 @@ def measure(merge: Merge, statistic: Statistic, round_: int, index: int, name: s
     return statistic.from_compiled(result)  # type: ignore[attr-defined]
 
 
-def write(merge: Merge, name: str, ground: Source | None, weight: float, writer: Writer) -> bool:
+def write(merge: Merge, name: str, ground: Source | None, weight: float, writer: Slots) -> bool:
     """Merge one tensor straight into the output's file; False where it does not fit, and nothing was written."""
     compiled = fit(merge, name, ground)
     out = writer.specs[name]

@@ -7,11 +7,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar, runtime_checkable
+from functools import cached_property
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 
+from thetau.engine.sums import fold_tree
 from thetau.errors import ThetauError
 
 Result = TypeVar("Result")
@@ -55,12 +58,19 @@ class Engine:
     - `workers`: threads, each with one BLAS thread; by default one a core.
     - `max_memory`: bytes that the tensors in flight may take together; by default half of the machine's memory.
     - `window`: elements read from each file at a time, for elementwise methods.
+    - `executor`: `local` threads, or a `ray` cluster whose machines see the same files under the same paths.
+    - `address`: of the Ray cluster; by default the one that `RAY_ADDRESS` names, or else one that is started here.
+    - `device`: where the matrix solvers of streaming reductions run: `auto` is the GPU where there is one. Only this setting may
+      change last bits, since a GPU's products round otherwise.
     """
 
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     max_memory: int = field(default_factory=lambda: os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
     window: int = 1 << 20
     progress: Progress = field(default_factory=Silent)
+    executor: Literal["local", "ray"] = "local"
+    address: str | None = None
+    device: str = "auto"
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -69,6 +79,27 @@ class Engine:
             raise ValueError(f"`Engine(max_memory=...)` must be a positive number of bytes. Got {self.max_memory!r}.")
         if self.window < 1:
             raise ValueError(f"`Engine(window=...)` must be at least 1 element. Got {self.window}.")
+        if self.executor not in ("local", "ray"):
+            raise ValueError(f'`Engine(executor=...)` must be "local" or "ray". Got {self.executor!r}.')
+        try:
+            kind = torch.device(self.device).type if self.device != "auto" else "cpu"
+        except RuntimeError as error:
+            raise ValueError(f'`Engine(device=...)` must be "auto", "cpu" or a device such as "cuda:0". Got {self.device!r}.') from error
+        if kind == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f'`Engine(device="{self.device}")`: no such device here. Leave it out to run on the processor.')
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Engines travel without their progress bar, and run what they are given on the spot."""
+        return _engine, (self.workers, self.max_memory, self.window, self.device)
+
+    @cached_property
+    def place(self) -> torch.device:
+        """The device of the matrix solvers."""
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else torch.device(self.device)
+
+    def there(self) -> AbstractContextManager[Any]:
+        """A context in which new tensors lie on that device."""
+        return nullcontext() if self.place.type == "cpu" else torch.device(self.place)
 
     def check(self, items: Sequence[Item], what: str) -> None:
         """Refuse work that cannot fit, before it starts.
@@ -84,8 +115,16 @@ class Engine:
             )
 
     def run(self, items: Sequence[Item], work: Callable[[Item], Result], description: str) -> Iterator[tuple[Item, Result]]:
-        """Results in the order of the items. The first error stops everything and is raised."""
+        """Results in the order of the items. The first error stops everything and is raised.
+
+        `work` may be sent to other processes; it lists in `guards` whose findings must come back from there.
+        """
         self.check(items, description)
+        if self.executor == "ray":
+            from thetau.engine import cluster
+
+            yield from cluster.run(self, items, work, description)
+            return
         self.progress.begin(description, sum(item.nbytes for item in items))
         gate = _Gate(self.max_memory)
         stop = threading.Event()
@@ -116,6 +155,20 @@ class Engine:
             pool.shutdown(wait=True, cancel_futures=True)
             torch.set_num_threads(threads)
             self.progress.end()
+
+
+    def reduce(self, items: Sequence[Item], work: Callable[[Item], Result], fold: Callable[[Result, Result], Result], description: str) -> Any:
+        """All results folded in a tree (`sums.fold_tree`); None where there are no items."""
+        if self.executor == "ray":
+            from thetau.engine import cluster
+
+            self.check(items, description)
+            return cluster.reduce(self, items, work, fold, description)
+        return fold_tree((result for _, result in self.run(items, work, description)), fold)
+
+
+def _engine(workers: int, max_memory: int, window: int, device: str) -> Engine:
+    return Engine(workers=workers, max_memory=max_memory, window=window, device=device)
 
 
 class _Stopped(Exception):

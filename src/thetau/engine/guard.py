@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,6 +71,23 @@ class Guard:
                 found[None] = base
             for task, square in found.items():
                 self._seen[task, name] = -1, square
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"tasks": self.tasks, "_seen": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def give(self) -> dict[tuple[str | None, str], tuple[int, float]]:
+        """What was seen so far, to `take` in another process; here it is forgotten."""
+        with self._lock:
+            seen, self._seen = self._seen, {}
+        return seen
+
+    def take(self, seen: dict[tuple[str | None, str], tuple[int, float]]) -> None:
+        """What another process saw."""
+        with self._lock:
+            self._seen.update(seen)
 
     def knows(self, name: str) -> bool:
         """Whether this tensor's norms are there already."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from thetau.engine.check import check_fields
 from thetau.engine.executor import Engine, Item
 from thetau.engine.guard import Guard
 from thetau.engine.sums import sum_in_order
-from thetau.engine.types import Chain, Site, State, StreamReduction, Transform
+from thetau.engine.types import Chain, Site, State, Statistic, StreamReduction, Transform
 from thetau.engine.window import Reading, Window, block_rows, blocks, windows
 from thetau.errors import AlignmentError
 from thetau.vectors import Combination
@@ -62,6 +63,19 @@ class Merge:
         self.states: list[State] | None = None
         self.recipe: dict[str, Any] = {}  # for the provenance of what is saved
         check_fields(chain, self.alignment.names, [self.site(name) for name in self.selected])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
+    @property
+    def guards(self) -> list[Guard]:
+        """The guards of this merge and of those below it, in an order of their own."""
+        below = [source if isinstance(source, Merge) else source.merge for source in self.sources if isinstance(source, Merge | Part)]
+        return [self.guard, *(guard for merge in below for guard in merge.guards)]
 
     @cached_property
     def specs(self) -> dict[str, Spec]:
@@ -212,13 +226,16 @@ class Merge:
         parts = view.parts if self.chain.split_fused else 1
         site = self.site(window.name)
         d_out, d_in = (spec.row_elements, spec.rows) if view.transposed else (spec.rows, spec.row_elements)
-        totals = [reduction.init(d_out // parts, d_in, len(self.tasks)) for _ in range(parts)]
+        with self.engine.there():
+            totals = [reduction.init(d_out // parts, d_in, len(self.tasks)) for _ in range(parts)]
         for task, matrix in self._matrices(window, spec):
             one = self.site(window.name, tasks=(task,))
-            logical = matrix.T if view.transposed else matrix
-            for part, piece in enumerate(logical.chunk(parts)):
-                totals[part] = reduction.add(totals[part], piece.contiguous(), one)
-        merged = torch.cat([reduction.result(total, site) for total in totals])
+            logical = (matrix.T if view.transposed else matrix).to(self.engine.place)
+            with self.engine.there():
+                for part, piece in enumerate(logical.chunk(parts)):
+                    totals[part] = reduction.add(totals[part], piece.contiguous(), one)
+        with self.engine.there():
+            merged = torch.cat([reduction.result(total, site) for total in totals]).cpu()
         stored = (merged.T if view.transposed else merged).reshape(spec.shape)
         return self._post(stored, site)
 
@@ -273,39 +290,31 @@ class Merge:
         first = all(earlier.requires() is None for earlier in self.chain.transforms[:index])
         seen: object = None
         for round_ in range(statistic.rounds):
-            check = first and round_ == 0
-
-            def measure(item: Item, seen: object = seen, check: bool = check, round_: int = round_) -> object:
-                spec = self.alignment.specs[item.name]
-                mine = seen[item.name] if statistic.per_tensor and isinstance(seen, dict) else seen
-                total: object = compiled.measure(self, statistic, round_, index, item.name, mine, check=check)
-                if total is not None:
-                    return statistic.finish(total, mine) if statistic.per_tensor else total
-                reach = (
-                    spec.rows * spec.row_elements
-                    if self.whole(item.name) and self.chain.access != "stream"
-                    else self.engine.window
-                )
-                for low, high in windows(spec, reach):
-                    window = Window(item.name, low, high)
-                    for start, stop in blocks(spec, low, high):
-                        stack = (
-                            self._checked(window, start, stop) if check else self.reading.stack(self.vectors, window, start, stop)
-                        )
-                        site = self.site(item.name, start)
-                        total = statistic.add(total, self._apply(stack, site, index), site, mine)
-                return statistic.finish(total, mine) if statistic.per_tensor else total
-
+            work = _Measurement(self, statistic, index, round_, seen, first and round_ == 0)
             what = f"{type(statistic).__name__}, pass {round_ + 1} of {statistic.rounds}"
-            results = self.engine.run([self.item(name, last=False) for name in self.selected], measure, what)
+            items = [self.item(name, last=False) for name in self.selected]
             if statistic.per_tensor:
-                seen = {item.name: result for item, result in results}
+                seen = {item.name: result for item, result in self.engine.run(items, work, what)}
             else:
-                folded: object = None
-                for _, result in results:
-                    folded = result if folded is None else statistic.fold(folded, result)
-                seen = statistic.finish(folded, seen)
+                seen = statistic.finish(self.engine.reduce(items, work, statistic.fold, what), seen)
         return seen
+
+    def measure(self, work: _Measurement, name: str) -> object:
+        """One tensor's part of a statistics pass."""
+        statistic, seen = work.statistic, work.seen
+        spec = self.alignment.specs[name]
+        mine = seen[name] if statistic.per_tensor and isinstance(seen, dict) else seen
+        total: object = compiled.measure(self, statistic, work.round, work.index, name, mine, check=work.check)
+        if total is None:
+            reach = spec.rows * spec.row_elements if self.whole(name) and self.chain.access != "stream" else self.engine.window
+            for low, high in windows(spec, reach):
+                window = Window(name, low, high)
+                for start, stop in blocks(spec, low, high):
+                    checked = self._checked(window, start, stop) if work.check else None
+                    stack = self.reading.stack(self.vectors, window, start, stop) if checked is None else checked
+                    site = self.site(name, start)
+                    total = statistic.add(total, self._apply(stack, site, work.index), site, mine)
+        return statistic.finish(total, mine) if statistic.per_tensor else total
 
     def other_bases(self, base: Source | None) -> list[str]:
         """A sentence for each task vector that is a difference from another model than this base."""
@@ -360,6 +369,26 @@ class Merge:
             parts = view.parts if self.chain.split_fused else 1
             total += parts * reduction.cost(d_out // parts, d_in, len(self.tasks)).flops
         return total
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    """The work of one statistics pass, which may run in another process."""
+
+    merge: Merge
+    statistic: Statistic
+    index: int
+    round: int
+    seen: object
+    check: bool
+
+    def __call__(self, item: Item) -> object:
+        return self.merge.measure(self, item.name)
+
+    @property
+    def guards(self) -> list[Guard]:
+        """Whose findings must come back."""
+        return self.merge.guards
 
 
 class Part:

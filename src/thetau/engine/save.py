@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import torch
 from torch import Tensor
 
 from thetau._version import __version__
-from thetau.checkpoint import Alignment, Source, Spec, Writer, align, dtype_name
-from thetau.checkpoint.safetensors import read_text
+from thetau.checkpoint import Alignment, Slots, Source, Spec, Writer, align, dtype_name
+from thetau.checkpoint.safetensors import SafetensorsFile, read_text
 from thetau.checkpoint.writer import SHARD_BYTES
 from thetau.engine import compiled
 from thetau.engine.executor import Engine, Item
@@ -92,6 +93,15 @@ class Output:
         guard = Guard(list(_models(combination)))
         return cls(combination, alignment, reading, specs, copied, merges, guard)
 
+    def leaves(self) -> list[Source]:
+        """Every stored source below this output."""
+        return _leaves(self.combination, self.combination.reference)
+
+    def typed(self, dtypes: Mapping[str, torch.dtype]) -> Output:
+        """The same output in other dtypes, where one is given."""
+        specs = {name: replace(spec, dtype=dtypes.get(name, spec.dtype)) for name, spec in self.specs.items()}
+        return replace(self, specs=specs)
+
     def items(self, engine: Engine) -> list[Item]:
         """Work, in the order in which the tensors lie in the reference's files."""
         return [self._item(name, engine) for name in self.specs]
@@ -133,7 +143,21 @@ class Output:
                 self._look(window, start, stop)
             yield low, done
 
-    def write_compiled(self, name: str, writer: Writer) -> bool:
+    def write(self, item: Item, slots: Slots, engine: Engine) -> None:
+        """Compute a tensor and store it."""
+        spec = self.specs[item.name]
+        slots.begin(item.name)
+        if not self._write_compiled(item.name, slots):
+            for start, rows in self.rows(item.name, engine):
+                slots.write(item.name, start, rows if spec.shape else rows.reshape(()))
+
+    @property
+    def guards(self) -> list[Guard]:
+        """This output's own guard and those of its merges."""
+        below = [source if isinstance(source, Merge) else source.merge for source in self.merges]
+        return [self.guard, *(guard for merge in below for guard in merge.guards)]
+
+    def _write_compiled(self, name: str, slots: Slots) -> bool:
         """Let the compiled loop write a tensor, where this is a base and one merge over it, or a merge alone."""
         terms = self.reading.terms(self.combination, name)
         merges = [(weight, source) for weight, source, theirs in terms if isinstance(source, Merge) and theirs == name]
@@ -144,7 +168,7 @@ class Output:
         ground = grounds[0] if grounds else None
         if ground is not None and (merge.reference is None or ground.key != merge.reference.key):
             return False
-        return compiled.write(merge, name, ground, weight, writer)
+        return compiled.write(merge, name, ground, weight, slots)
 
     def _look(self, window: Window, start: int, stop: int) -> None:
         """Let the guard see how far each model is from its base."""
@@ -186,11 +210,14 @@ def save(
     shard_bytes: int = SHARD_BYTES,
     exclude: Sequence[str] = (),
     provenance: Mapping[str, Any] | None = None,
+    resume: bool = False,
 ) -> Report:
     """Write a model or a task vector: a folder, or one file where `target` ends in `.safetensors`.
 
+    `resume` continues what an earlier run of the same recipe on the same inputs began, and keeps what was done if this one ends early.
+
     Raises:
-        OutputError: the target exists, the disk is full, or a value does not fit the output's dtype.
+        OutputError: the target exists, the disk is full, a value does not fit the output's dtype, or what was begun is another run's.
         CheckpointError: an input is damaged, changed while it was read, or holds values that are not finite.
     """
     output = Output.plan(combination, dtype=dtype, exclude=exclude)
@@ -201,30 +228,59 @@ def save(
     metadata = {"thetau.kind": kind, "thetau.version": __version__, "thetau.recipe": _compact(record["recipe"])}
     if vector and reference is not None:
         metadata["thetau.base"] = reference.fingerprint()
+    metadata["thetau.run"] = hashlib.sha256(_compact([record, metadata, output.specs, shard_bytes]).encode()).hexdigest()
     folder = reference.folder if reference is not None and not vector else None
     files = {"thetau.json": record, **_config(folder, dtype)}
     items = output.items(engine)
     engine.check(items, "Writing")
-    with Writer(target, output.specs, metadata, shard_bytes=shard_bytes) as writer:
-        for merge in output.merges:
-            merge.prepare()
-
-        def write(item: Item) -> None:
-            if output.write_compiled(item.name, writer):
-                return
-            for start, rows in output.rows(item.name, engine):
-                spec = output.specs[item.name]
-                writer.write(item.name, start, rows if spec.shape else rows.reshape(()))
-
-        for _ in engine.run(items, write, "Writing"):
-            pass
+    if resume and _is_done(target, metadata["thetau.run"]):
+        return _report(output, target, reference, f"{target}: was complete already.")
+    keys = [source.key for source in _leaves(combination, reference) if not source.key.startswith("memory:")]
+    run = hashlib.sha256(_compact([metadata["thetau.run"], keys]).encode()).hexdigest()
+    with Writer(target, output.specs, metadata, shard_bytes=shard_bytes, run=run, resume=resume) as writer:
+        left = [item for item in items if item.name not in writer.sealed]
+        kept = f"{len(items) - len(left)} of {len(items)} tensors were there from an earlier run." if resume else ""
+        if left:
+            for merge in output.merges:
+                merge.prepare()
+        for item, crc in engine.run(left, _Write(output, writer.slots, engine, shared=engine.executor != "local"), "Writing"):
+            writer.done(item.name, crc)
         changed = [file for source in _leaves(combination, reference) for file in getattr(source, "changed_files", list)()]
         if changed:
             raise CheckpointError(
                 f"{changed[0]}: changed while it was read ({len(changed)} files did). Nothing was written: run again when it is at rest."
             )
+        record["tensors"] = {
+            name: {"dtype": dtype_name(spec.dtype), "shape": list(spec.shape), "crc32": writer.sealed[name]}
+            for name, spec in output.specs.items()
+        }
         writer.commit(copy_from=folder, files=files)
-    return _report(output, target, reference)
+    return _report(output, target, reference, kept)
+
+
+@dataclass(frozen=True)
+class _Write:
+    """The work of the last pass, which may run in another process: one tensor into its place; its checksum comes back."""
+
+    output: Output
+    slots: Slots
+    engine: Engine
+    shared: bool  # the place is another machine's too: the rows must be on the disk before this one says that they are there
+
+    def __call__(self, item: Item) -> int:
+        self.output.write(item, self.slots, self.engine)
+        return self.slots.seal(item.name, sync=self.shared)
+
+    @property
+    def guards(self) -> list[Guard]:
+        """Whose findings must come back."""
+        return self.output.guards
+
+
+def _is_done(target: Path, run: str) -> bool:
+    """Whether the target is the finished output of this very run."""
+    file = target if target.suffix == ".safetensors" else next(iter(sorted(target.glob("model*.safetensors"))), None)
+    return file is not None and file.is_file() and SafetensorsFile(file).metadata.get("thetau.run") == run
 
 
 def state_dict(
@@ -314,8 +370,8 @@ def _config(folder: Path | None, dtype: torch.dtype | None) -> dict[str, Any]:
     return {"config.json": config}
 
 
-def _report(output: Output, path: Path | None, reference: Source | None) -> Report:
-    notes: list[str] = []
+def _report(output: Output, path: Path | None, reference: Source | None, *said: str) -> Report:
+    notes = [line for line in said if line]
     warnings: list[str] = []
     base = reference.label if reference is not None else "the base"
     for source in output.combination.sources():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,3 +23,21 @@ def weighted_sum(stack: Float[Tensor, "task *block"], weights: list[float]) -> F
     for row, weight in zip(stack[1:], weights[1:], strict=True):
         total += row * weight  # two roundings, as the compiled loop makes them, not one
     return total
+
+
+def fold_tree(parts: Iterable[Any], fold: Callable[[Any, Any], Any]) -> Any:
+    """Fold results pairwise, in a tree that their number alone decides; None where there are none.
+
+    Threads and clusters make the same tree, so the same bits, and only ⌈log₂ n⌉ results are held at a time.
+    """
+    held: list[tuple[int, Any]] = []
+    for part in parts:
+        size, total = 1, part
+        while held and held[-1][0] == size:
+            total = fold(held.pop()[1], total)
+            size *= 2
+        held.append((size, total))
+    result: Any = held.pop()[1] if held else None
+    while held:
+        result = fold(held.pop()[1], result)
+    return result

@@ -1,0 +1,158 @@
+"""Checking a written output, any time later: what its `thetau.json` says against what the files hold."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thetau.checkpoint import Source, dtype_name, open_source
+from thetau.checkpoint.safetensors import read_text
+from thetau.engine.executor import Engine, Item
+from thetau.engine.save import Output
+from thetau.engine.window import windows
+from thetau.errors import CheckpointError
+from thetau.vectors import Combination
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How many tensors and bytes were read, and everything that is wrong; `against` names what they were compared with."""
+
+    path: Path
+    tensors: int
+    nbytes: int
+    against: tuple[str, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def good(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+def verify(path: Path, *, engine: Engine, again: Combination | None = None, recipe: Mapping[str, Any] | None = None) -> Verification:
+    """Read every tensor of an output: there, of the recorded shape, dtype and checksum, and finite.
+
+    `recipe`, resolved as a run would, must be the recorded one; `again` is what the recipe describes, which is computed once more and
+    compared bit for bit.
+
+    Raises:
+        CheckpointError: the output cannot be opened at all, or says nothing of how it was made.
+    """
+    source = open_source(path)
+    record = read_record(path) if path.is_dir() else {}
+    recorded: Mapping[str, Any] = record.get("tensors", {})
+    problems: list[str] = []
+    against = []
+    if recorded:
+        against.append("thetau.json")
+        problems += _differences(source, recorded)
+    if recipe is not None:
+        against.append("the recipe")
+        problems += _other_recipe(record.get("recipe", {}), recipe)
+    items = [Item(name, spec.nbytes, 2 * min(spec.nbytes, 4 * engine.window)) for name, spec in source.specs.items()]
+
+    def look(item: Item) -> tuple[int, int]:
+        spec, crc, lost = source.specs[item.name], 0, 0
+        for start, stop in windows(spec, engine.window):
+            rows = source.read(item.name, start, stop)
+            crc, lost = _crc(rows, crc), lost + _not_finite(rows)
+        return crc, lost
+
+    sums: dict[str, int] = {}
+    for item, (crc, lost) in engine.run(items, look, "Verifying"):
+        sums[item.name] = crc
+        if lost:
+            problems.append(f"{item.name!r}: {lost} values are not finite.")
+        if recorded.get(item.name, {}).get("crc32", crc) != crc:
+            problems.append(f"{item.name!r}: its bytes are not those that were written.")
+    if again is not None:
+        against.append("a new run")
+        problems += _run_again(again, record, source, sums, engine)
+    nbytes = sum(item.nbytes for item in items)
+    return Verification(path, len(items), nbytes, tuple(against), tuple(problems))
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """An output's `thetau.json`.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    file = path / "thetau.json"
+    if not file.exists():
+        raise CheckpointError(f"{path}: has no thetau.json, so nothing says how it was made. Only thetau's own outputs can be verified.")
+    try:
+        record = json.loads(read_text(file))
+        tensors = record["tensors"]
+        good = isinstance(tensors, dict) and all(isinstance(one, dict) and {"dtype", "shape", "crc32"} <= set(one) for one in tensors.values())
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{file}: damaged, or written by a version that kept no checksums ({error}).") from error
+    if not good:
+        raise CheckpointError(f"{file}: damaged: `tensors` must give a dtype, a shape and a checksum for each tensor.")
+    return dict(record)
+
+
+def _differences(source: Source, recorded: Mapping[str, Any]) -> list[str]:
+    problems = [f"{name!r}: is missing." for name in recorded if name not in source.specs]
+    problems += [f"{name!r}: was not written by this run." for name in source.specs if name not in recorded]
+    for name, spec in source.specs.items():
+        want = recorded.get(name)
+        got = {"dtype": dtype_name(spec.dtype), "shape": list(spec.shape)}
+        if want is not None and any(want[key] != value for key, value in got.items()):
+            problems.append(f"{name!r}: is {got['dtype']} {got['shape']}; {want['dtype']} {want['shape']} was written.")
+    return problems
+
+
+def _other_recipe(recorded: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[str]:
+    keys = sorted({*recorded, *recipe})
+    return [
+        f"recipe: `{key}` is {recipe.get(key)!r} here; the output was made with {recorded.get(key)!r}."
+        for key in keys
+        if recorded.get(key) != recipe.get(key)
+    ]
+
+
+def _run_again(again: Combination, record: Mapping[str, Any], source: Source, sums: Mapping[str, int], engine: Engine) -> list[str]:
+    problems = []
+    before = {entry["path"]: entry["fingerprint"] for entry in record.get("inputs", []) if isinstance(entry, dict)}
+    output = Output.plan(again)
+    for leaf in output.leaves():
+        if before.get(leaf.label, leaf.fingerprint()) != leaf.fingerprint():
+            problems.append(f"{leaf.label}: this input has changed since the output was made.")
+    output = output.typed({name: spec.dtype for name, spec in source.specs.items()})
+    for merge in output.merges:
+        merge.prepare()
+
+    def compute(item: Item) -> int:
+        crc = 0
+        for _, rows in output.rows(item.name, engine):
+            crc = _crc(rows, crc)
+        return crc
+
+    missing = [name for name in output.specs if name not in sums]
+    problems += [f"{name!r}: a new run writes it; the output does not hold it." for name in missing]
+    items = [item for item in output.items(engine) if item.name in sums]
+    for item, crc in engine.run(items, compute, "Computing again"):
+        if crc != sums[item.name]:
+            problems.append(f"{item.name!r}: a new run gives other bits.")
+    return problems
+
+
+def _crc(rows: Tensor, crc: int) -> int:
+    raw = rows.detach().contiguous().reshape(-1).view(torch.uint8)
+    return zlib.crc32(raw.numpy().data, crc) if raw.numel() else crc
+
+
+def _not_finite(rows: Tensor) -> int:
+    if not rows.dtype.is_floating_point:
+        return 0
+    values = rows.float() if rows.dtype.itemsize == 1 else rows
+    return int((~torch.isfinite(values)).sum())
