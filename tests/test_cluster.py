@@ -39,7 +39,9 @@ def cluster() -> Iterator[None]:
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("inputs")
     shapes = {f"layers.{i}.mlp.fc.weight": (160, 96) for i in range(LAYERS)} | {"norm.weight": (96,), "scale": ()}
-    base = {name: torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i, (name, shape) in enumerate(shapes.items())}
+    base = {
+        name: torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i, (name, shape) in enumerate(shapes.items())
+    }
     write_model(folder / "base", base)
     for number, task in enumerate(TASKS):
         generator = torch.Generator().manual_seed(100 + number)

@@ -37,6 +37,7 @@ VARIANTS: dict[str, Any] = {
     "ties-majority": Ties(cancelled="majority", density=0.5),
     "ties-tensor": Ties(trim="tensor"),
     "dare_ties-untrimmed": DareTies(density=1.0, drop=0.5),
+    "breadcrumbs-vector": methods.Breadcrumbs(trim="vector", density=0.5, gamma=0.2),
     "wudi-closed_form": Wudi(solver="closed_form"),
     "wudi-gradient_flow": Wudi(solver="gradient_flow"),
     "wudi-all-mean": Wudi(tensors="all", elsewhere="mean"),

@@ -330,7 +330,9 @@ def verify(
     if again:
         recorded = read_record(folder)["recipe"]
         if "method" not in recorded:
-            raise CheckpointError(f"{folder}: was made in Python, not by a recipe, so it cannot be made again from here. Leave `--again` out.")
+            raise CheckpointError(
+                f"{folder}: was made in Python, not by a recipe, so it cannot be made again from here. Leave `--again` out."
+            )
         expression = from_recipe(from_mapping(recorded, f"{folder / 'thetau.json'}"), engine=engine)
     wanted = json.loads(json.dumps(complete(recipe), default=str)) if recipe is not None else None
     return _verify(folder, engine=engine or Engine(), again=expression, recipe=wanted)

@@ -180,7 +180,9 @@ def _reopen(path: Path, stamp: tuple[int, int, int]) -> SafetensorsFile:
     """
     file = SafetensorsFile(path)
     if file.stamp != stamp:
-        raise CheckpointError(f"{path}: changed while it was read, or is another file on this machine. Every worker must see the same files.")
+        raise CheckpointError(
+            f"{path}: changed while it was read, or is another file on this machine. Every worker must see the same files."
+        )
     return file
 
 

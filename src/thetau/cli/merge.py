@@ -39,13 +39,22 @@ def merge(
         bool, typer.Option("--dry-run", help="Print the plan (passes, bytes, memory, operations) and stop.")
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue a begun output, to the same bits; and keep what was done if this run ends early.")
+        bool,
+        typer.Option(
+            "--resume", help="Continue a begun output, to the same bits; and keep what was done if this run ends early."
+        ),
     ] = False,
     workers: Workers = None,
     max_memory: MaxMemory = None,
-    device: Annotated[str, typer.Option("--device", help="Of matrix solvers: auto (the GPU where there is one), cpu, cuda:1.")] = "auto",
-    executor: Annotated[str, typer.Option("--executor", help="`local` threads, or a `ray` cluster over shared storage.")] = "local",
-    address: Annotated[str | None, typer.Option("--address", help="Of the Ray cluster; by default RAY_ADDRESS, or one started here.")] = None,
+    device: Annotated[
+        str, typer.Option("--device", help="Of matrix solvers: auto (the GPU where there is one), cpu, cuda:1.")
+    ] = "auto",
+    executor: Annotated[
+        str, typer.Option("--executor", help="`local` threads, or a `ray` cluster over shared storage.")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option("--address", help="Of the Ray cluster; by default RAY_ADDRESS, or one started here.")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Merge models that were fine-tuned from one base.

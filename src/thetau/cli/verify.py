@@ -13,7 +13,9 @@ from thetau.cli.common import MaxMemory, Quiet, Workers, engine
 def verify(
     out: Annotated[Path, typer.Argument(help="An output of `thetau merge`.")],
     recipe: Annotated[Path | None, typer.Option("--recipe", help="The recipe that it must have been made with.")] = None,
-    again: Annotated[bool, typer.Option("--again", help="Make the merge again and compare every bit; the inputs must be there.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Make the merge again and compare every bit; the inputs must be there.")
+    ] = False,
     workers: Workers = None,
     max_memory: MaxMemory = None,
     quiet: Quiet = False,

@@ -64,7 +64,9 @@ def _ray(engine: Engine) -> Any:
             ray.init(address=engine.address, include_dashboard=False, log_to_driver=False, logging_level="error")
         except (OSError, ValueError, RuntimeError) as error:
             where = engine.address or os.environ.get("RAY_ADDRESS", "this machine")
-            raise ThetauError(f"No Ray cluster answers at {where}: {error}. Start one (`ray start --head`), or leave `--address` out.") from error
+            raise ThetauError(
+                f"No Ray cluster answers at {where}: {error}. Start one (`ray start --head`), or leave `--address` out."
+            ) from error
     return ray
 
 

@@ -37,8 +37,10 @@ class Compiled:
     def runs(self) -> Iterator[tuple[int, int]]:
         """First element and count of each call."""
         total = self.inputs.spec.elements
-        for first in range(0, total, RUN):
-            yield first, min(RUN, total - first)
+        ranked = next((op.keys[0] for op in self.ops(0) or [] if op.code == "rank_drop"), 1)
+        step = max(1, RUN // ranked) * ranked  # whole rows
+        for first in range(0, total, step):
+            yield first, min(step, total - first)
 
 
 def program(merge: Merge, name: str, element: int, upto: int | None, *, reduce: bool) -> list[Op] | None:
@@ -80,10 +82,10 @@ def measure(merge: Merge, statistic: Statistic, round_: int, index: int, name: s
     compiled = fit(merge, name, merge.reference if check else None, upto=index, reduce=False)
     if compiled is None:
         return None
-    result = Result.empty(len(merge.tasks), kind)
+    upper = seen.upper.flatten().tolist() if kind == "lower" else []
+    result = Result.empty(len(merge.tasks), kind, max(1, len(upper) // len(merge.tasks)))
     for first, count in compiled.runs():
         ops = compiled.ops(first) or []
-        upper = [int(value) for value in seen.upper] if kind == "lower" else []
         kernels.run(compiled.inputs, ops, first, count, statistic=kind, into=result, upper=upper)
     if check:
         _look(compiled, result)

@@ -84,7 +84,9 @@ class Engine:
         try:
             kind = torch.device(self.device).type if self.device != "auto" else "cpu"
         except RuntimeError as error:
-            raise ValueError(f'`Engine(device=...)` must be "auto", "cpu" or a device such as "cuda:0". Got {self.device!r}.') from error
+            raise ValueError(
+                f'`Engine(device=...)` must be "auto", "cpu" or a device such as "cuda:0". Got {self.device!r}.'
+            ) from error
         if kind == "cuda" and not torch.cuda.is_available():
             raise ValueError(f'`Engine(device="{self.device}")`: no such device here. Leave it out to run on the processor.')
 
@@ -95,7 +97,9 @@ class Engine:
     @cached_property
     def place(self) -> torch.device:
         """The device of the matrix solvers."""
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else torch.device(self.device)
+        return (
+            torch.device("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else torch.device(self.device)
+        )
 
     def there(self) -> AbstractContextManager[Any]:
         """A context in which new tensors lie on that device."""
@@ -156,8 +160,9 @@ class Engine:
             torch.set_num_threads(threads)
             self.progress.end()
 
-
-    def reduce(self, items: Sequence[Item], work: Callable[[Item], Result], fold: Callable[[Result, Result], Result], description: str) -> Any:
+    def reduce(
+        self, items: Sequence[Item], work: Callable[[Item], Result], fold: Callable[[Result, Result], Result], description: str
+    ) -> Any:
         """All results folded in a tree (`sums.fold_tree`); None where there are no items."""
         if self.executor == "ray":
             from thetau.engine import cluster

@@ -28,14 +28,15 @@
 #endif
 
 enum { F32 = 0, BF16 = 1, F16 = 2 };
-enum { OP_DROP = 1, OP_TRIM = 2, OP_ELECT = 3, OP_DISENTANGLE = 4, OP_SUM = 5, OP_MEAN = 6, OP_DISJOINT = 7, OP_SCALE = 8, OP_BAND = 9 };
+enum { OP_DROP = 1, OP_TRIM = 2, OP_ELECT = 3, OP_DISENTANGLE = 4, OP_SUM = 5, OP_MEAN = 6, OP_DISJOINT = 7, OP_SCALE = 8, OP_BAND = 9, OP_WEIGH = 10, OP_RANK_DROP = 11 };
 enum { STAT_NONE = 0, STAT_UPPER = 1, STAT_LOWER = 2, STAT_GRAM = 3 };
 
 typedef struct {
     int32_t code;
-    float value;            /* DROP: factor; ELECT: sign of cancelled entries; SCALE: factor */
-    const float *by_task;   /* TRIM: cut; SUM: weight; DISENTANGLE: coefficient; BAND: lower then upper cut */
-    const int32_t *keys;    /* DROP: two keys and the threshold, by task; DISENTANGLE: alive, by task */
+    float value;            /* DROP: factor; ELECT: sign of cancelled entries; SCALE, WEIGH: factor */
+    const float *by_task;   /* TRIM: cut; SUM: weight; DISENTANGLE: coefficient; BAND: lower then upper cut; RANK_DROP: factor by rank */
+    const int32_t *keys;    /* DROP: two keys and the threshold, by task; DISENTANGLE: alive, by task;
+                               RANK_DROP: elements of a row, two keys by task, threshold by rank */
 } Op;
 
 typedef struct {
@@ -49,8 +50,9 @@ typedef struct {
     int32_t out_fd, out_dtype;
     int64_t out_offset;
     double *squares;        /* tasks, then the ground: sums of squares, added to */
-    int64_t *counts;        /* UPPER: tasks x 32768; LOWER: tasks x 65536 */
-    const int32_t *upper;   /* LOWER: the bin, by task */
+    int64_t *counts;        /* UPPER: tasks x 32768; LOWER: tasks x cuts x 65536 */
+    const int32_t *upper;   /* LOWER: the bin, by task and cut */
+    int64_t cuts;           /* LOWER: cuts of each task */
     double *gram;           /* GRAM: tasks x tasks, upper triangle, added to */
     int32_t failed;         /* out: the source that could not be read, or -1 for the output */
     int32_t error;          /* out: errno, or 0 where a file ended early */
@@ -206,6 +208,37 @@ CLONES static void add(float *restrict x, const float *restrict y, int n) {
     for (int i = 0; i < n; i++) x[i] = y[i] + x[i];
 }
 
+/* Ranks of one row by magnitude, smallest first and equal ones by position: a stable radix sort in three digits of the 31 bits. `a` and
+ * `b` hold n pairs of magnitude and place each. Then what stays of each entry is multiplied by its rank's factor. */
+static void rank_drop(float *row, uint64_t *a, uint64_t *b, uint32_t index, const int32_t *keys, const int32_t *thresholds, const float *factors, int n) {
+    static const int shifts[3] = {0, 11, 21}, widths[3] = {11, 10, 10};
+    uint32_t bins[3][2048] = {{0}};
+    const uint32_t *bits = (const uint32_t *)row;
+    for (int i = 0; i < n; i++) {
+        uint32_t x = bits[i] & 0x7fffffffu;
+        a[i] = (uint64_t)x << 32 | (uint32_t)i;
+        bins[0][x & 2047u]++, bins[1][x >> 11 & 1023u]++, bins[2][x >> 21]++;
+    }
+    for (int d = 0; d < 3; d++) {
+        int size = 1 << widths[d], shift = 32 + shifts[d];
+        uint32_t sum = 0, largest = 0;
+        for (int v = 0; v < size; v++) {
+            uint32_t count = bins[d][v];
+            largest = count > largest ? count : largest;
+            bins[d][v] = sum, sum += count;
+        }
+        if (largest == (uint32_t)n) continue; /* one digit in common: nothing moves */
+        for (int i = 0; i < n; i++) b[bins[d][a[i] >> shift & (uint64_t)(size - 1)]++] = a[i];
+        uint64_t *other = a;
+        a = b, b = other;
+    }
+    for (int rank = 0; rank < n; rank++) {
+        uint32_t place = (uint32_t)a[rank];
+        uint32_t drawn = mix(mix((index + place) ^ (uint32_t)keys[0]) ^ (uint32_t)keys[1]) & 0x7fffffffu;
+        row[place] = drawn < (uint32_t)thresholds[rank] ? 0.0f : row[place] * factors[rank];
+    }
+}
+
 static void count_upper(int64_t *bins, const float *tau, int n) {
     const uint32_t *bits = (const uint32_t *)tau;
     for (int i = 0; i < n; i++) bins[(bits[i] & 0x7fffffffu) >> 16]++;
@@ -247,8 +280,8 @@ static int write_all(int fd, const char *from, size_t count, int64_t at) {
     return 0;
 }
 
-static void run_tile(Run *run, float *stack, float *total, float *spare, int64_t element, int n) {
-    for (int o = 0; o < run->ops; o++) {
+static void run_tile(Run *run, int from, int to, float *stack, float *total, float *spare, int64_t element, int n) {
+    for (int o = from; o < to; o++) {
         const Op *op = &run->program[o];
         switch (op->code) {
         case OP_DROP:
@@ -269,6 +302,9 @@ static void run_tile(Run *run, float *stack, float *total, float *spare, int64_t
         case OP_MEAN: sum_tasks(total, stack, run->tasks, n), divide(total, (float)run->tasks, n); break;
         case OP_DISJOINT: disjoint_mean(total, spare, stack, run->tasks, n); break;
         case OP_SCALE: scale(total, op->value, n); break;
+        case OP_WEIGH:
+            for (int k = 0; k < run->tasks; k++) scale(stack + (size_t)k * TILE, op->value, n);
+            break;
         }
     }
 }
@@ -277,26 +313,45 @@ static void add_statistic(Run *run, const float *stack, int n) {
     for (int k = 0; k < run->tasks; k++) {
         const float *row = stack + (size_t)k * TILE;
         if (run->statistic == STAT_UPPER) count_upper(run->counts + (int64_t)k * 32768, row, n);
-        if (run->statistic == STAT_LOWER) count_lower(run->counts + (int64_t)k * 65536, row, (uint32_t)run->upper[k], n);
+        if (run->statistic == STAT_LOWER)
+            for (int64_t c = k * run->cuts; c < (k + 1) * run->cuts; c++) count_lower(run->counts + c * 65536, row, (uint32_t)run->upper[c], n);
         if (run->statistic == STAT_GRAM)
             for (int j = k; j < run->tasks; j++) run->gram[k * run->tasks + j] += dot(row, stack + (size_t)j * TILE, n);
     }
 }
 
+/* The task vectors of a tile, from the values of its sources. */
+static void make_stack(Run *run, float *stack, const float *values, int n) {
+    for (int k = 0; k < run->tasks; k++) {
+        float *row = stack + (size_t)TILE * k;
+        memcpy(row, values + TILE * run->model[k], (size_t)n * 4);
+        if (run->base[k] >= 0) subtract(row, values + TILE * run->base[k], n);
+        if (run->squares) run->squares[k] += squares(row, n);
+    }
+    if (run->squares && run->ground >= 0) run->squares[run->tasks] += squares(values + TILE * run->ground, n);
+}
+
 int thetau_run(Run *run) {
-    size_t wide = (size_t)CHUNK * 4;
+    int ranked = 0; /* the operation that needs whole rows; chunks are then made of these */
+    while (ranked < run->ops && run->program[ranked].code != OP_RANK_DROP) ranked++;
+    const Op *by_rows = ranked < run->ops ? &run->program[ranked] : NULL;
+    int row = by_rows ? by_rows->keys[0] : 1;
+    int chunk = row > CHUNK ? row : CHUNK / row * row;
+    size_t wide = (size_t)chunk * 4 + 64 - (size_t)chunk * 4 % 64;
     char *raw = aligned_alloc(64, wide * (size_t)(run->sources + 1));
     float *tiles = aligned_alloc(64, sizeof(float) * TILE * (size_t)(run->sources + run->tasks + 2));
+    float *whole = by_rows ? malloc(sizeof(float) * (size_t)chunk * (size_t)run->tasks) : NULL;
+    uint64_t *pairs = by_rows ? malloc(sizeof(uint64_t) * 2 * (size_t)row) : NULL;
     int status = 0;
     run->error = 0, run->failed = -1, run->overflow = 0;
-    if (!raw || !tiles) {
+    if (!raw || !tiles || (by_rows && (!whole || !pairs))) {
         run->error = ENOMEM, status = 1;
         goto end;
     }
     float *values = tiles, *stack = values + TILE * run->sources, *total = stack + TILE * run->tasks, *spare = total + TILE;
     char *result = raw + wide * (size_t)run->sources;
-    for (int64_t done = 0; done < run->count; done += CHUNK) {
-        int n = run->count - done < CHUNK ? (int)(run->count - done) : CHUNK;
+    for (int64_t done = 0; done < run->count; done += chunk) {
+        int n = run->count - done < chunk ? (int)(run->count - done) : chunk;
         for (int s = 0; s < run->sources; s++) {
             size_t w = width(run->dtypes[s]);
             int failed = read_all(run->fds[s], raw + wide * (size_t)s, w * (size_t)n, run->offsets[s] + done * (int64_t)w);
@@ -305,18 +360,32 @@ int thetau_run(Run *run) {
                 goto end;
             }
         }
+        if (by_rows) {
+            for (int t = 0; t < n; t += TILE) {
+                int m = n - t < TILE ? n - t : TILE;
+                for (int s = 0; s < run->sources; s++)
+                    load(values + TILE * s, raw + wide * (size_t)s + width(run->dtypes[s]) * (size_t)t, run->dtypes[s], m);
+                make_stack(run, stack, values, m);
+                run_tile(run, 0, ranked, stack, total, spare, run->first + done + t, m);
+                for (int k = 0; k < run->tasks; k++) memcpy(whole + (size_t)chunk * k + t, stack + (size_t)TILE * k, (size_t)m * 4);
+            }
+            for (int k = 0; k < run->tasks; k++)
+                for (int r = 0; r < n; r += row)
+                    rank_drop(whole + (size_t)chunk * k + r, pairs, pairs + row, (uint32_t)((run->first + done + r) & 0x7fffffff),
+                              by_rows->keys + 1 + 2 * k, by_rows->keys + 1 + 2 * run->tasks, by_rows->by_task, row);
+        }
         for (int t = 0; t < n; t += TILE) {
             int m = n - t < TILE ? n - t : TILE;
-            for (int s = 0; s < run->sources; s++)
-                load(values + TILE * s, raw + wide * (size_t)s + width(run->dtypes[s]) * (size_t)t, run->dtypes[s], m);
-            for (int k = 0; k < run->tasks; k++) {
-                float *row = stack + (size_t)TILE * k;
-                memcpy(row, values + TILE * run->model[k], (size_t)m * 4);
-                if (run->base[k] >= 0) subtract(row, values + TILE * run->base[k], m);
-                if (run->squares) run->squares[k] += squares(row, m);
+            if (by_rows) {
+                for (int k = 0; k < run->tasks; k++) memcpy(stack + (size_t)TILE * k, whole + (size_t)chunk * k + t, (size_t)m * 4);
+                if (run->ground >= 0)
+                    load(values + TILE * run->ground, raw + wide * (size_t)run->ground + width(run->dtypes[run->ground]) * (size_t)t, run->dtypes[run->ground], m);
+            } else {
+                for (int s = 0; s < run->sources; s++)
+                    load(values + TILE * s, raw + wide * (size_t)s + width(run->dtypes[s]) * (size_t)t, run->dtypes[s], m);
+                make_stack(run, stack, values, m);
             }
-            if (run->squares && run->ground >= 0) run->squares[run->tasks] += squares(values + TILE * run->ground, m);
-            run_tile(run, stack, total, spare, run->first + done + t, m);
+            run_tile(run, by_rows ? ranked + 1 : 0, run->ops, stack, total, spare, run->first + done + t, m);
             if (run->statistic != STAT_NONE) {
                 add_statistic(run, stack, m);
             } else {
@@ -336,6 +405,8 @@ int thetau_run(Run *run) {
 end:
     free(raw);
     free(tiles);
+    free(whole);
+    free(pairs);
     return status;
 }
 

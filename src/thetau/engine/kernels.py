@@ -28,6 +28,7 @@ UPPER_BINS, LOWER_BINS = 1 << 15, 1 << 16
 INDEX_BITS = 31  # a run does not cross a multiple of 2³¹ elements: the index's upper part is in the random keys
 
 CODES = {"drop": 1, "trim": 2, "elect": 3, "disentangle": 4, "sum": 5, "mean": 6, "disjoint_mean": 7, "scale": 8, "band": 9}
+CODES |= {"weigh": 10, "rank_drop": 11}
 STATISTICS = {"none": 0, "upper": 1, "lower": 2, "gram": 3}
 
 
@@ -61,6 +62,7 @@ class _Run(ctypes.Structure):
         ("squares", ctypes.c_void_p),
         ("counts", ctypes.c_void_p),
         ("upper", ctypes.c_void_p),
+        ("cuts", ctypes.c_int64),
         ("gram", ctypes.c_void_p),
         ("failed", ctypes.c_int32),
         ("error", ctypes.c_int32),
@@ -152,10 +154,10 @@ class Result:
     gram: np.ndarray[Any, np.dtype[np.float64]] | None = None
 
     @classmethod
-    def empty(cls, tasks: int, statistic: str) -> Result:
-        """Zeros for what a statistic adds up: counts `[task, bin]`, or the Gram matrix's upper triangle `[task, task]`."""
+    def empty(cls, tasks: int, statistic: str, cuts: int = 1) -> Result:
+        """Zeros for what a statistic adds up: counts `[task, cut, bin]`, or the Gram matrix's upper triangle `[task, task]`."""
         bins = {"upper": UPPER_BINS, "lower": LOWER_BINS}.get(statistic)
-        counts = np.zeros((tasks, bins), np.int64) if bins else None
+        counts = np.zeros((tasks, cuts, bins), np.int64) if bins else None
         return cls(np.zeros(tasks + 1), counts, np.zeros((tasks, tasks)) if statistic == "gram" else None)
 
 
@@ -191,7 +193,7 @@ def run(
     result = into
     held: list[Any] = []
 
-    def array(values: Sequence[float] | Sequence[int], dtype: Any) -> int | None:
+    def array(values: Any, dtype: Any) -> int | None:
         made = np.asarray(values, dtype)
         held.append(made)
         return int(made.ctypes.data) if made.size else None
@@ -202,7 +204,7 @@ def run(
             CODES[op.code],
             op.value,
             array(op.by_task, np.float32),
-            array([(key + (1 << 31)) % (1 << 32) - (1 << 31) for key in op.keys], np.int32),
+            array(np.asarray(op.keys, np.int64).astype(np.int32), np.int32),  # unsigned ones keep their bits
         )
     places = [source.place(name) for source, name in zip(found.sources, found.names, strict=True)]
     dtypes = [source.specs[name].dtype for source, name in zip(found.sources, found.names, strict=True)]
@@ -227,6 +229,7 @@ def run(
         squares=int(result.squares.ctypes.data),
         counts=int(result.counts.ctypes.data) if result.counts is not None else None,
         upper=array(upper, np.int32),
+        cuts=len(upper) // tasks,
         gram=int(result.gram.ctypes.data) if result.gram is not None else None,
     )
     status = _LIBRARY.thetau_run(ctypes.byref(work))

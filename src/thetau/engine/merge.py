@@ -74,7 +74,9 @@ class Merge:
     @property
     def guards(self) -> list[Guard]:
         """The guards of this merge and of those below it, in an order of their own."""
-        below = [source if isinstance(source, Merge) else source.merge for source in self.sources if isinstance(source, Merge | Part)]
+        below = [
+            source if isinstance(source, Merge) else source.merge for source in self.sources if isinstance(source, Merge | Part)
+        ]
         return [self.guard, *(guard for merge in below for guard in merge.guards)]
 
     @cached_property

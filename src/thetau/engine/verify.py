@@ -37,7 +37,9 @@ class Verification:
         return not self.problems
 
 
-def verify(path: Path, *, engine: Engine, again: Combination | None = None, recipe: Mapping[str, Any] | None = None) -> Verification:
+def verify(
+    path: Path, *, engine: Engine, again: Combination | None = None, recipe: Mapping[str, Any] | None = None
+) -> Verification:
     """Read every tensor of an output: there, of the recorded shape, dtype and checksum, and finite.
 
     `recipe`, resolved as a run would, must be the recorded one; `again` is what the recipe describes, which is computed once more and
@@ -88,11 +90,15 @@ def read_record(path: Path) -> dict[str, Any]:
     """
     file = path / "thetau.json"
     if not file.exists():
-        raise CheckpointError(f"{path}: has no thetau.json, so nothing says how it was made. Only thetau's own outputs can be verified.")
+        raise CheckpointError(
+            f"{path}: has no thetau.json, so nothing says how it was made. Only thetau's own outputs can be verified."
+        )
     try:
         record = json.loads(read_text(file))
         tensors = record["tensors"]
-        good = isinstance(tensors, dict) and all(isinstance(one, dict) and {"dtype", "shape", "crc32"} <= set(one) for one in tensors.values())
+        good = isinstance(tensors, dict) and all(
+            isinstance(one, dict) and {"dtype", "shape", "crc32"} <= set(one) for one in tensors.values()
+        )
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{file}: damaged, or written by a version that kept no checksums ({error}).") from error
     if not good:
@@ -120,7 +126,9 @@ def _other_recipe(recorded: Mapping[str, Any], recipe: Mapping[str, Any]) -> lis
     ]
 
 
-def _run_again(again: Combination, record: Mapping[str, Any], source: Source, sums: Mapping[str, int], engine: Engine) -> list[str]:
+def _run_again(
+    again: Combination, record: Mapping[str, Any], source: Source, sums: Mapping[str, int], engine: Engine
+) -> list[str]:
     problems = []
     before = {entry["path"]: entry["fingerprint"] for entry in record.get("inputs", []) if isinstance(entry, dict)}
     output = Output.plan(again)

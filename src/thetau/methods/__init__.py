@@ -4,8 +4,13 @@ from thetau.engine.types import PerPattern as PerPattern
 from thetau.engine.types import PerTask as PerTask
 from thetau.methods.average import Average as Average
 from thetau.methods.awd import Awd as Awd
+from thetau.methods.breadcrumbs import Breadcrumbs as Breadcrumbs
+from thetau.methods.breadcrumbs import BreadcrumbsTies as BreadcrumbsTies
 from thetau.methods.dare import DareLinear as DareLinear
 from thetau.methods.dare import DareTies as DareTies
+from thetau.methods.della import Della as Della
+from thetau.methods.della import DellaLinear as DellaLinear
+from thetau.methods.model_stock import ModelStock as ModelStock
 from thetau.methods.registry import Field as Field
 from thetau.methods.registry import build as build
 from thetau.methods.registry import describe as describe

@@ -1,14 +1,14 @@
-"""The exact magnitude that a given share of a task vector's entries reaches, in two streaming passes and without a sort.
+"""The exact magnitudes that given shares of a task vector's entries reach, in two streaming passes and without a sort.
 
-The bits of |x| as an integer are ordered as |x| itself. Round one counts the upper 16 bits (32,768 bins) and so finds the bin in which
-the wanted entry lies; round two counts the lower 16 bits inside that bin. Counts are integers: no order or blocking can change them.
+The bits of |x| as an integer are ordered as |x| itself. Round one counts the upper 16 bits (32,768 bins) and so finds the bins in which
+the wanted entries lie; round two counts the lower 16 bits inside those bins. Counts are integers: no order or blocking can change them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from math import ceil
+from math import ceil, floor
 
 import torch
 from jaxtyping import Float, Int
@@ -23,61 +23,68 @@ FINE = 1 << 16
 
 @dataclass(frozen=True)
 class Bin:
-    """Where the wanted entries lie, after round one, by task: the bin, and the entry's rank from the top inside it."""
+    """Where the wanted entries lie, after round one, by task and cut: the bin, and the entry's rank from the top inside it."""
 
-    upper: Int[Tensor, " task"]
-    rank: Int[Tensor, " task"]
+    upper: Int[Tensor, "task cut"]
+    rank: Int[Tensor, "task cut"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MagnitudeQuantile:
-    """The ⌈density · n⌉-th largest |x| of each task, float32 of shape `[task]`; n counts all entries of the vector (or of the tensor)."""
+    """The smallest |x| that is kept when the ⌊gamma · n⌋ largest entries go and the ⌈density · n⌉ next ones stay, and the largest one.
+
+    Float32 of shape `[task, 2]`, smallest first; n counts all entries of the vector (or of the tensor). Where too few are left below the
+    outliers, fewer outliers go, so that the share that is kept is always `density`.
+    """
 
     density: float
+    gamma: float = 0.0
     per_tensor: bool = False
     rounds: int = 2
 
     def add(
-        self, total: Int[Tensor, "task bin"] | None, stack: Float[Tensor, "task *block"], site: Site, seen: Bin | None
-    ) -> Int[Tensor, "task bin"]:
+        self, total: Int[Tensor, "task cut bin"] | None, stack: Float[Tensor, "task *block"], site: Site, seen: Bin | None
+    ) -> Int[Tensor, "task cut bin"]:
         """Count a block's magnitudes."""
         if total is None:
-            total = torch.zeros(stack.shape[0], BINS if seen is None else FINE, dtype=torch.int64)
+            cuts, bins = (1, BINS) if seen is None else (seen.upper.shape[1], FINE)
+            total = torch.zeros(stack.shape[0], cuts, bins, dtype=torch.int64)
         bits = stack.reshape(stack.shape[0], -1).float().abs().view(torch.int32)
         for task, row in enumerate(bits):
             if seen is None:
-                total[task] += torch.bincount(row >> 16, minlength=BINS)
-            else:
-                inside = row[(row >> 16) == seen.upper[task]]
-                total[task] += torch.bincount(inside & 0xFFFF, minlength=FINE)
+                total[task, 0] += torch.bincount(row >> 16, minlength=BINS)
+                continue
+            for cut, upper in enumerate(seen.upper[task]):
+                total[task, cut] += torch.bincount(row[(row >> 16) == upper] & 0xFFFF, minlength=FINE)
         return total
 
-    def fold(self, total: Int[Tensor, "task bin"], other: Int[Tensor, "task bin"]) -> Int[Tensor, "task bin"]:
+    def fold(self, total: Int[Tensor, "task cut bin"], other: Int[Tensor, "task cut bin"]) -> Int[Tensor, "task cut bin"]:
         """Sum over tensors."""
         return total + other
 
-    def finish(self, total: Int[Tensor, "task bin"], seen: Bin | None) -> Bin | Float[Tensor, " task"]:
-        """After round one the bin, after round two the magnitude."""
+    def finish(self, total: Int[Tensor, "task cut bin"], seen: Bin | None) -> Bin | Float[Tensor, "task 2"]:
+        """After round one the bins, after round two the magnitudes."""
         if seen is None:
-            size = total.sum(1)
-            rank = torch.tensor([kept_count(self.density, int(n)) for n in size], dtype=torch.int64)
-            return Bin(*_from_top(total, rank))
+            ranks = torch.tensor([kept_ranks(self.density, self.gamma, int(n)) for n in total.sum((1, 2))], dtype=torch.int64)
+            ranks = ranks if self.gamma else ranks[:, :1]  # the largest is then the largest of all: nothing to look for
+            return Bin(*_from_top(total.expand(-1, ranks.shape[1], -1), ranks))
         lower, _ = _from_top(total, seen.rank)
-        return ((seen.upper << 16) | lower).to(torch.int32).view(torch.float32)
+        found = ((seen.upper << 16) | lower).to(torch.int32).view(torch.float32)
+        return found if self.gamma else torch.cat([found, torch.full_like(found, torch.inf)], 1)
 
     @property
     def compiled(self) -> tuple[str, ...]:
         """What the compiled loop calls each round."""
         return ("upper", "lower")
 
-    def from_compiled(self, result: Result) -> Int[Tensor, "task bin"]:
+    def from_compiled(self, result: Result) -> Int[Tensor, "task cut bin"]:
         """A tensor's counts."""
         assert result.counts is not None
         return torch.from_numpy(result.counts)
 
     def memory(self, tasks: int, elements: int) -> int:
-        """Counts by task, and a copy for each tensor in flight."""
-        return 8 * tasks * FINE * 3
+        """Counts by task and cut, and a copy for each tensor in flight."""
+        return 8 * tasks * FINE * 3 * (2 if self.gamma else 1)
 
 
 def kept_count(density: float, n: int) -> int:
@@ -85,9 +92,18 @@ def kept_count(density: float, n: int) -> int:
     return min(n, ceil(Fraction(str(density)) * n))
 
 
-def _from_top(counts: Int[Tensor, "task bin"], rank: Int[Tensor, " task"]) -> tuple[Int[Tensor, " task"], Int[Tensor, " task"]]:
+def kept_ranks(density: float, gamma: float, n: int) -> tuple[int, int]:
+    """Ranks from the top, from 1, of the smallest and of the largest entry that is kept."""
+    kept = kept_count(density, n)
+    outliers = min(n - kept, floor(Fraction(str(gamma)) * n))
+    return outliers + kept, outliers + 1
+
+
+def _from_top(
+    counts: Int[Tensor, "task cut bin"], rank: Int[Tensor, "task cut"]
+) -> tuple[Int[Tensor, "task cut"], Int[Tensor, "task cut"]]:
     """The bin that holds the rank-th largest entry (1-based), and its rank inside the bin."""
-    above = counts.flip(1).cumsum(1)  # entries in this bin or a larger one, largest bin first
-    place = (above < rank[:, None]).sum(1).clamp(max=counts.shape[1] - 1)
-    before = torch.where(place > 0, above.gather(1, (place - 1).clamp(min=0)[:, None])[:, 0], 0)
-    return counts.shape[1] - 1 - place, rank - before
+    above = counts.flip(2).cumsum(2)  # entries in this bin or a larger one, largest bin first
+    place = (above < rank[..., None]).sum(2).clamp(max=counts.shape[2] - 1)
+    before = torch.where(place > 0, above.gather(2, (place - 1).clamp(min=0)[..., None])[..., 0], 0)
+    return counts.shape[2] - 1 - place, rank - before

@@ -1,7 +1,8 @@
-"""Trim: keep each task's largest entries by magnitude, zero the rest.
+"""Trim: keep a band of each task's entries by magnitude, zero the rest.
 
-The first step of TIES-Merging, Yadav et al., NeurIPS 2023, <https://arxiv.org/abs/2306.01708>. The authors' code ranks the *whole* task
-vector; mergekit and PEFT rank each tensor. Entries that equal the cut are all kept, as in the authors' code, so a vector with
+Without `gamma` the first step of TIES-Merging, Yadav et al., NeurIPS 2023, <https://arxiv.org/abs/2306.01708>: the largest stay. The
+authors' code ranks the *whole* task vector; mergekit and PEFT rank each tensor. With `gamma` the masks of Model Breadcrumbs, Davari and
+Belilovsky, ECCV 2024, <https://arxiv.org/abs/2312.06795>: the largest go too. Entries that equal a cut are all kept, so a vector with
 many equal entries (differences of bfloat16 numbers) can keep more than its share.
 """
 
@@ -17,40 +18,47 @@ from torch import Tensor
 from thetau.engine.types import Op, Site
 from thetau.statistics import MagnitudeQuantile
 
-Cuts = Mapping[str, float] | Mapping[str, Mapping[str, float]]
+Band = tuple[float, float]
+Cuts = Mapping[str, Band] | Mapping[str, Mapping[str, Band]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trim:
-    """Keeps the ⌈density · n⌉ entries of largest magnitude, n counting the whole vector or one tensor."""
+    """Drops the ⌊gamma · n⌋ entries of largest magnitude and keeps the ⌈density · n⌉ next ones, n counting the whole vector or one tensor."""
 
     density: float
+    gamma: float = 0.0
     scope: Literal["vector", "tensor"] = "vector"
     per_task: bool = True
 
     def requires(self) -> MagnitudeQuantile | None:
-        """The exact cut; none where everything is kept."""
-        return MagnitudeQuantile(density=self.density, per_tensor=self.scope == "tensor") if self.density < 1 else None
+        """The exact cuts; none where everything is kept."""
+        if self.density >= 1:
+            return None
+        return MagnitudeQuantile(density=self.density, gamma=self.gamma, per_tensor=self.scope == "tensor")
 
     def prepare(self, result: object, tasks: tuple[str, ...]) -> object:
-        """Cuts by task, in each tensor where the scope is one tensor."""
+        """Smallest and largest kept magnitude by task, in each tensor where the scope is one tensor."""
         if isinstance(result, dict):
-            return {name: dict(zip(tasks, cuts.tolist(), strict=True)) for name, cuts in result.items()}
-        return dict(zip(tasks, result.tolist(), strict=True)) if isinstance(result, Tensor) else None
+            return {name: dict(zip(tasks, map(tuple, cuts.tolist()), strict=True)) for name, cuts in result.items()}
+        return dict(zip(tasks, map(tuple, result.tolist()), strict=True)) if isinstance(result, Tensor) else None
 
     def fuse(self, state: object, site: Site, element: int) -> list[Op]:
         """The same for the compiled loop."""
         if not isinstance(state, Mapping):
             return []
         cuts = state[site.name] if self.scope == "tensor" else state
-        return [Op("trim", by_task=tuple(cuts[task] for task in site.tasks))]
+        low, high = zip(*(cuts[task] for task in site.tasks), strict=True)
+        return [Op("band", by_task=(*low, *high)) if self.gamma else Op("trim", by_task=low)]
 
     def apply(self, stack: Float[Tensor, "task *block"], state: object, site: Site) -> Float[Tensor, "task *block"]:
-        """Zero what lies below the cut."""
+        """Zero what lies outside the cuts."""
         if not isinstance(state, Mapping):
             return stack
         cuts = state[site.name] if self.scope == "tensor" else state
         out = stack.clone()
         for row, task in zip(out, site.tasks, strict=True):
-            row.masked_fill_(row.float().abs() < cuts[task], 0)
+            low, high = cuts[task]
+            size = row.float().abs()
+            row.masked_fill_((size < low) | (size > high) if self.gamma else size < low, 0)
         return out

@@ -1,0 +1,32 @@
+"""Model Stock: the mean of the models, pulled towards the base by the angle between them.
+
+Jang et al., ECCV 2024, <https://arxiv.org/abs/2403.19522>, tensor by tensor, as there and in mergekit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from thetau.engine.types import Chain, Varying
+from thetau.methods.checks import varying
+from thetau.methods.reductions import Mean, Scale
+from thetau.methods.registry import register
+from thetau.transforms import StockRatio
+
+
+@register("model_stock", paper="Jang et al., ECCV 2024, https://arxiv.org/abs/2403.19522")
+@dataclass(frozen=True, kw_only=True)
+class ModelStock:
+    r"""$\tau = \frac{\lambda t}{K}\sum_i \tau_i$ with $t = \frac{K\cos\theta}{1 + (K-1)\cos\theta}$ in each tensor, clamped to [0, 1].
+
+    - `scale`: λ; a number, or one a pattern of tensor names.
+    """
+
+    scale: Varying = 1.0
+
+    def __post_init__(self) -> None:
+        varying("ModelStock", "scale", self.scale, tasks=False)
+
+    def chain(self) -> Chain:
+        """Ratio, mean, scale."""
+        return Chain(transforms=(StockRatio(),), reduction=Mean(), post=(Scale(scale=self.scale),))

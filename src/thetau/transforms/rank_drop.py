@@ -1,0 +1,71 @@
+"""Drop at random, small entries more often than large ones, and rescale each so that its expectation is kept: DELLA's MagPrune.
+
+Deep et al. 2024, <https://arxiv.org/abs/2406.11617>. Entries are ranked by magnitude inside each row (the paper's nodes); from the
+smallest to the largest the probability of being dropped falls evenly from p + ε/2 to p − ε/2, and what stays is divided by its own
+1 − p_i. Equal magnitudes rank by position. mergekit's `epsilon` is half of this one, and it rescales all of a tensor by one norm or not
+at all. A vector or a scalar is one row; one of more than 65,536 entries is ranked in runs of so many.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from thetau.engine.types import Op, Site
+from thetau.engine.window import BLOCK
+
+LONGEST = 1 << 18  # entries of a row in the compiled loop
+INDEXED = 1 << 31  # elements of a tensor there: more would need other random keys in the middle of a run
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankDrop:
+    """`rate` is p, `epsilon` the width over which the probability falls."""
+
+    rate: float
+    epsilon: float
+    per_task: bool = True
+
+    def requires(self) -> None:
+        """Nothing."""
+
+    def prepare(self, result: object, tasks: tuple[str, ...]) -> None:
+        """Nothing."""
+
+    def fuse(self, state: None, site: Site, element: int) -> list[Op] | None:
+        """The same for the compiled loop; None for rows that it does not take."""
+        matrix = len(site.shape) >= 2
+        elements = int(np.prod(site.shape))
+        row = site.row_elements if matrix else elements
+        if row > (LONGEST if matrix else BLOCK) or elements > INDEXED:
+            return None
+        thresholds, factors = _tables(self.rate, self.epsilon, row)
+        keys = [key for task in range(len(site.tasks)) for key in site.keys(task, element, "drop")]
+        return [Op("rank_drop", by_task=tuple(factors.tolist()), keys=(row, *keys, *thresholds.tolist()))]
+
+    def apply(self, stack: Float[Tensor, "task *block"], state: None, site: Site) -> Float[Tensor, "task *block"]:
+        """Drop and rescale a block of whole rows."""
+        out = torch.empty_like(stack)
+        row = site.row_elements if len(site.shape) >= 2 else stack[0].numel()
+        thresholds, factors = map(torch.from_numpy, _tables(self.rate, self.epsilon, row))
+        for task, values in enumerate(stack):
+            rows = values.reshape(-1, row)
+            order = torch.argsort(rows.float().abs(), dim=1, stable=True)
+            rank = torch.empty_like(order).scatter_(1, order, torch.arange(row).expand_as(order))
+            bits = site.bits(task, values.numel(), "drop").reshape(rows.shape)
+            kept = rows * factors[rank].to(rows.dtype)
+            out[task] = kept.masked_fill_(bits < thresholds[rank], 0).reshape(values.shape)
+        return out
+
+
+@lru_cache(maxsize=32)
+def _tables(rate: float, epsilon: float, row: int) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+    """By rank from the smallest: what the random bits must reach for an entry to stay, and by how much it is then multiplied."""
+    rank = np.arange(row) / (row - 1) if row > 1 else np.full(1, 0.5)
+    drop = rate + epsilon * (0.5 - rank)
+    return np.rint(drop * (1 << 31)).astype(np.int64), (1 / (1 - drop)).astype(np.float32)
