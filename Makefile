@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A caller's active environment must not leak in.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: demo test lint docs bench readme data clean
+.PHONY: demo test lint docs bench kills fuzz plans readme data clean
 
 demo: $(VENV)/.ready  ## fine-tune, merge with every method, evaluate: a table, results.json and results.png
 	$(BIN)/thetau suite run demo --out $(RUN)
@@ -24,15 +24,32 @@ docs: $(VENV)/.ready  ## the pages, strictly
 	$(BIN)/python tools/make_docs.py
 	$(BIN)/mkdocs build --strict --quiet
 
-bench: $(VENV)/.ready  ## the solvers against plain loops; writes benchmarks/results
+bench: $(VENV)/.ready .venv-mergekit/.ready  ## the engine against the floor and mergekit, the solvers against plain loops; writes benchmarks/results
+	$(BIN)/python benchmarks/engine.py --size 280m --mergekit .venv-mergekit/bin/python
+	$(BIN)/python benchmarks/engine.py --size 1.1b
 	$(BIN)/python benchmarks/wudi.py
 	$(BIN)/python benchmarks/awd.py
+
+kills: $(VENV)/.ready  ## 1,000 runs killed at random moments; writes benchmarks/results/kills.json
+	THETAU_KILLS=1000 $(BIN)/python -m pytest -q tests/test_resume.py -k killed
+
+fuzz: $(VENV)/.ready  ## hostile inputs, for MINUTES=10; writes benchmarks/results/fuzz.json
+	$(BIN)/python tests/fuzz/run.py --minutes $(or $(MINUTES),10)
+
+plans: $(VENV)/.ready  ## docs/large.md: how merges of 7B, 70B and 405B would run
+	$(BIN)/python tools/make_plans.py
+
+.venv-mergekit/.ready:
+	$(PYTHON) -m venv .venv-mergekit
+	.venv-mergekit/bin/pip install --quiet -c constraints.txt torch
+	.venv-mergekit/bin/pip install --quiet mergekit==0.1.5
+	touch $@
 
 readme: $(VENV)/.ready  ## put the demo's table and chart into README.md
 	$(BIN)/python tools/make_readme.py $(RUN)
 
 clean:
-	rm -rf $(VENV) build dist site
+	rm -rf $(VENV) .venv-mergekit build dist site
 
 $(VENV)/.ready: pyproject.toml constraints.txt requirements-models.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install it, or name it with make PYTHON=..."; exit 1; }

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from thetau.checkpoint import FLOATS, Source, dtype_name, open_source
 from thetau.checkpoint.lora import LoraSource
+from thetau.checkpoint.remote import check_free, is_url, upload
 from thetau.checkpoint.writer import SHARD_BYTES
 from thetau.engine.executor import Engine
 from thetau.engine.merge import Merge, Part
@@ -22,7 +25,7 @@ from thetau.engine.save import Report, save, state_dict
 from thetau.engine.types import Chain, Method, PerTask
 from thetau.engine.verify import Verification, read_record
 from thetau.engine.verify import verify as _verify
-from thetau.errors import AlignmentError, CheckpointError, RecipeError
+from thetau.errors import AlignmentError, CheckpointError, OutputError, RecipeError
 from thetau.methods import build, name_of, plain
 from thetau.recipes.loading import from_mapping, split_method
 from thetau.recipes.schema import Recipe
@@ -55,7 +58,7 @@ class Expression(Combination):
         provenance: Mapping[str, Any] | None = None,
         resume: bool = False,
     ) -> Report:
-        """Write a model or a task vector as safetensors: a folder, or one file where `path` ends in `.safetensors`.
+        """Write a model or a task vector as safetensors: a folder, or one file where `path` ends in `.safetensors`; or to a URL (fsspec).
 
         A model takes names, shapes, dtypes, config and tokenizer from its base; a task vector is stored in float32 unless `dtype` says otherwise.
         `resume` continues what an earlier, interrupted run began, to the same bits, and keeps what was done if this one is interrupted.
@@ -65,18 +68,28 @@ class Expression(Combination):
             CheckpointError: an input is damaged or holds NaN or infinite values.
             OutputError: the output exists or cannot be written. Nothing is left behind in either case.
         """
-        provenance = provenance if provenance is not None else _provenance(self)
-        report = save(
+        write = partial(
+            save,
             self,
-            Path(path),
             engine=engine or Engine(),
             dtype=dtype_of(dtype),
             shard_bytes=shard_bytes,
             exclude=exclude,
-            provenance=provenance,
-            resume=resume,
+            provenance=provenance if provenance is not None else _provenance(self),
         )
-        return _warn(report)
+        if not is_url(os.fspath(path)):
+            return _warn(write(Path(path), resume=resume))
+        url = os.fspath(path).rstrip("/")
+        if resume:
+            raise OutputError(
+                f"{url}: only an output on a disk can be resumed. Leave `--resume` out, or write to a folder and copy it."
+            )
+        check_free(url)
+        with tempfile.TemporaryDirectory(prefix="thetau-") as folder:
+            report = write(Path(folder) / url.rsplit("/", 1)[-1])
+            assert report.path is not None
+            upload(report.path, url)
+        return _warn(replace(report, path=url))
 
     def state_dict(
         self, *, dtype: str | torch.dtype | None = None, exclude: Sequence[str] = (), engine: Engine | None = None

@@ -12,6 +12,7 @@ from torch import nn
 
 from thetau.checkpoint.lora import LoraSource, is_adapter
 from thetau.checkpoint.memory import from_mapping, from_module, open_torch, open_torch_index
+from thetau.checkpoint.remote import is_url, open_url
 from thetau.checkpoint.safetensors import exists, open_file, open_index
 from thetau.checkpoint.source import Source
 from thetau.errors import CheckpointError
@@ -40,6 +41,8 @@ def open_source(what: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | S
     if not isinstance(what, str | os.PathLike):
         raise TypeError(f"`open` takes a path, a hub id, a state dict or a module. Got {type(what).__name__}.")
     text = os.fspath(what)
+    if is_url(text):
+        return open_url(text)
     path = Path(text)
     if text and not text.startswith(HUB_PREFIX) and exists(path):
         return _open_path(path, base)

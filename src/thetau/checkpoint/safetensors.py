@@ -14,7 +14,7 @@ import os
 import resource
 import stat
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -35,16 +35,23 @@ SAMPLE_BYTES = 4096
 class SafetensorsFile:
     """One open file: its header, checked, and `pread` access to its data."""
 
+    local = True  # there is a descriptor that the compiled loop can read from
+
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path: Path | str = path
         self._fd = _open(path)
         self._close = weakref.finalize(self, os.close, self._fd)
         info = os.fstat(self._fd)
         if not stat.S_ISREG(info.st_mode):
             raise CheckpointError(f"{path} is not a regular file. Give the path of a safetensors file.")
         self.size = info.st_size
-        self.stamp = (info.st_size, info.st_mtime_ns, info.st_ino)
-        self.header_bytes, header = _header(path, self._fd, self.size)
+        self.stamp: tuple[int | str, ...] = (info.st_size, info.st_mtime_ns, info.st_ino)
+        self._parse(lambda count, offset: os.pread(self._fd, count, offset))
+
+    def _parse(self, pread: Callable[[int, int], bytes]) -> None:
+        """Read and check the header."""
+        path = self.path
+        self.header_bytes, header = _header(path, pread, self.size)
         self.metadata: dict[str, str] = header.pop("__metadata__", {})
         if not isinstance(self.metadata, dict) or not all(isinstance(v, str) for v in self.metadata.values()):
             raise CheckpointError(
@@ -53,8 +60,13 @@ class SafetensorsFile:
         self.start = 8 + len(self.header_bytes)
         self.specs, self.offsets = _tensors(path, header, self.size - self.start)
 
+    @property
+    def place(self) -> str:
+        """Where the file is, whatever the way to it."""
+        return str(Path(self.path).resolve())
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.path, self.stamp)
+        return _reopen, (type(self), self.path, self.stamp)
 
     def read_bytes(self, offset: int, count: int, what: str) -> Tensor:
         """`count` bytes from `offset` after the header, as uint8 of shape `[count]`."""
@@ -102,10 +114,18 @@ class SafetensorsFile:
 class SafetensorsSource:
     """A model, or a saved task vector, in one or several safetensors files."""
 
-    def __init__(self, path: Path, files: Mapping[str, SafetensorsFile], *, weight_map: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        files: Mapping[str, SafetensorsFile],
+        *,
+        weight_map: Mapping[str, str] | None = None,
+        folder: Path | None = None,
+    ) -> None:
         self.path = path
-        self.folder: Path | None = path if path.is_dir() else home_of(path)
+        self.folder = (path if path.is_dir() else home_of(path)) if isinstance(path, Path) else folder
         self.label = str(path)
+        self.local = all(file.local for file in files.values())
         self._files = files
         self._home: dict[str, SafetensorsFile] = {}
         self.specs: dict[str, Spec] = {}
@@ -133,7 +153,7 @@ class SafetensorsSource:
         self.degree = 0 if kinds == {"task_vector"} else 1
         self.partial = self.degree == 0
         self.metadata = {key: value for file in files.values() for key, value in file.metadata.items()}
-        stamps = [f"{file.path.resolve()}:{file.stamp}" for file in files.values()]
+        stamps = [f"{file.place}:{file.stamp}" for file in files.values()]
         self.key = "file:" + hashlib.sha256("|".join(sorted(stamps)).encode()).hexdigest()
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
@@ -160,7 +180,7 @@ class SafetensorsSource:
 
     def header_hashes(self) -> dict[str, str]:
         """SHA-256 of each file's header, by file name."""
-        return {file.path.name: hashlib.sha256(file.header_bytes).hexdigest() for file in self._files.values()}
+        return {Path(file.path).name: hashlib.sha256(file.header_bytes).hexdigest() for file in self._files.values()}
 
     def changed_files(self) -> list[str]:
         """Files that are no longer what was opened."""
@@ -172,13 +192,13 @@ def open_file(path: Path, folder: Path | None = None) -> SafetensorsSource:
     return SafetensorsSource(folder or path, {path.name: SafetensorsFile(path)})
 
 
-def _reopen(path: Path, stamp: tuple[int, int, int]) -> SafetensorsFile:
+def _reopen(kind: Callable[[Any], SafetensorsFile], path: Path | str, stamp: tuple[int | str, ...]) -> SafetensorsFile:
     """The same file in another process.
 
     Raises:
         CheckpointError: it has changed since it was opened first, or is not the same file on this machine.
     """
-    file = SafetensorsFile(path)
+    file = kind(path)
     if file.stamp != stamp:
         raise CheckpointError(
             f"{path}: changed while it was read, or is another file on this machine. Every worker must see the same files."
@@ -214,8 +234,13 @@ def read_text(path: Path) -> str:
 
 def read_weight_map(index: Path) -> dict[str, str]:
     """The `weight_map` of an index file: tensor name → file name."""
+    return parse_weight_map(index, read_text(index))
+
+
+def parse_weight_map(index: Path | str, text: str) -> dict[str, str]:
+    """The same of an index's text."""
     try:
-        content = json.loads(read_text(index), object_pairs_hook=_unique)
+        content = json.loads(text, object_pairs_hook=_unique)
         weight_map = content["weight_map"]
         assert_strings = all(isinstance(k, str) and isinstance(v, str) for k, v in weight_map.items())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -261,7 +286,7 @@ def exists(path: Path) -> bool:
         return False
 
 
-def _check_map(path: Path, files: Mapping[str, SafetensorsFile], weight_map: Mapping[str, str]) -> None:
+def _check_map(path: Path | str, files: Mapping[str, SafetensorsFile], weight_map: Mapping[str, str]) -> None:
     lost = [(tensor, file) for tensor, file in weight_map.items() if tensor not in files[file].specs]
     if lost:
         tensor, file = lost[0]
@@ -292,15 +317,15 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _header(path: Path, fd: int, size: int) -> tuple[bytes, dict[str, Any]]:
+def _header(path: Path | str, pread: Callable[[int, int], bytes], size: int) -> tuple[bytes, dict[str, Any]]:
     truncated = "It is truncated or not a safetensors file: copy or download it again."
     if size < 8:
         raise CheckpointError(f"{path}: {size} bytes are too few for a safetensors header. {truncated}")
-    length = int.from_bytes(os.pread(fd, 8, 0), "little")
+    length = int.from_bytes(pread(8, 0), "little")
     if length > HEADER_LIMIT or 8 + length > size:
         raise CheckpointError(f"{path}: the header claims {length} bytes, the file has {size}. {truncated}")
     try:
-        raw = os.pread(fd, length, 8)
+        raw = pread(length, 8)
     except OSError as error:
         raise CheckpointError(f"{path}: reading the header failed: {error.strerror}. Check the disk, then run again.") from error
     try:
@@ -312,7 +337,7 @@ def _header(path: Path, fd: int, size: int) -> tuple[bytes, dict[str, Any]]:
     return raw, header
 
 
-def _tensors(path: Path, header: Mapping[str, Any], data: int) -> tuple[dict[str, Spec], dict[str, int]]:
+def _tensors(path: Path | str, header: Mapping[str, Any], data: int) -> tuple[dict[str, Spec], dict[str, int]]:
     """Specs and offsets in file order; every byte of the data must belong to exactly one tensor."""
     found: list[tuple[int, int, Spec]] = []
     for name, entry in header.items():

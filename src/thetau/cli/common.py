@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,13 +23,17 @@ Workers = Annotated[
 ]
 MaxMemory = Annotated[
     str | None,
-    typer.Option("--max-memory", help="Memory for the tensors in flight, such as 4GB; by default half of what there is."),
+    typer.Option(
+        "--max-memory", help="Memory that the whole process may take, such as 4GB; by default tensors take half of what there is."
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no summary.")]
 Exclude = Annotated[
     list[str] | None, typer.Option("--exclude", help="Pattern of tensors that are left out (task heads); may be repeated.")
 ]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="Of the output, such as bfloat16; by default the base's.")]
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+THREADS = 48_000_000  # bytes: stacks, arenas and small things of the workers, beside the tensors
 BaseOption = Annotated[
     str, typer.Option("--base", "-b", help="The model that the others were fine-tuned from: folder, file or hub id.")
 ]
@@ -39,14 +45,21 @@ def engine(workers: int | None, max_memory: str | None, quiet: bool, **others: A
     from thetau.engine.executor import Engine
     from thetau.recipes.schema import parse_size
 
+    _give_back_memory()
     given: dict[str, Any] = dict(others)
     if workers is not None:
         given["workers"] = workers
     if max_memory is not None:
         try:
-            given["max_memory"] = parse_size(max_memory)
+            budget = parse_size(max_memory)
         except ValueError as error:
             raise RecipeError([str(error)], "--max-memory") from error
+        own = _own_memory()
+        if budget <= own:
+            raise RecipeError(
+                [f"thetau itself takes {own / 1e6:.0f} MB before it reads anything. Got {max_memory}."], "--max-memory"
+            )
+        given["max_memory"] = budget - own
     if not quiet:
         given["progress"] = bar()
     try:
@@ -55,7 +68,24 @@ def engine(workers: int | None, max_memory: str | None, quiet: bool, **others: A
         raise RecipeError([str(error)], "options") from error
 
 
-def save(expression: Expression, out: Path, *, quiet: bool, **options: Any) -> None:
+def _give_back_memory() -> None:
+    """Have glibc return every buffer of a megabyte or more when it is freed, so that a budget is kept over a long run."""
+    import ctypes
+
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)
+
+
+def _own_memory() -> int:
+    """Bytes that this process holds with its libraries loaded, and a little for its threads."""
+    import torch  # noqa: F401
+
+    with open("/proc/self/statm", encoding="ascii") as file:
+        resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return resident + THREADS
+
+
+def save(expression: Expression, out: Path | str, *, quiet: bool, **options: Any) -> None:
     """Write, and say what was done."""
     import warnings
 

@@ -15,7 +15,7 @@ LONG = 600.0  # seconds of arithmetic from which a run shows its plan first
 
 def merge(
     recipe: Annotated[Path | None, typer.Argument(help="A recipe in YAML; or give its parts as options.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the result goes: a new folder.")] = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", help="Where the result goes: a new folder, or a URL.")] = None,
     method: Annotated[str | None, typer.Option("--method", help="A name from `thetau methods`.")] = None,
     base: Annotated[str | None, typer.Option("--base", "-b", help="The model that the others were fine-tuned from.")] = None,
     model: Annotated[
@@ -64,7 +64,7 @@ def merge(
     prints what was left out, what is tied, norms that look wrong, and: merged: 103 tensors, 90.9 MB
     """
     from thetau.cli.plan import show
-    from thetau.engine.plan import plan
+    from thetau.engine.plan import plan, reading_rate
     from thetau.facade import complete, dtype_of, from_recipe
     from thetau.recipes import from_mapping, load
     from thetau.recipes.schema import parse_size
@@ -93,7 +93,7 @@ def merge(
     expression = from_recipe(chosen, engine=machine)
     planned = plan(expression, engine=machine, dtype=dtype_of(chosen.dtype))
     if dry_run:
-        show(planned)
+        show(planned, reading=reading_rate(expression))
         return
     if out is None:
         raise RecipeError(["`--out` is missing: where shall the result go?"], "options")

@@ -8,8 +8,11 @@ if TYPE_CHECKING:
     from thetau.engine.plan import Plan
 
 
-def show(plan: Plan, *, to_stderr: bool = False) -> None:
-    """Print passes, bytes, memory, operations, and what the other solvers of a method would cost."""
+WRITING = 5e8  # bytes a second that a disk keeps up when it is asked to sync
+
+
+def show(plan: Plan, *, reading: float | None = None, to_stderr: bool = False) -> None:
+    """Print passes, bytes, memory, operations, time, and what the other solvers of a method would cost."""
     from rich.console import Console
     from rich.table import Table
 
@@ -21,6 +24,12 @@ def show(plan: Plan, *, to_stderr: bool = False) -> None:
         table.add_row(f"{index}. {one.what}", gigabytes(one.read), gigabytes(one.memory))
     console.print(table)
     console.print(f"reads {gigabytes(plan.read)}, writes {gigabytes(plan.written)} in {plan.tensors} tensors", highlight=False)
+    if reading is not None:
+        whole = duration(plan.duration(reading, min(reading, WRITING)))
+        console.print(
+            f"{whole} in all, reading at {gigabytes(reading)}/s as just tried, writing at {gigabytes(min(reading, WRITING))}/s",
+            highlight=False,
+        )
     if plan.flops:
         console.print(f"matrix solvers: {plan.flops:.2g} operations, {duration(plan.seconds)} on this machine", highlight=False)
         for name, flops in plan.alternatives:

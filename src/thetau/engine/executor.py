@@ -18,6 +18,7 @@ from thetau.engine.sums import fold_tree
 from thetau.errors import ThetauError
 
 Result = TypeVar("Result")
+WIDEST = 16  # bytes of an element in flight: as stored, in float32, and as much again for what is made of it
 
 
 @runtime_checkable
@@ -100,6 +101,11 @@ class Engine:
         return (
             torch.device("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else torch.device(self.device)
         )
+
+    def reach(self, readers: int) -> int:
+        """Elements that are read at a time from each of so many files: `window`, or less where the budget would not hold it."""
+        fits = self.max_memory // (WIDEST * max(1, readers) * self.workers)
+        return max(1, min(self.window, fits))
 
     def there(self) -> AbstractContextManager[Any]:
         """A context in which new tensors lie on that device."""

@@ -208,56 +208,77 @@ CLONES static void add(float *restrict x, const float *restrict y, int n) {
     for (int i = 0; i < n; i++) x[i] = y[i] + x[i];
 }
 
-/* Ranks of one row by magnitude, smallest first and equal ones by position: a stable radix sort in three digits of the 31 bits. `a` and
- * `b` hold n pairs of magnitude and place each. Then what stays of each entry is multiplied by its rank's factor. */
-static void rank_drop(float *row, uint64_t *a, uint64_t *b, uint32_t index, const int32_t *keys, const int32_t *thresholds, const float *factors, int n) {
-    static const int shifts[3] = {0, 11, 21}, widths[3] = {11, 10, 10};
-    uint32_t bins[3][2048] = {{0}};
+CLONES static void draw(uint32_t *restrict drawn, uint32_t index, uint32_t k0, uint32_t k1, int n) {
+    for (int i = 0; i < n; i++) drawn[i] = mix(mix((index + (uint32_t)i) ^ k0) ^ k1) & 0x7fffffffu;
+}
+
+/* The bits that not all magnitudes have in common. */
+CLONES static uint32_t differing(const uint32_t *restrict bits, int n) {
+    uint32_t any = 0, all = 0x7fffffffu;
+    for (int i = 0; i < n; i++) any |= bits[i] & 0x7fffffffu, all &= bits[i];
+    return any & ~all;
+}
+
+/* Ranks of one row by magnitude, smallest first and equal ones by position: a stable radix sort by bytes, passing over those in which no
+ * two magnitudes differ (the lower ones, for differences of 16-bit numbers). `a` and `b` hold n pairs of magnitude and place each,
+ * `drawn` n numbers. Then what stays of each entry is multiplied by its rank's factor. */
+static void rank_drop(float *row, uint64_t *a, uint64_t *b, uint32_t *drawn, uint32_t index, const int32_t *keys, const int32_t *thresholds,
+                      const float *factors, int n) {
     const uint32_t *bits = (const uint32_t *)row;
-    for (int i = 0; i < n; i++) {
-        uint32_t x = bits[i] & 0x7fffffffu;
-        a[i] = (uint64_t)x << 32 | (uint32_t)i;
-        bins[0][x & 2047u]++, bins[1][x >> 11 & 1023u]++, bins[2][x >> 21]++;
-    }
-    for (int d = 0; d < 3; d++) {
-        int size = 1 << widths[d], shift = 32 + shifts[d];
-        uint32_t sum = 0, largest = 0;
-        for (int v = 0; v < size; v++) {
-            uint32_t count = bins[d][v];
-            largest = count > largest ? count : largest;
-            bins[d][v] = sum, sum += count;
+    uint32_t mask = differing(bits, n);
+    draw(drawn, index, (uint32_t)keys[0], (uint32_t)keys[1], n);
+    for (int i = 0; i < n; i++) a[i] = (uint64_t)(bits[i] & 0x7fffffffu) << 32 | (uint32_t)i;
+    for (int shift = 0; shift < 32; shift += 8) {
+        if (!(mask >> shift & 255u)) continue;
+        uint32_t even[256] = {0}, odd[256] = {0}, sum = 0;
+        int i = 0;
+        for (; i + 2 <= n; i += 2) even[a[i] >> (32 + shift) & 255u]++, odd[a[i + 1] >> (32 + shift) & 255u]++;
+        if (i < n) even[a[i] >> (32 + shift) & 255u]++;
+        for (int v = 0; v < 256; v++) {
+            uint32_t count = even[v] + odd[v];
+            even[v] = sum, sum += count;
         }
-        if (largest == (uint32_t)n) continue; /* one digit in common: nothing moves */
-        for (int i = 0; i < n; i++) b[bins[d][a[i] >> shift & (uint64_t)(size - 1)]++] = a[i];
+        for (i = 0; i < n; i++) b[even[a[i] >> (32 + shift) & 255u]++] = a[i];
         uint64_t *other = a;
         a = b, b = other;
     }
     for (int rank = 0; rank < n; rank++) {
         uint32_t place = (uint32_t)a[rank];
-        uint32_t drawn = mix(mix((index + place) ^ (uint32_t)keys[0]) ^ (uint32_t)keys[1]) & 0x7fffffffu;
-        row[place] = drawn < (uint32_t)thresholds[rank] ? 0.0f : row[place] * factors[rank];
+        uint32_t stays = 0u - (uint32_t)(drawn[place] >= (uint32_t)thresholds[rank]); /* no branch: nobody could guess it */
+        union { float value; uint32_t bits; } kept = {row[place] * factors[rank]};
+        kept.bits &= stays;
+        row[place] = kept.value;
     }
 }
 
-static void count_upper(int64_t *bins, const float *tau, int n) {
+/* Neighbours often fall into one bin: two sets of bins, so that a count need not wait for the one before it. */
+static void count_upper(int64_t *restrict bins, uint32_t *restrict other, const float *tau, int n) {
     const uint32_t *bits = (const uint32_t *)tau;
-    for (int i = 0; i < n; i++) bins[(bits[i] & 0x7fffffffu) >> 16]++;
+    int i = 0;
+    for (; i + 2 <= n; i += 2) {
+        bins[(bits[i] & 0x7fffffffu) >> 16]++;
+        other[(bits[i + 1] & 0x7fffffffu) >> 16]++;
+    }
+    if (i < n) bins[(bits[i] & 0x7fffffffu) >> 16]++;
 }
 
-/* Few entries lie in the bin: groups without one are passed over by a comparison that vectorises. */
-CLONES static void count_lower(int64_t *bins, const float *tau, uint32_t upper, int n) {
+/* Groups without an entry in the bin are passed over by a comparison that vectorises; the others are gathered without a branch. */
+CLONES static void count_lower(int64_t *restrict bins, const float *restrict tau, uint32_t upper, int n) {
     const uint32_t *bits = (const uint32_t *)tau;
+    uint16_t found[TILE];
+    int count = 0;
     for (int i = 0; i < n; i += LANES) {
         int m = n - i < LANES ? n - i : LANES;
-        uint32_t hit = 0;
+        uint32_t hit = m < LANES;
         if (m == LANES)
             for (int l = 0; l < LANES; l++) hit |= ((bits[i + l] & 0x7fffffffu) >> 16) == upper;
-        else
-            hit = 1;
         if (hit)
-            for (int l = 0; l < m; l++)
-                if (((bits[i + l] & 0x7fffffffu) >> 16) == upper) bins[bits[i + l] & 0xffffu]++;
+            for (int l = 0; l < m; l++) {
+                found[count] = (uint16_t)bits[i + l];
+                count += ((bits[i + l] & 0x7fffffffu) >> 16) == upper;
+            }
     }
+    for (int i = 0; i < count; i++) bins[found[i]]++;
 }
 
 static int read_all(int fd, char *to, size_t count, int64_t at) {
@@ -309,10 +330,10 @@ static void run_tile(Run *run, int from, int to, float *stack, float *total, flo
     }
 }
 
-static void add_statistic(Run *run, const float *stack, int n) {
+static void add_statistic(Run *run, uint32_t *other, const float *stack, int n) {
     for (int k = 0; k < run->tasks; k++) {
         const float *row = stack + (size_t)k * TILE;
-        if (run->statistic == STAT_UPPER) count_upper(run->counts + (int64_t)k * 32768, row, n);
+        if (run->statistic == STAT_UPPER) count_upper(run->counts + (int64_t)k * 32768, other + (size_t)k * 32768, row, n);
         if (run->statistic == STAT_LOWER)
             for (int64_t c = k * run->cuts; c < (k + 1) * run->cuts; c++) count_lower(run->counts + c * 65536, row, (uint32_t)run->upper[c], n);
         if (run->statistic == STAT_GRAM)
@@ -341,10 +362,11 @@ int thetau_run(Run *run) {
     char *raw = aligned_alloc(64, wide * (size_t)(run->sources + 1));
     float *tiles = aligned_alloc(64, sizeof(float) * TILE * (size_t)(run->sources + run->tasks + 2));
     float *whole = by_rows ? malloc(sizeof(float) * (size_t)chunk * (size_t)run->tasks) : NULL;
-    uint64_t *pairs = by_rows ? malloc(sizeof(uint64_t) * 2 * (size_t)row) : NULL;
+    uint64_t *pairs = by_rows ? malloc((2 * sizeof(uint64_t) + sizeof(uint32_t)) * (size_t)row) : NULL;
+    uint32_t *other = run->statistic == STAT_UPPER ? calloc((size_t)run->tasks * 32768, sizeof(uint32_t)) : NULL;
     int status = 0;
     run->error = 0, run->failed = -1, run->overflow = 0;
-    if (!raw || !tiles || (by_rows && (!whole || !pairs))) {
+    if (!raw || !tiles || (by_rows && (!whole || !pairs)) || (run->statistic == STAT_UPPER && !other)) {
         run->error = ENOMEM, status = 1;
         goto end;
     }
@@ -371,7 +393,7 @@ int thetau_run(Run *run) {
             }
             for (int k = 0; k < run->tasks; k++)
                 for (int r = 0; r < n; r += row)
-                    rank_drop(whole + (size_t)chunk * k + r, pairs, pairs + row, (uint32_t)((run->first + done + r) & 0x7fffffff),
+                    rank_drop(whole + (size_t)chunk * k + r, pairs, pairs + row, (uint32_t *)(pairs + 2 * row), (uint32_t)((run->first + done + r) & 0x7fffffff),
                               by_rows->keys + 1 + 2 * k, by_rows->keys + 1 + 2 * run->tasks, by_rows->by_task, row);
         }
         for (int t = 0; t < n; t += TILE) {
@@ -387,7 +409,7 @@ int thetau_run(Run *run) {
             }
             run_tile(run, by_rows ? ranked + 1 : 0, run->ops, stack, total, spare, run->first + done + t, m);
             if (run->statistic != STAT_NONE) {
-                add_statistic(run, stack, m);
+                add_statistic(run, other, stack, m);
             } else {
                 if (run->ground >= 0) add(total, values + TILE * run->ground, m);
                 run->overflow += store(result + width(run->out_dtype) * (size_t)t, total, run->out_dtype, m);
@@ -402,7 +424,10 @@ int thetau_run(Run *run) {
             }
         }
     }
+    if (other) /* a run has fewer elements than a bin can count */
+        for (int64_t bin = 0; bin < (int64_t)run->tasks * 32768; bin++) run->counts[bin] += other[bin];
 end:
+    free(other);
     free(raw);
     free(tiles);
     free(whole);

@@ -118,7 +118,12 @@ def inputs(alignment: Alignment, vectors: Sequence[Combination], name: str, grou
 
     def place(source: Source) -> int | None:
         theirs = alignment.maps[source.key].get(name)
-        if theirs is None or not isinstance(source, SafetensorsSource) or source.specs[theirs].dtype not in DTYPES:
+        if (
+            theirs is None
+            or not isinstance(source, SafetensorsSource)
+            or not source.local
+            or source.specs[theirs].dtype not in DTYPES
+        ):
             return None
         key = (source.key, theirs)
         if key not in found:

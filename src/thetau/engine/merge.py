@@ -308,7 +308,11 @@ class Merge:
         mine = seen[name] if statistic.per_tensor and isinstance(seen, dict) else seen
         total: object = compiled.measure(self, statistic, work.round, work.index, name, mine, check=work.check)
         if total is None:
-            reach = spec.rows * spec.row_elements if self.whole(name) and self.chain.access != "stream" else self.engine.window
+            reach = (
+                spec.rows * spec.row_elements
+                if self.whole(name) and self.chain.access != "stream"
+                else self.engine.reach(len(self.sources))
+            )
             for low, high in windows(spec, reach):
                 window = Window(name, low, high)
                 for start, stop in blocks(spec, low, high):
@@ -339,7 +343,7 @@ class Merge:
         stream = last and isinstance(self.chain.reduction, StreamReduction) and name in self.chosen
         width = self.reading.dtype.itemsize
         block = min(spec.rows, block_rows(spec)) * spec.row_elements
-        window = min(spec.elements, max(self.engine.window, block))
+        window = min(spec.elements, max(self.engine.reach(len(self.sources)), block))
         memory = len(readers) * window * 4 + 4 * len(self.tasks) * block * width
         if stream:
             view = view_of(name, spec.shape)

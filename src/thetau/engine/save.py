@@ -31,7 +31,7 @@ from thetau.vectors import Combination
 class Report:
     """What a run did: where the output lies, what a user should know, and warnings that deserve a second look."""
 
-    path: Path | None
+    path: Path | str | None
     tensors: int
     nbytes: int
     notes: tuple[str, ...] = ()
@@ -106,12 +106,18 @@ class Output:
         """Work, in the order in which the tensors lie in the reference's files."""
         return [self._item(name, engine) for name in self.specs]
 
+    @property
+    def _readers(self) -> int:
+        """Sources that are read side by side."""
+        merges = [source if isinstance(source, Merge) else source.merge for source in self.merges]
+        return max([len(self.combination.terms), *(len(merge.sources) for merge in merges)])
+
     def _item(self, name: str, engine: Engine) -> Item:
         spec = self.alignment.specs[name]
         if name in self.copied:
             return Item(name, spec.nbytes, spec.nbytes)
         nbytes = memory = 0
-        window = spec.elements if self.whole(name) else min(spec.elements, engine.window)
+        window = spec.elements if self.whole(name) else min(spec.elements, engine.reach(self._readers))
         for _, source, theirs in self.reading.terms(self.combination, name):
             if isinstance(source, Merge | Part):
                 inner = (source if isinstance(source, Merge) else source.merge).item(theirs)
@@ -132,7 +138,7 @@ class Output:
             values = self.copied[name].read(name)
             yield 0, values.reshape(1) if values.ndim == 0 else values
             return
-        for low, high in windows(spec, spec.elements if self.whole(name) else engine.window):
+        for low, high in windows(spec, spec.elements if self.whole(name) else engine.reach(self._readers)):
             window = Window(name, low, high)
             done = torch.empty((high - low, *spec.shape[1:]), dtype=out.dtype)
             for start, stop in blocks(spec, low, high):

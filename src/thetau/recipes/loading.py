@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from thetau.checkpoint.remote import is_url
 from thetau.errors import RecipeError, nearest
 from thetau.recipes.reading import parse_yaml
 from thetau.recipes.schema import ModelEntry, Recipe
@@ -84,6 +85,8 @@ def split_method(method: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 def _resolved(recipe: Recipe, folder: Path) -> Recipe:
     def at(path: str) -> str:
+        if is_url(path):
+            return path
         inside = folder / path
         return str(inside) if not Path(path).is_absolute() and inside.exists() else path
 

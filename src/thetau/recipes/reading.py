@@ -15,7 +15,10 @@ def parse_yaml(text: str) -> Any:
     Raises:
         yaml.YAMLError: it is not YAML, a key stands twice, or it holds aliases.
     """
-    return yaml.load(text, Loader=_Loader)
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:  # of PyYAML's constructors
+        raise yaml.YAMLError(f"a value cannot be what it says it is: {str(error)[:200]}") from error
 
 
 class _Loader(yaml.SafeLoader):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, floor
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -103,7 +104,10 @@ def _from_top(
     counts: Int[Tensor, "task cut bin"], rank: Int[Tensor, "task cut"]
 ) -> tuple[Int[Tensor, "task cut"], Int[Tensor, "task cut"]]:
     """The bin that holds the rank-th largest entry (1-based), and its rank inside the bin."""
-    above = counts.flip(2).cumsum(2)  # entries in this bin or a larger one, largest bin first
-    place = (above < rank[..., None]).sum(2).clamp(max=counts.shape[2] - 1)
-    before = torch.where(place > 0, above.gather(2, (place - 1).clamp(min=0)[..., None])[..., 0], 0)
-    return counts.shape[2] - 1 - place, rank - before
+    place, left = torch.zeros_like(rank), torch.zeros_like(rank)
+    for task, cut in np.ndindex(*rank.shape):
+        above = np.cumsum(counts[task, cut].numpy()[::-1])  # entries in this bin or a larger one, largest bin first
+        found = min(int(np.searchsorted(above, int(rank[task, cut]))), len(above) - 1)
+        place[task, cut] = len(above) - 1 - found
+        left[task, cut] = rank[task, cut] - (int(above[found - 1]) if found else 0)
+    return place, left

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from scipy.optimize import minimize
 from torch import Tensor
 
 from thetau.statistics.gram import cosines
@@ -271,6 +270,8 @@ def _polish(gram: Array, weight: float, start: Array, reverse: bool) -> Array:
         slope = measure(x[:k])[1][kinks]
         eye = np.eye(len(slope))
         return np.block([[-slope, eye], [slope, eye]])
+
+    from scipy.optimize import minimize  # slow to load, and few runs need it
 
     found = minimize(
         cost,
