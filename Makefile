@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A caller's active environment must not leak in.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: demo test lint docs bench kills fuzz plans readme data clean
+.PHONY: demo test lint docs bench kills memory fuzz plans readme data clean
 
 demo: $(VENV)/.ready  ## fine-tune, merge with every method, evaluate: a table, results.json and results.png
 	$(BIN)/thetau suite run demo --out $(RUN)
@@ -32,6 +32,9 @@ bench: $(VENV)/.ready .venv-mergekit/.ready  ## the engine against the floor and
 
 kills: $(VENV)/.ready  ## 1,000 runs killed at random moments; writes benchmarks/results/kills.json
 	THETAU_KILLS=1000 $(BIN)/python -m pytest -q tests/test_resume.py -k killed
+
+memory: $(VENV)/.ready  ## peak memory under a budget; writes benchmarks/results/memory.json
+	THETAU_MEMORY=1 $(BIN)/python -m pytest -q tests/test_memory.py
 
 fuzz: $(VENV)/.ready  ## hostile inputs, for MINUTES=10; writes benchmarks/results/fuzz.json
 	$(BIN)/python tests/fuzz/run.py --minutes $(or $(MINUTES),10)

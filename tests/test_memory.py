@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ ELEMENTS = {
     **{f"layers.{i}.mlp.weight": (4096, 2048) for i in range(14)},
     "norm.weight": (1024,),
 }
+PEAKS: list[dict[str, object]] = []
 RUN = """
 import os, sys
 pid = os.spawnv(os.P_NOWAIT, sys.executable, [sys.executable, *sys.argv[1:]])
@@ -27,7 +29,7 @@ print(status, usage.ru_maxrss * 1024)
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
     """Three models of 542 MB in bfloat16."""
     folder = tmp_path_factory.mktemp("large")
     generator = torch.Generator().manual_seed(0)
@@ -42,7 +44,12 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         (folder / name / "config.json").write_text(json.dumps({"model_type": "llama"}), encoding="utf-8")
     size = (folder / "base" / "model.safetensors").stat().st_size
     assert size > BUDGET
-    return [folder / name for name in ("base", "a", "b")]
+    yield [folder / name for name in ("base", "a", "b")]
+    if "THETAU_MEMORY" in os.environ:  # `make memory`
+        model = f"three models of {size / 1e6:.0f} MB"
+        result = {"command": "make memory", "machine": {"inputs": model}, "runs": PEAKS}
+        file = Path(__file__).parent.parent / "benchmarks" / "results" / "memory.json"
+        file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 METHODS: dict[str, list[str]] = {
@@ -69,7 +76,7 @@ def test_the_peak_stays_below_the_budget(inputs: list[Path], tmp_path: Path, met
     status, peak = map(int, done.stdout.split()[-2:])
     assert status == 0, done.stderr
     assert peak < BUDGET, f"{peak / 1e6:.0f} MB"
-    print(f"{method}: {peak / 1e6:.0f} MB of {BUDGET / 1e6:.0f}")
+    PEAKS.append({"method": method, "compiled": kernels == "1", "peak_rss_mb": round(peak / 1e6), "budget_mb": BUDGET // 10**6})
 
 
 def test_a_method_that_cannot_says_how_much_before_it_starts(inputs: list[Path], tmp_path: Path) -> None:

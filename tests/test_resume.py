@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -112,7 +112,7 @@ def test_another_run_is_not_continued(tmp_path: Path, inputs: list[Path], change
     method = TaskArithmetic(scale=0.7) if change == "scale" else TaskArithmetic()
     other = merged(inputs, method, seed=1 if change == "seed" else 0)
     options: dict[str, Any] = {"dtype": {"dtype": "bfloat16"}, "shards": {"shard_bytes": 5000}}.get(change, {})
-    with pytest.raises(OutputError, match="begun by another run.*without `--resume`"):
+    with pytest.raises(OutputError, match=r"begun by another run.*without `--resume`"):
         other.save(tmp_path / "out", resume=True, **options)
     assert (tmp_path / ".out.journal").exists()  # what the first one did is still there
     other.save(tmp_path / "out", **options)
@@ -297,7 +297,7 @@ def test_two_runs_to_one_output(tmp_path: Path, inputs: list[Path]) -> None:
     class Other:
         """The second run begins while the first one writes."""
 
-        seen: list[str] = []
+        seen: ClassVar[list[str]] = []
 
         def begin(self, description: str, total: int) -> None:
             if description == "Writing":

@@ -62,13 +62,20 @@ def figures_page() -> str:
     ]
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
-        command = "make demo readme" if path.stem == "demo" else f"python {result.get('command', f'benchmarks/{path.stem}.py')}"
+        command = "make demo readme" if path.stem == "demo" else _command(path.stem, result)
         lines += [f"## {path.stem}", "", f"`{command}`", ""]
         if "machine" in result:
             lines += [", ".join(f"{key} {value}" for key, value in result["machine"].items()), ""]
         for title, rows in _tables(result):
             lines += [f"**{title}**", "", *_markdown(rows), ""]
     return "\n".join(lines)
+
+
+def _command(stem: str, result: dict[str, Any]) -> str:
+    found = str(result.get("command", f"benchmarks/{stem}.py"))
+    if stem.startswith("engine-"):
+        found = "make bench"
+    return found if found.startswith("make ") else f"python {found}"
 
 
 def _tables(result: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:

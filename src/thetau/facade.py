@@ -87,8 +87,7 @@ class Expression(Combination):
         check_free(url)
         with tempfile.TemporaryDirectory(prefix="thetau-") as folder:
             report = write(Path(folder) / url.rsplit("/", 1)[-1])
-            assert report.path is not None
-            upload(report.path, url)
+            upload(Path(folder) / url.rsplit("/", 1)[-1], url)
         return _warn(replace(report, path=url))
 
     def state_dict(

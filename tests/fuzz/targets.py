@@ -37,7 +37,8 @@ def target(function: Callable[[bytes, Path], None]) -> Callable[[bytes, Path], b
             with inside(folder):
                 function(data, folder)
         except ThetauError as error:
-            assert str(error), "an error must say something"
+            if not str(error):
+                raise AssertionError("an error must say something") from error
             return False
         return True
 

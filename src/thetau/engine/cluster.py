@@ -7,6 +7,7 @@ local executor makes, so the bits are the same.
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import socket
@@ -61,7 +62,7 @@ def _ray(engine: Engine) -> Any:
     if not ray.is_initialized():
         try:
             _knock(engine.address)
-            ray.init(address=engine.address, include_dashboard=False, log_to_driver=False, logging_level="error")
+            ray.init(address=engine.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, ValueError, RuntimeError) as error:
             where = engine.address or os.environ.get("RAY_ADDRESS", "this machine")
             raise ThetauError(

@@ -27,8 +27,19 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 UPPER_BINS, LOWER_BINS = 1 << 15, 1 << 16
 INDEX_BITS = 31  # a run does not cross a multiple of 2³¹ elements: the index's upper part is in the random keys
 
-CODES = {"drop": 1, "trim": 2, "elect": 3, "disentangle": 4, "sum": 5, "mean": 6, "disjoint_mean": 7, "scale": 8, "band": 9}
-CODES |= {"weigh": 10, "rank_drop": 11}
+CODES = {
+    "drop": 1,
+    "trim": 2,
+    "elect": 3,
+    "disentangle": 4,
+    "sum": 5,
+    "mean": 6,
+    "disjoint_mean": 7,
+    "scale": 8,
+    "band": 9,
+    "weigh": 10,
+    "rank_drop": 11,
+}
 STATISTICS = {"none": 0, "upper": 1, "lower": 2, "gram": 3}
 
 

@@ -132,9 +132,11 @@ def _run_again(
     problems = []
     before = {entry["path"]: entry["fingerprint"] for entry in record.get("inputs", []) if isinstance(entry, dict)}
     output = Output.plan(again)
-    for leaf in output.leaves():
-        if before.get(leaf.label, leaf.fingerprint()) != leaf.fingerprint():
-            problems.append(f"{leaf.label}: this input has changed since the output was made.")
+    problems += [
+        f"{leaf.label}: this input has changed since the output was made."
+        for leaf in output.leaves()
+        if before.get(leaf.label, leaf.fingerprint()) != leaf.fingerprint()
+    ]
     output = output.typed({name: spec.dtype for name, spec in source.specs.items()})
     for merge in output.merges:
         merge.prepare()

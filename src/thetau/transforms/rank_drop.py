@@ -64,7 +64,7 @@ class RankDrop:
 
 
 @lru_cache(maxsize=32)
-def _tables(rate: float, epsilon: float, row: int) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def _tables(rate: float, epsilon: float, row: int) -> tuple[np.ndarray, np.ndarray]:
     """By rank from the smallest: what the random bits must reach for an entry to stay, and by how much it is then multiplied."""
     rank = np.arange(row) / (row - 1) if row > 1 else np.full(1, 0.5)
     drop = rate + epsilon * (0.5 - rank)
