@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from pathlib import Path
 from types import FrameType
 
@@ -79,6 +80,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     signal.signal(signal.SIGALRM, hang)
+    warnings.simplefilter("ignore")
     chosen = [options.target] if options.target else list(TARGETS)
     rows = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -118,7 +118,14 @@ class Output:
             return Item(name, spec.nbytes, spec.nbytes)
         nbytes = memory = 0
         window = spec.elements if self.whole(name) else min(spec.elements, engine.reach(self._readers))
-        for _, source, theirs in self.reading.terms(self.combination, name):
+        terms = self.reading.terms(self.combination, name)
+        merges = [
+            source if isinstance(source, Merge) else source.merge for _, source, _ in terms if isinstance(source, Merge | Part)
+        ]
+        below = {source.key for merge in merges for source in merge.sources}  # a window reads each source once
+        for _, source, theirs in terms:
+            if source.key in below:
+                continue
             if isinstance(source, Merge | Part):
                 inner = (source if isinstance(source, Merge) else source.merge).item(theirs)
                 nbytes, memory = nbytes + inner.nbytes, memory + inner.memory
