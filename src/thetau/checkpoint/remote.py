@@ -23,6 +23,7 @@ URL = re.compile(r"[a-z][a-z0-9+.-]*://.+|[a-z][a-z0-9+.-]+::.+", re.DOTALL)
 INDEX = "model.safetensors.index.json"
 SIDE_BYTES = 50_000_000
 LAST = "thetau.json"
+VERSIONS = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "created", "LastModified", "last_modified")
 
 
 def is_url(text: str) -> bool:
@@ -39,8 +40,8 @@ class RemoteFile(SafetensorsFile):
         self.path = url
         self._fs, self._at = _file_system(url)
         try:
-            self.size = int(self._fs.info(self._at)["size"])
-            self.stamp = (self.size, str(self._fs.ukey(self._at)))
+            self.stamp = self._look()
+            self.size = int(self.stamp[0])
             self._parse(lambda count, offset: self._range(offset, count))
         except OSError as error:
             raise CheckpointError(f"{url}: cannot be read: {error}. Check the address and your rights to it.") from error
@@ -64,6 +65,12 @@ class RemoteFile(SafetensorsFile):
             )
         return torch.frombuffer(bytearray(raw), dtype=torch.uint8)
 
+    def _look(self) -> tuple[int | str, ...]:
+        """Size and version, by whichever of the names for it the store uses."""
+        info = self._fs.info(self._at)
+        version = next((str(info[key]) for key in VERSIONS if info.get(key)), "")
+        return int(info["size"]), version.strip('"')
+
     def _range(self, start: int, count: int) -> bytes:
         return bytes(self._fs.cat_file(self._at, start=start, end=start + count))
 
@@ -71,7 +78,7 @@ class RemoteFile(SafetensorsFile):
         """Whether the store still names the same version."""
         try:
             self._fs.invalidate_cache()
-            return (int(self._fs.info(self._at)["size"]), str(self._fs.ukey(self._at))) == self.stamp
+            return self._look() == self.stamp
         except OSError:
             return False
 
