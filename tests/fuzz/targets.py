@@ -6,6 +6,7 @@ Anything else that comes out is a finding: another exception, a crash, a hang, a
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import pickle
 import shutil
@@ -240,6 +241,7 @@ def corpus() -> dict[str, dict[str, bytes]]:
         "sexagesimal": "{base: base.safetensors, models: [a.safetensors], method: {name: ties, density: 1:30}}",
         "date": "{base: 2001-01-01, models: [a.safetensors], method: ties}",
         "binary": "base: !!binary aGVsbG8=",
+        "many_keys": "\n".join(f"k{index}: 1" for index in range(20_000)),
         "set": "base: !!set {a, b}",
         "unhashable": "? [a, b]\n: c",
         "passwd": "{base: /etc/passwd, models: [a.safetensors], method: ties}",
@@ -272,7 +274,9 @@ def corpus() -> dict[str, dict[str, bytes]]:
         "list": [],
         "dora": {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "use_dora": True},
     }
-    torch_files = {"evil": pickle.dumps({"w": Evil()}), "list": pickle.dumps([1, 2]), "empty": b"", "text": b"hello"}
+    good = io.BytesIO()
+    torch.save(MODEL, good)
+    torch_files = {"good": good.getvalue(), "evil": pickle.dumps({"w": Evil()}), "list": pickle.dumps([1, 2]), "empty": b"", "text": b"hello"}
     records: dict[str, Any] = {
         "good": {"tensors": {n: {"dtype": str(t.dtype)[6:], "shape": list(t.shape), "crc32": 0} for n, t in MODEL.items()}},
         "numbers": {"tensors": {"w": {"dtype": 1, "shape": 2, "crc32": "x"}}},
