@@ -173,6 +173,14 @@ def test_a_finished_run_is_complete_already(tmp_path: Path, inputs: list[Path], 
         merged(inputs, TaskArithmetic(scale=2.0)).save(tmp_path / name, resume=True)
 
 
+def test_a_journal_without_its_output_is_nothing(tmp_path: Path, inputs: list[Path]) -> None:
+    """Left by a run that was killed between giving its output the name and removing the journal."""
+    (tmp_path / ".out.journal").write_text('{"run": "another"}\n', encoding="utf-8")
+    report = merged(inputs, TaskArithmetic()).save(tmp_path / "out", resume=True)
+    assert any(note.startswith("0 of ") for note in report.notes)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_reader_that_fails_in_the_middle(tmp_path: Path, inputs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("thetau.engine.kernels._LIBRARY", None)
     want = merged(inputs, TaskArithmetic()).save(tmp_path / "whole")

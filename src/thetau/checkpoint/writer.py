@@ -348,6 +348,8 @@ class Writer:
         Raises:
             OutputError: what was begun belongs to another run.
         """
+        if not self._partial.is_dir():
+            return False  # a journal alone was left by a run that died as soon as its output had its name
         try:
             first, *lines = self._journal_path.read_text(encoding="utf-8", errors="replace").split("\n")
             run = json.loads(first)["run"]
