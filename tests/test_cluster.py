@@ -16,6 +16,7 @@ import torch
 
 import thetau
 from fixtures import write_model
+from thetau.engine.executor import Item
 from thetau.errors import CheckpointError, OutputError, ThetauError
 from thetau.methods import Awd, DareTies, TaskArithmetic, Ties, Wudi
 
@@ -119,6 +120,13 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path: Path, inputs: list[Path],
     assert len(killer.killed) == 1
     merged(inputs, Slowly(), local).save(tmp_path / "local", engine=local)
     assert digest(tmp_path / "local") == digest(tmp_path / "remote")
+
+
+def test_a_tensor_that_no_machine_holds_is_refused(cluster: None) -> None:
+    """It would be waited for without an end."""
+    engine = thetau.Engine(executor="ray", max_memory=1 << 50)
+    with pytest.raises(ThetauError, match="'huge'; the largest machine of the cluster offers"):
+        list(engine.run([Item("huge", 1, 1 << 49)], str, "Testing"))
 
 
 def test_an_error_on_a_worker_is_our_own_and_leaves_nothing(tmp_path: Path, inputs: list[Path], cluster: None) -> None:

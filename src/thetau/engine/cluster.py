@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from thetau.engine.executor import gigabytes
 from thetau.engine.sums import fold_tree
 from thetau.errors import ThetauError
 
@@ -85,6 +86,7 @@ def _submit(
     guards = list(getattr(work, "guards", ()))
     identity, shared = uuid.uuid4().hex, ray.put(ray.cloudpickle.dumps(work))  # by value where a method was written in a notebook
     task = ray.remote(num_cpus=1, num_returns=2, max_retries=RETRIES)(_task)
+    _check_memory(ray, items, description)
     limit = max(1, int(AHEAD * ray.cluster_resources().get("CPU", 1)))
     pending: deque[tuple[Item, Any, Any]] = deque()
     queue = iter(items)
@@ -109,6 +111,21 @@ def _submit(
         for _, said, _ in pending:  # nobody may write to the output any more when this returns
             _wait(ray, said)
         engine.progress.end()
+
+
+def _check_memory(ray: Any, items: Sequence[Item], description: str) -> None:
+    """Refuse a tensor that no machine of the cluster could hold: Ray would wait for such a machine for ever.
+
+    Raises:
+        ThetauError: there is one.
+    """
+    largest = max(items, key=lambda item: item.memory, default=None)
+    room = max((node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]), default=0)
+    if largest is not None and largest.memory > room:
+        raise ThetauError(
+            f"{description} needs {gigabytes(largest.memory)} for the tensor {largest.name!r}; the largest machine of the cluster offers "
+            f"{gigabytes(room)}. Add a larger one (`ray start --memory`), or choose a method that needs less."
+        )
 
 
 def _get(ray: Any, said: Any, item: Item) -> tuple[ThetauError | None, list[Any]]:
