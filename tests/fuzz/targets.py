@@ -242,6 +242,7 @@ def corpus() -> dict[str, dict[str, bytes]]:
         "date": "{base: 2001-01-01, models: [a.safetensors], method: ties}",
         "binary": "base: !!binary aGVsbG8=",
         "many_keys": "\n".join(f"k{index}: 1" for index in range(20_000)),
+        "long_path": "{base: " + "a" * 5000 + ", models: [a.safetensors], method: ties}",
         "set": "base: !!set {a, b}",
         "unhashable": "? [a, b]\n: c",
         "passwd": "{base: /etc/passwd, models: [a.safetensors], method: ties}",

@@ -10,6 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from thetau.checkpoint.remote import is_url
+from thetau.checkpoint.safetensors import exists
 from thetau.errors import RecipeError, nearest
 from thetau.recipes.reading import parse_yaml
 from thetau.recipes.schema import ModelEntry, Recipe
@@ -88,7 +89,7 @@ def _resolved(recipe: Recipe, folder: Path) -> Recipe:
         if is_url(path):
             return path
         inside = folder / path
-        return str(inside) if not Path(path).is_absolute() and inside.exists() else path
+        return str(inside) if not Path(path).is_absolute() and exists(inside) else path
 
     models: list[str | ModelEntry] = [
         at(model) if isinstance(model, str) else ModelEntry(path=at(model.path), name=model.name) for model in recipe.models
