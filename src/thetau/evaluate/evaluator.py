@@ -44,6 +44,7 @@ class Evaluator:
         if len(self.tasks) != len(listed):
             raise DataError(f"tasks must have different names. Got {', '.join(task.name for task in listed)}.")
         self.heads: dict[str, Head] = {name: zero_shot_head(encoder, task) for name, task in self.tasks.items()}
+        self._base = encoder.weights(exact=True)
         self._limits = dict(limits or {})
         self._max_length = max_length
         self._cache = Cache(folder=cache)
@@ -81,16 +82,26 @@ class Evaluator:
                 found = self._accuracy(head, tokens)
                 self._cache.put(found, parts)
             else:
-                self._done(self.size(name, split))
+                self.done(self.size(name, split))
             result[name] = found
         return result
 
-    def _done(self, tokens: int) -> None:
+    def features(self, weights: Mapping[str, Tensor], task: str, split: str, *, origin: str = "weights") -> Tensor:
+        """What the head of a task reads, `[example, feature]`, from `weights`."""
+        self.encoder.load(weights, origin)
+        return features(self.encoder, self.tokens(task, split), self.done)
+
+    def load_base(self) -> None:
+        """Run with the base's weights."""
+        self.encoder.load(self._base, "the base")
+
+    def done(self, tokens: int) -> None:
+        """Count tokens as read."""
         if self.on_tokens is not None:
             self.on_tokens(tokens)
 
     def _accuracy(self, head: Head, tokens: Tokens) -> Accuracy:
         with torch.inference_mode():
-            guesses = head.logits(features(self.encoder, tokens, self._done)).argmax(dim=1)
+            guesses = head.logits(features(self.encoder, tokens, self.done)).argmax(dim=1)
             correct = int((guesses == torch.tensor(tokens.labels)).sum())
         return Accuracy.of(correct, len(tokens))

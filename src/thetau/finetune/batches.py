@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 _BATCHES_PER_POOL = 16
 
 
-def training_batches(lengths: Sequence[int], batch_size: int, seed: int) -> Iterator[list[int]]:
+def training_batches(lengths: Sequence[int], batch_size: int, seed: int | str) -> Iterator[list[int]]:
     """Indices of one batch after another, without end.
 
     An epoch is shuffled, cut into pools of a few batches, each pool is sorted by length and cut into batches, and the batches are

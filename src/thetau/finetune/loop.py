@@ -1,22 +1,40 @@
-"""The one training loop."""
+"""The one training loop. Paradigms differ by the view of the model, what of it is trained, the lessons and the penalty."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from itertools import islice
+from typing import Any, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from thetau.errors import DataError
 from thetau.finetune.batches import training_batches
 from thetau.finetune.config import FinetuneConfig
-from thetau.finetune.paradigms import PARADIGMS
-from thetau.tasks import Head, Tokens
+from thetau.finetune.lesson import Lesson, to_device
+from thetau.finetune.penalty import Penalty
+from thetau.finetune.processes import Processes
+from thetau.finetune.state import StateFolder
+from thetau.finetune.views import LinearView, ModelView, View
+from thetau.models.parts import chosen_names
 
 _WINDOW = 20
 _BLOW_UP = 4.0
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """`losses`: of every step, without the penalty; `penalties`: λ times the penalty. `names`: what was trained."""
+
+    losses: list[float]
+    penalties: list[float]
+    names: tuple[str, ...]
 
 
 def learning_rate(step: int, config: FinetuneConfig) -> float:
@@ -31,69 +49,198 @@ def learning_rate(step: int, config: FinetuneConfig) -> float:
 
 def train(
     module: nn.Module,
-    head: Head,
-    tokens: Tokens,
+    lessons: Sequence[Lesson],
     config: FinetuneConfig,
+    *,
+    against: Sequence[Lesson] = (),
+    start: Mapping[str, Tensor] | None = None,
+    frozen: Sequence[str] = (),
+    state: StateFolder | None = None,
+    processes: Processes | None = None,
+    snapshot: Callable[[int, Mapping[str, Tensor]], None] | None = None,
     tick: Callable[[int, float], None] | None = None,
-) -> list[float]:
-    """Train `module` in place and return the loss of every step.
+) -> Trained:
+    """Train `module` in place.
 
-    `module(**columns)` gives unit vectors `[example, feature]`; `tick(step, loss)` is called after each step. The result
-    depends on the arguments alone: the caller's random state is neither read nor changed. Raises `DataError` when the loss
-    diverges.
+    `module(**columns)` gives features `[example, feature]`, from θ₀ as it holds them. Several lessons are learnt jointly, one a step in
+    turns that the seed decides.
+
+    - `against`: tasks whose inputs the τJp penalty keeps unchanged.
+    - `start`: τ to begin from, by parameter name (linear paradigms).
+    - `frozen`: parameters that no scope trains.
+    - `state`: where a resumable state is kept every `config.save_every` steps, and found.
+    - `snapshot(step, trained)`: called before the first step and after each, with what is trained (τ in linear paradigms).
+    - `tick(step, loss)`: called after each step.
+
+    The result depends on the arguments alone: the caller's random state is neither read nor changed. Raises `DataError` when the loss
+    diverges, when nothing is trained, or when the model has no linear form.
     """
-    paradigm = PARADIGMS[config.paradigm]
-    chosen = {name: parameter for name, parameter in module.named_parameters() if paradigm.trainable(name)}
-    if not chosen:
-        raise DataError(f"paradigm {config.paradigm!r}: the model has no parameter that it trains.")
+    processes = processes or Processes(config.device or "cpu")
+    how = config.how
+    _check_lessons(lessons, config)
+    shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters() if name not in set(frozen)}
+    names = [name for name in shapes if "lora_" in name] if how.lora else chosen_names(shapes, config.trains)
+    if not names:
+        raise DataError(f"paradigm {config.paradigm!r}, scope {config.trains!r}: the model has no parameter that it trains.")
+    chosen = set(names)
+    before = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
+    module.to(processes.device)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name in chosen)
-    optimiser = torch.optim.AdamW(
+    lessons = [_placed(lesson, processes) for lesson in lessons]
+    saved = None if state is None else state.load()
+    first = 0 if saved is None else saved.step
+    losses: list[float] = [] if saved is None else list(saved.losses)
+    penalties: list[float] = [] if saved is None else list(saved.penalties)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed + 1000003 * processes.rank)
+        try:
+            view: View = LinearView(module, names, start) if how.linear else ModelView(module, names)
+            optimiser = _optimiser(view, config)
+            penalty = Penalty([_placed(one, processes) for one in against], config, first) if how.penalty else None
+            if saved is not None:
+                _restore(saved.tensors, view, optimiser)
+            if snapshot is not None and first == 0:
+                snapshot(0, view.trained)
+            for step, (turn, indices) in enumerate(islice(_batches(lessons, config), first, config.steps), start=first):
+                rate = learning_rate(step, config)
+                for group in optimiser.param_groups:
+                    group["lr"] = rate
+                optimiser.zero_grad(set_to_none=True)
+                loss, extra = _gradients(view, lessons[turn], indices, penalty, step, config, processes)
+                losses.append(loss)
+                penalties.append(extra)
+                _check(losses, config, state)
+                nn.utils.clip_grad_norm_(view.trained.values(), config.max_grad_norm)
+                view.decay(rate * config.weight_decay)
+                optimiser.step()
+                if snapshot is not None:
+                    snapshot(step + 1, view.trained)
+                if state is not None and config.save_every and (step + 1) % config.save_every == 0 and processes.first:
+                    state.save(step + 1, _content(view, optimiser), losses, penalties)
+                if tick is not None:
+                    tick(step + 1, losses[-1])
+            view.finish()
+        finally:
+            module.eval()
+            module.to("cpu")
+            for name, parameter in module.named_parameters():
+                parameter.grad = None
+                parameter.requires_grad_(before[name])
+    return Trained(losses=losses, penalties=penalties, names=tuple(names))
+
+
+def _check_lessons(lessons: Sequence[Lesson], config: FinetuneConfig) -> None:
+    if len(lessons) > 1 and not config.how.joint:
+        raise DataError(f"paradigm {config.paradigm!r} trains on one task. Got {len(lessons)}; several are learnt by mtl, or by mtl+{config.paradigm}.")
+    if not lessons:
+        raise DataError("fine-tuning needs at least one task. Got none.")
+    for lesson in lessons:
+        if not len(lesson.inputs):
+            raise DataError(f"task {lesson.name!r}: the training split is empty.")
+
+
+def _placed(lesson: Lesson, processes: Processes) -> Lesson:
+    return Lesson(name=lesson.name, inputs=lesson.inputs, head=lesson.head.to(processes.device))
+
+
+def _batches(lessons: Sequence[Lesson], config: FinetuneConfig) -> Iterator[tuple[int, list[int]]]:
+    """(lesson, indices) of one step after another; of several lessons, each once a round in a shuffled order."""
+    if len(lessons) == 1:
+        for indices in training_batches(lessons[0].inputs.lengths, config.batch_size, config.seed):
+            yield 0, indices
+        return
+    streams = [training_batches(lesson.inputs.lengths, config.batch_size, f"{config.seed}/{lesson.name}") for lesson in lessons]
+    turn = 0
+    while True:
+        order = list(range(len(lessons)))
+        random.Random(f"{config.seed}/round {turn}").shuffle(order)
+        for one in order:
+            yield one, next(streams[one])
+        turn += 1
+
+
+def _gradients(
+    view: View, lesson: Lesson, indices: list[int], penalty: Penalty | None, step: int, config: FinetuneConfig, processes: Processes
+) -> tuple[float, float]:
+    """The gradients of one step into `view`, and its loss and penalty."""
+    size = math.ceil(len(indices) / config.accumulation)
+    floating = torch.int64 if all(isinstance(label, int) for label in lesson.inputs.labels[:1]) else torch.float32
+    total = extra = 0.0
+    for begin in range(0, len(indices), size):
+        own = indices[begin : begin + size][processes.share]
+        if own:
+            labels = torch.tensor([lesson.inputs.labels[i] for i in own], dtype=floating, device=processes.device)
+            with _precision(config, processes):
+                features = view.features(to_device(lesson.inputs.batch(own), processes.device))
+            loss = lesson.head.loss(features.float(), labels) * (len(own) / len(indices))
+            torch.autograd.backward(loss)
+            total += loss.item()
+    if penalty is not None:
+        with _precision(config, processes):
+            for term in penalty.terms(view, step, processes.device, processes.share):
+                torch.autograd.backward(term)
+                extra += term.item()
+    view.collect()
+    if processes.count > 1:
+        sums = torch.tensor([total, extra], device=processes.device)
+        for tensor in view.trained.values():
+            if tensor.grad is None:
+                tensor.grad = torch.zeros_like(tensor)
+        processes.sum([tensor.grad for tensor in view.trained.values() if tensor.grad is not None])
+        processes.sum([sums])
+        total, extra = (float(value) for value in sums)
+    return total, extra
+
+
+def _precision(config: FinetuneConfig, processes: Processes) -> Any:
+    if config.precision == "float32":
+        return nullcontext()
+    return torch.autocast(processes.device.type, dtype=getattr(torch, config.precision))
+
+
+def _optimiser(view: View, config: FinetuneConfig) -> torch.optim.Optimizer:
+    own = config.weight_decay if isinstance(view, ModelView) else 0.0
+    return torch.optim.AdamW(
         [
-            {"params": [p for p in chosen.values() if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in chosen.values() if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [p for p in view.trained.values() if p.ndim > 1], "weight_decay": own},
+            {"params": [p for p in view.trained.values() if p.ndim <= 1], "weight_decay": 0.0},
         ],
         lr=config.lr,
         fused=True,
     )
-    labels = torch.tensor(tokens.labels)
-    losses: list[float] = []
-    batches = islice(training_batches(tokens.lengths, config.batch_size, config.seed), config.steps)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        module.train()
-        try:
-            for step, indices in enumerate(batches):
-                for group in optimiser.param_groups:
-                    group["lr"] = learning_rate(step, config)
-                logits = head.logits(module(**tokens.batch(indices)))
-                loss = nn.functional.cross_entropy(logits, labels[indices])
-                losses.append(loss.item())
-                _check(losses, head.classes.shape[0], config)
-                optimiser.zero_grad(set_to_none=True)
-                torch.autograd.backward(loss)
-                nn.utils.clip_grad_norm_(chosen.values(), config.max_grad_norm)
-                optimiser.step()
-                if tick is not None:
-                    tick(step + 1, losses[-1])
-        finally:
-            module.eval()
-            for parameter in module.parameters():
-                parameter.grad = None
-                parameter.requires_grad_(True)
-    return losses
 
 
-def _check(losses: list[float], classes: int, config: FinetuneConfig) -> None:
-    """Stop when the loss is not a number, or its recent mean is several times that of the start and of guessing."""
+def _content(view: View, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """All that the next step depends on."""
+    content: dict[str, Tensor] = {"random": torch.get_rng_state()}
+    for name, tensor in view.trained.items():
+        content[f"trained/{name}"] = tensor
+        content |= {f"{key}/{name}": value for key, value in optimiser.state.get(tensor, {}).items()}
+    return content
+
+
+def _restore(content: Mapping[str, Tensor], view: View, optimiser: torch.optim.Optimizer) -> None:
+    torch.set_rng_state(content["random"])
+    with torch.no_grad():
+        for name, tensor in view.trained.items():
+            tensor.copy_(content[f"trained/{name}"])
+            found = {key: content[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}/{name}" in content}
+            if found:
+                optimiser.state[tensor] = {key: value.to(tensor.device if key != "step" else "cpu") for key, value in found.items()}
+
+
+def _check(losses: list[float], config: FinetuneConfig, state: StateFolder | None) -> None:
+    """Stop when the loss is not a number, or its recent mean is several times that of the start."""
     step = len(losses)
-    remedy = (
-        f"Lower the learning rate (lr={config.lr:g}) or lengthen the warm-up (warmup={config.warmup:g}); nothing was written."
-    )
+    kept = ""
+    if state is not None and config.save_every and step > config.save_every:
+        kept = f" The last good state, of step {(step - 1) // config.save_every * config.save_every}, is kept in {state.folder}."
+    remedy = f"Lower the learning rate (lr={config.lr:g}) or lengthen the warm-up (warmup={config.warmup:g}); no output was written.{kept}"
     if not math.isfinite(losses[-1]):
         raise DataError(f"the loss diverged: {losses[-1]} at step {step} of {config.steps}. {remedy}")
     recent = sum(losses[-_WINDOW:]) / _WINDOW
-    start = max(sum(losses[:_WINDOW]) / _WINDOW, math.log(classes))
+    start = max(sum(losses[:_WINDOW]) / _WINDOW, math.log(2))
     if step >= 2 * _WINDOW and recent > _BLOW_UP * start:
         raise DataError(
             f"the loss diverged: its mean over the last {_WINDOW} steps is {recent:.3g} at step {step} of {config.steps}, "

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from thetau.errors import OutputError
 
 RECORD = "thetau_finetune.json"
 _WEIGHTS = "model.safetensors"
+_ADAPTER = "adapter_model.safetensors"
 # What is not copied from the base: weights in any form, pages about it, records of how it was made.
 _LEFT = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".ot", ".index.json", ".md", ".gitattributes")
 _RECORDS = (RECORD, "thetau.json", "data_config.json", "training_args.bin")
@@ -28,24 +29,38 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return record if isinstance(record, dict) and (folder / _WEIGHTS).is_file() else None
+    whole = any((folder / name).is_file() for name in (_WEIGHTS, _ADAPTER))
+    return record if isinstance(record, dict) and whole else None
 
 
-def write_checkpoint(out: Path, weights: Mapping[str, Tensor], base: Path, record: Mapping[str, Any]) -> None:
+def write_checkpoint(
+    out: Path, weights: Mapping[str, Tensor], base: Path, record: Mapping[str, Any], snapshots: Path | None = None
+) -> None:
     """Write weights, the base's config and tokenizer, and the record to `out`, which must not exist.
 
-    Everything is written to a sibling folder that is renamed at the end. Raises `OutputError`; then there is no `out`.
+    `snapshots` is a folder that becomes `out/snapshots`. Everything is written to a sibling folder that is renamed at the end. Raises
+    `OutputError`; then there is no `out`.
     """
+
+    def fill(folder: Path) -> None:
+        _copy_side_files(base, folder)
+        note = {"format": "pt"} | ({"thetau.space": "tangent"} if record.get("space") == "tangent" else {})
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / _WEIGHTS, metadata=note)
+        if snapshots is not None and snapshots.is_dir():
+            shutil.copytree(snapshots, folder / "snapshots")
+
+    write_folder(out, fill, record)
+
+
+def write_folder(out: Path, fill: Callable[[Path], None], record: Mapping[str, Any]) -> None:
+    """Have `fill` write into a sibling folder, add the record, and rename it to `out`, which must not exist. Raises `OutputError`."""
     if out.exists():
         raise OutputError(f"{out}: the output folder must not exist; it does. Choose another one or remove it.")
     temporary: Path | None = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-        _copy_side_files(base, temporary)
-        save_file(
-            {name: tensor.contiguous() for name, tensor in weights.items()}, temporary / _WEIGHTS, metadata={"format": "pt"}
-        )
+        fill(temporary)
         (temporary / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         for path in temporary.rglob("*"):
             _fsync(path)

@@ -45,6 +45,7 @@ class Encoder:
     - `dtypes`: the checkpoint's dtype of each tensor in `names`; the live model computes in float32.
     - `max_length`: the longest input in tokens.
     - `base_hash`: the content of the weights that it was loaded with.
+    - `frozen`: parameters of `module` that no fine-tuning trains.
     """
 
     module: TextEncoder
@@ -55,6 +56,7 @@ class Encoder:
     dtypes: Mapping[str, torch.dtype]
     max_length: int
     base_hash: str
+    frozen: tuple[str, ...] = ()
 
     def load(self, weights: Mapping[str, Tensor], origin: str) -> None:
         """Run with `weights` (the base's names) from now on; `origin` is what errors call them.
@@ -67,8 +69,23 @@ class Encoder:
             for name, stored in self.names.items():
                 live[name].copy_(weights[stored])  # state_dict shares memory with the parameters
 
-    def weights(self) -> dict[str, Tensor]:
-        """A copy of what it runs with, under the checkpoint's names and dtypes, the carried tensors included."""
+    def weights(self, *, exact: bool = False) -> dict[str, Tensor]:
+        """A copy of what it runs with, under the checkpoint's names and dtypes, the carried tensors included.
+
+        `exact` keeps float32 where the checkpoint's dtype would round.
+        """
         live = self.module.backbone.state_dict()
-        own = {stored: live[name].detach().to(self.dtypes[stored], copy=True) for name, stored in self.names.items()}
+        own = {
+            stored: live[name].detach().to(live[name].dtype if exact else self.dtypes[stored], copy=True)
+            for name, stored in self.names.items()
+        }
         return own | {name: tensor.clone() for name, tensor in self.carried.items()}
+
+    def parameters(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those of `weights` (the checkpoint's names) that are parameters of `module`, by their names in it."""
+        known = {name for name, _ in self.module.named_parameters()}
+        return {
+            f"backbone.{name}": weights[stored]
+            for name, stored in self.names.items()
+            if f"backbone.{name}" in known and stored in weights
+        }

@@ -16,6 +16,7 @@ from torch import Tensor
 from thetau.errors import DataError
 from thetau.models import Encoder
 from thetau.tasks.rows import Split
+from thetau.tasks.task import Task
 
 # Pairs of a batch's rows and tokens that keep two cores busy; more only adds padding.
 _TOKENS_PER_BATCH = 1024
@@ -50,6 +51,12 @@ class Tokens:
         content = json.dumps([{name: list(map(list, rows)) for name, rows in self.columns.items()}, self.labels], sort_keys=True)
         return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
+    @cached_property
+    def unlabelled(self) -> str:
+        """A digest of the ids alone."""
+        content = json.dumps({name: list(map(list, rows)) for name, rows in self.columns.items()}, sort_keys=True)
+        return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """The columns of some examples, `[example, token]` int64, padded on the right to the longest of them."""
         width = max(self.lengths[i] for i in indices)
@@ -57,6 +64,11 @@ class Tokens:
             name: torch.tensor([[*rows[i], *([self.pads[name]] * (width - len(rows[i])))] for i in indices], dtype=torch.int64)
             for name, rows in self.columns.items()
         }
+
+
+def encode(encoder: Encoder, task: Task, split: str, *, max_length: int, image_size: int | None = None, limit: int | None = None) -> Tokens:
+    """A task's split as `encoder` reads it, at most `limit` examples."""
+    return tokenise(encoder, task.split(split, limit), max_length)
 
 
 def tokenise(encoder: Encoder, split: Split, max_length: int) -> Tokens:

@@ -8,12 +8,12 @@ and never trained, so that all the models of a suite share it and only the encod
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from typing import final
+from dataclasses import dataclass, replace
+from typing import Protocol, final, runtime_checkable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from thetau.errors import DataError
 from thetau.models import Encoder
@@ -22,6 +22,31 @@ from thetau.tasks.rows import Split
 from thetau.tasks.task import Task
 
 LOGIT_SCALE = 20.0
+
+
+@runtime_checkable
+class AnyHead(Protocol):
+    """What reads features: a frozen function with a loss."""
+
+    def logits(self, features: Tensor) -> Tensor:
+        """One number for each label, `[example, label]`."""
+        ...
+
+    def linear(self, change: Tensor) -> Tensor:
+        """The change of the logits for a change of the features: the head without its constant part."""
+        ...
+
+    def loss(self, features: Tensor, labels: Tensor) -> Tensor:
+        """The mean loss of a batch, a scalar."""
+        ...
+
+    def hash(self) -> str:
+        """A digest of all that the head computes with."""
+        ...
+
+    def to(self, device: torch.device) -> AnyHead:
+        """The same head on a device."""
+        ...
 
 
 @final
@@ -40,9 +65,21 @@ class Head:
         """`features` have unit length."""
         return self.scale * features @ self.classes.T
 
+    def linear(self, change: Tensor) -> Tensor:
+        """The same: there is no constant part."""
+        return self.logits(change)
+
+    def loss(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy."""
+        return nn.functional.cross_entropy(self.logits(features), labels)
+
+    def to(self, device: torch.device) -> Head:
+        """The same head on a device."""
+        return replace(self, classes=self.classes.to(device))
+
     def hash(self) -> str:
         """A hexadecimal digest of the class embeddings and the scale."""
-        content = self.classes.contiguous().numpy().tobytes() + f"{self.scale!r}{tuple(self.classes.shape)}".encode()
+        content = self.classes.cpu().contiguous().numpy().tobytes() + f"{self.scale!r}{tuple(self.classes.shape)}".encode()
         return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
@@ -57,3 +94,8 @@ def zero_shot_head(encoder: Encoder, task: Task, scale: float = LOGIT_SCALE) -> 
     means = torch.stack([part.mean(0) for part in parts])
     # Outside inference mode again, so that autograd may use it as a constant.
     return Head(classes=(means / means.norm(dim=-1, keepdim=True).clamp(min=1e-12)).clone(), scale=scale)
+
+
+def head_of(encoder: Encoder, task: Task) -> AnyHead:
+    """The frozen head of a task, with the weights that `encoder` runs with now: call it while those are the base's."""
+    return zero_shot_head(encoder, task)

@@ -1,0 +1,141 @@
+r"""Combinations of task vectors, evaluated where the vectors belong: in the model, or in its linear form.
+
+In the model, $f(x;\, \theta_0 + \sum_t \alpha_t \tau_t)$ is run anew for every α. In the linear form it is
+$f_0(x) + \sum_t \alpha_t\, J(x)\tau_t$: each term is computed once for an example and kept, and every grid over α is free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Protocol, final, runtime_checkable
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from thetau.errors import DataError
+from thetau.evaluate.accuracy import Accuracy
+from thetau.evaluate.evaluator import Evaluator
+from thetau.models import weights_hash
+from thetau.models.linear import LinearModel
+from thetau.tasks.encoding import ordered_batches
+
+
+@runtime_checkable
+class Space(Protocol):
+    """Named task vectors over one base."""
+
+    def accuracy(self, coefficients: Mapping[str, float], task: str, split: str) -> Accuracy:
+        """Of θ₀ + Σ α_t τ_t on a task's split; vectors that are not named count 0."""
+        ...
+
+    def features(self, coefficients: Mapping[str, float], task: str, split: str) -> Tensor:
+        """What the head reads, `[example, feature]`, in the order of the split."""
+        ...
+
+
+@final
+class WeightSpace:
+    """By the model itself. `vectors`: name → τ under the checkpoint's names; tensors that are absent stay the base's."""
+
+    def __init__(self, evaluator: Evaluator, base: Mapping[str, Tensor], vectors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        self._evaluator, self._base, self._vectors = evaluator, base, dict(vectors)
+
+    def weights(self, coefficients: Mapping[str, float]) -> dict[str, Tensor]:
+        """θ₀ + Σ α_t τ_t, added in the order of the names."""
+        _known(coefficients, self._vectors)
+        made = dict(self._base)
+        with torch.inference_mode():
+            for name in sorted(coefficients):
+                if coefficients[name] == 0:
+                    continue
+                for key, tau in self._vectors[name].items():
+                    if made[key].is_floating_point():
+                        made[key] = made[key].float() + coefficients[name] * tau.float()
+            return {key: tensor.to(self._base[key].dtype) for key, tensor in made.items()}
+
+    def accuracy(self, coefficients: Mapping[str, float], task: str, split: str) -> Accuracy:
+        """Run the model, or look the result up by the content of the weights."""
+        origin = " + ".join(f"{value:g}·{name}" for name, value in coefficients.items() if value) or "the base"
+        return self._evaluator.evaluate(self.weights(coefficients), split, [task], origin=origin)[task]
+
+    def features(self, coefficients: Mapping[str, float], task: str, split: str) -> Tensor:
+        """Run the model."""
+        return self._evaluator.features(self.weights(coefficients), task, split)
+
+
+@final
+class TangentSpace:
+    """By the linear form. `vectors`: name → τ under the names of the live module's parameters.
+
+    With `cache`, what was computed is kept there by the content of base, vector and inputs.
+    """
+
+    def __init__(self, evaluator: Evaluator, vectors: Mapping[str, Mapping[str, Tensor]], cache: Path | None = None) -> None:
+        self._evaluator, self._vectors, self._cache = evaluator, {name: dict(tau) for name, tau in vectors.items()}, cache
+        self._hashes = {name: weights_hash(tau) for name, tau in self._vectors.items()}
+        self._kept: dict[tuple[str, str, str], tuple[Tensor, Tensor]] = {}
+
+    def terms(self, vector: str, task: str, split: str) -> tuple[Tensor, Tensor]:
+        """f₀ and Jτ of every example, `[example, feature]` both."""
+        key = (vector, task, split)
+        if key not in self._kept:
+            self._kept[key] = self._compute(vector, task, split)
+        return self._kept[key]
+
+    def features(self, coefficients: Mapping[str, float], task: str, split: str) -> Tensor:
+        """f₀ + Σ α_t Jτ_t from the terms that are kept."""
+        _known(coefficients, self._vectors)
+        used = {name: value for name, value in coefficients.items() if value}
+        first = self.terms(next(iter(used), next(iter(self._vectors))), task, split)[0]
+        return sum((value * self.terms(name, task, split)[1] for name, value in used.items()), start=first)
+
+    def accuracy(self, coefficients: Mapping[str, float], task: str, split: str) -> Accuracy:
+        """No model is run once the terms are there."""
+        features = self.features(coefficients, task, split)
+        head = self._evaluator.heads[task]
+        labels = torch.tensor(self._evaluator.tokens(task, split).labels)
+        return Accuracy.of(int((head.logits(features).argmax(1) == labels).sum()), len(labels))
+
+    def _compute(self, vector: str, task: str, split: str) -> tuple[Tensor, Tensor]:
+        tokens = self._evaluator.tokens(task, split)
+        encoder = self._evaluator.encoder
+        path = None
+        if self._cache is not None:
+            path = self._cache / f"terms-{encoder.base_hash[:12]}-{self._hashes[vector][:16]}-{tokens.unlabelled[:12]}.safetensors"
+            found = _read(path)
+            if found is not None:
+                return found
+        self._evaluator.load_base()
+        model = LinearModel(encoder.module.eval(), self._vectors[vector])
+        rows: list[tuple[int, Tensor, Tensor]] = []
+        with torch.no_grad():
+            for indices in ordered_batches(tokens.lengths):
+                first, change = model.parts(tokens.batch(indices))
+                rows.extend(zip(indices, first, change, strict=True))
+                self._evaluator.done(sum(tokens.lengths[i] for i in indices))
+        rows.sort(key=lambda row: row[0])
+        terms = torch.stack([row[1] for row in rows]), torch.stack([row[2] for row in rows])
+        if not all(bool(torch.isfinite(term).all()) for term in terms):
+            raise DataError(f"vector {vector!r} on task {task!r}: the linear model gives NaN or Inf.")
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({"base": terms[0], "change": terms[1]}, path.with_suffix(".part"))
+            path.with_suffix(".part").replace(path)
+        return terms
+
+
+def _read(path: Path) -> tuple[Tensor, Tensor] | None:
+    try:
+        kept = load_file(path)
+        return kept["base"], kept["change"]
+    except (OSError, SafetensorError, KeyError):
+        return None
+
+
+def _known(coefficients: Mapping[str, float], vectors: Iterable[str]) -> None:
+    unknown = [name for name in coefficients if name not in set(vectors)]
+    if unknown:
+        raise DataError(f"no task vector {unknown[0]!r}. Known: {', '.join(vectors)}.")

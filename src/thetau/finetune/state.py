@@ -1,0 +1,87 @@
+"""The state of an unfinished run on disk: what is trained, the optimiser's moments, the random state, the losses so far.
+
+One safetensors file, replaced whole at each save. A run that finds it goes on where it was, to the same bits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from thetau.errors import OutputError
+
+_FILE = "state.safetensors"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """A state: `step` steps are done."""
+
+    step: int
+    losses: list[float]
+    penalties: list[float]
+    tensors: dict[str, Tensor]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class StateFolder:
+    """Where a run keeps its state, beside its output; `key` is the run's content, another run's state is not read."""
+
+    folder: Path
+    key: str
+
+    @classmethod
+    def beside(cls, out: Path, key: str) -> StateFolder:
+        """The folder of a run that writes to `out`; two runs never share one."""
+        return cls(folder=out.parent / f".{out.name}.{key[:8]}.training", key=key)
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], losses: list[float], penalties: list[float]) -> None:
+        """Replace the state. Raises `OutputError`."""
+        path = self.folder / _FILE
+        temporary = self.folder / f".{_FILE}.{os.getpid()}"
+        note = json.dumps({"key": self.key, "step": step, "losses": losses, "penalties": penalties})
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata={"thetau.state": note})
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except (OSError, SafetensorError) as error:
+            temporary.unlink(missing_ok=True)
+            raise OutputError(f"{path}: the state of the run cannot be written ({error}).") from error
+
+    def load(self) -> Saved | None:
+        """The last state, or None where there is none of this run."""
+        path = self.folder / _FILE
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                note = json.loads((file.metadata() or {}).get("thetau.state", "{}"))
+                if note.get("key") != self.key:
+                    return None
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return Saved(step=note["step"], losses=note["losses"], penalties=note["penalties"], tensors=tensors)
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            raise OutputError(f"{path}: the state of an unfinished run cannot be read ({error}). Remove {self.folder} to begin again.") from error
+
+    def remove(self) -> None:
+        """The run is finished."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def random_state() -> Tensor:
+    """torch's random state on the CPU, as a tensor."""
+    return torch.get_rng_state()
