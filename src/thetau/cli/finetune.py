@@ -1,68 +1,100 @@
-"""`thetau finetune`: from a model and a task to a fine-tuned checkpoint."""
+"""`thetau finetune`: from a model and one or several tasks to a fine-tuned checkpoint."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 
 def finetune(
     model: Annotated[str, typer.Option("--model", "-m", help="Folder, packaged model (all-MiniLM-L6-v2) or hub id.")],
-    task: Annotated[str, typer.Option("--task", "-t", help="Name of a task, or its folder.")],
+    task: Annotated[list[str], typer.Option("--task", "-t", help="Name of a task, or its folder; several for paradigm mtl.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the checkpoint; must be new.")],
     data: Annotated[
         Path | None, typer.Option("--data", help="Folder of task folders; looked at before the shipped tasks.")
     ] = None,
-    paradigm: Annotated[str, typer.Option(help="How the model is trained.")] = "standard",
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 200,
-    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 16,
-    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 5e-5,
-    warmup: Annotated[float, typer.Option(help="Share of the steps in which the learning rate rises.")] = 0.1,
-    weight_decay: Annotated[float, typer.Option(help="Of matrices only.")] = 0.01,
-    max_grad_norm: Annotated[float, typer.Option(help="Gradients are scaled down to this norm.")] = 1.0,
-    max_length: Annotated[int, typer.Option(help="Tokens of an example; longer ones are cut.")] = 64,
-    seed: Annotated[int, typer.Option(help="Of the order of examples and of dropout.")] = 0,
+    paradigm: Annotated[
+        str, typer.Option(help="standard, attention, linear, taujp, lora, mtl; joined by + (mtl+linear).")
+    ] = "standard",
+    preset: Annotated[str | None, typer.Option(help="Named settings that the options override: paper.")] = None,
+    scope: Annotated[
+        str | None,
+        typer.Option(help="What is trained: all, attention, attention+bias, attention+mlp, attention+mlp+bias, or patterns of names."),
+    ] = None,
+    against: Annotated[
+        list[str] | None, typer.Option("--against", help="taujp: a task, or a control task, whose inputs τ must not change; may be repeated.")
+    ] = None,
+    strength: Annotated[float | None, typer.Option(help="taujp: λ of the penalty.")] = None,
+    penalty: Annotated[str | None, typer.Option(help="taujp: cyclic, strict, or incremental (tasks of --against before this one).")] = None,
+    start: Annotated[Path | None, typer.Option("--from", help="linear, taujp: a checkpoint of the tangent space, trained further.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps. Default 200.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples a step. Default 16.")] = None,
+    accumulation: Annotated[int | None, typer.Option(help="Parts that a batch is taken in. Default 1.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Highest learning rate. Default 5e-5.")] = None,
+    warmup: Annotated[float | None, typer.Option(help="Share of the steps in which the learning rate rises. Default 0.1.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Of matrices only. Default 0.01.")] = None,
+    max_grad_norm: Annotated[float | None, typer.Option(help="Gradients are scaled down to this norm. Default 1.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Tokens of an example; longer ones are cut. Default 64.")] = None,
+    rank: Annotated[int | None, typer.Option(help="lora: rank of the adapters. Default 8.")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16, by autocast.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, …; a GPU is taken where there is one.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the order of examples and of dropout. Default 0.")] = None,
+    save_every: Annotated[int, typer.Option(help="Steps between resumable states; 0 for none.")] = 100,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Any other field of the config, as penalty_batch=4.")] = None,
 ) -> None:
-    """Fine-tune a model on one task. The head is frozen: it is made from the class names. The same run twice is done once.
+    """Fine-tune a model on one task, or jointly on several. The head is frozen. The same run twice is done once; an interrupted one goes on.
 
-    thetau finetune --model all-MiniLM-L6-v2 --task sms_spam -o models/sms_spam
+    thetau finetune --model all-MiniLM-L6-v2 --task sms_spam --paradigm attention -o models/sms_spam
     """
+    from thetau.cli.common import parse_fields
     from thetau.finetune import FinetuneConfig
     from thetau.finetune import finetune as run
     from thetau.finetune.progress import bar
     from thetau.models import load_encoder
     from thetau.tasks import load_task
 
-    config = FinetuneConfig.of(
-        {
-            "paradigm": paradigm,
-            "steps": steps,
-            "batch_size": batch_size,
-            "lr": lr,
-            "warmup": warmup,
-            "weight_decay": weight_decay,
-            "max_grad_norm": max_grad_norm,
-            "max_length": max_length,
-            "seed": seed,
-        },
-        "thetau finetune",
-    )
-    chosen = load_task(task, data)
+    given: dict[str, Any] = {
+        "preset": preset,
+        "scope": scope,
+        "strength": strength,
+        "penalty": penalty,
+        "steps": steps,
+        "batch_size": batch_size,
+        "accumulation": accumulation,
+        "lr": lr,
+        "warmup": warmup,
+        "weight_decay": weight_decay,
+        "max_grad_norm": max_grad_norm,
+        "max_length": max_length,
+        "rank": rank,
+        "precision": precision,
+        "device": device,
+        "seed": seed,
+    }
+    options = {name: value for name, value in given.items() if value is not None} | parse_fields(set_ or [])
+    config = FinetuneConfig.of({"paradigm": paradigm, "save_every": save_every, **options}, "thetau finetune")
+    tasks = [load_task(name, data) for name in task]
+    others = [load_task(name, data) for name in against or []]
     encoder = load_encoder(model)
-    with bar(f"fine-tune {chosen.name}", steps, "steps") as progress:
+    name = "+".join(one.name for one in tasks)
+    with bar(f"fine-tune {name}", config.steps, "steps") as progress:
         result = run(
             encoder,
-            chosen,
+            tasks,
             out,
             config,
             base=model,
-            tick=lambda step, loss: progress.advance(1, f"fine-tune {chosen.name}, loss {loss:.3f}"),
+            against=others,
+            start=start,
+            tick=lambda step, loss: progress.advance(1, f"fine-tune {name}, loss {loss:.3f}"),
         )
     if result.cached:
         typer.echo(f"{out}: already holds this run (same config, data and base); nothing done.")
     else:
         cut = f", {result.truncated} of them cut at {config.max_length} tokens" if result.truncated else ""
-        typer.echo(f"{out}: {chosen.name}, {result.examples} examples{cut}, {steps} steps in {result.seconds:.0f} s")
+        typer.echo(f"{out}: {name}, {result.examples} examples{cut}, {config.steps} steps in {result.seconds:.0f} s")
     typer.echo(f"loss {result.first_loss:.3f} → {result.last_loss:.3f}")
+    if result.tangent:
+        typer.echo("its task vector belongs to the tangent space: evaluate and add it there (thetau evaluate and suite do)")

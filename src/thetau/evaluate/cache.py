@@ -23,6 +23,11 @@ class Cache:
 
     folder: Path | None = None
 
+    @staticmethod
+    def key(parts: Any) -> str:
+        """A hexadecimal digest of anything that JSON can hold."""
+        return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
+
     def get(self, kind: type[T], parts: Any) -> T | None:
         """The result of type `kind` that was kept for `parts` (anything JSON can hold)."""
         if self.folder is None:
@@ -39,8 +44,7 @@ class Cache:
 
 
 def _file(folder: Path, kind: type[Any], parts: Any) -> Path:
-    key = hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
-    return folder / f"{kind.__name__.lower()}-{key}.json"
+    return folder / f"{kind.__name__.lower()}-{Cache.key(parts)}.json"
 
 
 def write_atomically(path: Path, content: bytes) -> None:

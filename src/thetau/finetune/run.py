@@ -79,6 +79,8 @@ def finetune(
     - `start`: a checkpoint of the tangent space over the same base; its τ is trained further.
     - `snapshots`: steps after which the weights are kept, as `out/snapshots/<step>.safetensors`.
     """
+    if weights_hash(encoder.weights()) != encoder.base_hash:
+        raise DataError("fine-tuning starts from the base, but the encoder runs with other weights. Load the base's into it first.")
     tasks = [task] if isinstance(task, Task) else list(task)
     others = _others(tasks, against, config)
     lessons = [make_lesson(encoder, one, "train", config) for one in tasks]

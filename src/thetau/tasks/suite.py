@@ -32,6 +32,27 @@ class MethodChoice:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParadigmChoice:
+    """One row of a comparison of paradigms.
+
+    - `fields`: of the fine-tuning config, over the suite's own. `grid`: a field → values, of which one is chosen on the first task.
+      `like`: name of a row whose chosen values are taken.
+    - `start`: name of the row whose vectors are trained further. `trace`: steps after which their sum is measured.
+    - `negate`, `leave_out`: measure negation, and each task with the others' vectors. `elsewhere`: add in the other space too.
+    """
+
+    name: str
+    fields: Mapping[str, Any]
+    grid: Mapping[str, tuple[float, ...]]
+    like: str | None = None
+    start: str | None = None
+    trace: tuple[int, ...] = ()
+    negate: bool = True
+    leave_out: bool = False
+    elsewhere: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Limits:
     """How much is evaluated: examples of each task's validation and test split, tokens of each example."""
 
@@ -58,6 +79,16 @@ class Suite:
     finetune_of: Mapping[str, Mapping[str, Any]]
     limits: Limits
     methods: tuple[MethodChoice, ...]
+    control: str | None = None
+    paradigms: tuple[ParadigmChoice, ...] = ()
+
+    def selected_paradigms(self, names: Sequence[str]) -> tuple[ParadigmChoice, ...]:
+        """The rows of these names. Raises `RecipeError` listing the unknown ones."""
+        known = [choice.name for choice in self.paradigms]
+        unknown = [f"no paradigm {name!r}. Known: {', '.join(known)}.{nearest(name, known)}" for name in names if name not in known]
+        if unknown:
+            raise RecipeError(unknown, where=f"suite {self.name}")
+        return tuple(choice for choice in self.paradigms if choice.name in names)
 
     def selected(self, names: Sequence[str]) -> tuple[MethodChoice, ...]:
         """The methods whose row's name or method's name is in `names`. Raises `RecipeError` listing the unknown ones."""
@@ -104,8 +135,10 @@ _KEYS = {
     "finetune_of": dict,
     "evaluation": dict,
     "methods": list,
+    "control": str,
+    "paradigms": list,
 }
-_NEEDED = ("backbone", "tasks", "methods")
+_NEEDED = ("backbone", "tasks")
 
 
 def parse_suite(content: Any, name: str, where: str) -> Suite:
@@ -138,9 +171,23 @@ def parse_suite(content: Any, name: str, where: str) -> Suite:
         limits = Limits(**{key: value for key, value in evaluation.items() if key in Limits.__dataclass_fields__})
     except ValueError as error:
         problems.append(str(error))
-    methods = [choice for number, row in enumerate(content["methods"]) if (choice := _method(row, number, problems)) is not None]
+    methods = [choice for number, row in enumerate(content.get("methods", [])) if (choice := _method(row, number, problems)) is not None]
     if len({choice.name for choice in methods}) != len(methods):
         problems.append("`methods` must have different names; give two forms of one method a `name` each.")
+    paradigms = [_paradigm(row, number, problems) for number, row in enumerate(content.get("paradigms", []))]
+    names = [choice.name for choice in paradigms if choice is not None]
+    problems += [f"`paradigms` must have different names. {name!r} is there twice." for name in sorted(set(names)) if names.count(name) > 1]
+    problems += [
+        f"paradigm {choice.name!r}: `{key}` must be another row. Got {other!r}.{nearest(other, names)}"
+        for choice in paradigms
+        if choice is not None
+        for key, other in (("start", choice.start), ("like", choice.like))
+        if other is not None and (other not in names or other == choice.name)
+    ]
+    if content.get("control") in tasks:
+        problems.append(f"`control` must not be one of the tasks. Got {content['control']!r}.")
+    if not methods and not paradigms and not problems:
+        problems.append("`methods` or `paradigms` is needed and must not be empty.")
     if problems:
         raise RecipeError(problems, where=where)
     return Suite(
@@ -152,6 +199,33 @@ def parse_suite(content: Any, name: str, where: str) -> Suite:
         finetune_of=other,
         limits=limits,
         methods=tuple(methods),
+        control=content.get("control"),
+        paradigms=tuple(choice for choice in paradigms if choice is not None),
+    )
+
+
+def _paradigm(row: Any, number: int, problems: list[str]) -> ParadigmChoice | None:
+    where = f"paradigms[{number}]"
+    if not isinstance(row, dict) or not isinstance(row.get("name"), str):
+        problems.append(f"`{where}` must be a mapping with a `name`. Got {row!r}.")
+        return None
+    _check_keys(row, list(ParadigmChoice.__dataclass_fields__), where, problems)
+    fields, grid, trace = row.get("fields", {}), row.get("grid", {}), row.get("trace", [])
+    if not isinstance(fields, dict) or not isinstance(grid, dict) or not isinstance(trace, list):
+        problems.append(f"`{where}`: `fields` and `grid` must be mappings, `trace` a list of steps. Got {row!r}.")
+        return None
+    if not all(isinstance(values, list) and values and all(isinstance(v, int | float) for v in values) for values in grid.values()):
+        problems.append(f"`{where}.grid` must map a field to a list of numbers. Got {grid!r}.")
+        return None
+    flags = {name: bool(row.get(name, default)) for name, default in (("negate", True), ("leave_out", False), ("elsewhere", False))}
+    return ParadigmChoice(
+        name=row["name"],
+        fields=fields,
+        grid={field: tuple(map(float, values)) for field, values in grid.items()},
+        start=row.get("start"),
+        like=row.get("like"),
+        trace=tuple(trace),
+        **flags,
     )
 
 
