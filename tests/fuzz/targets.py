@@ -277,7 +277,13 @@ def corpus() -> dict[str, dict[str, bytes]]:
     }
     good = io.BytesIO()
     torch.save(MODEL, good)
-    torch_files = {"good": good.getvalue(), "evil": pickle.dumps({"w": Evil()}), "list": pickle.dumps([1, 2]), "empty": b"", "text": b"hello"}
+    torch_files = {
+        "good": good.getvalue(),
+        "evil": pickle.dumps({"w": Evil()}),
+        "list": pickle.dumps([1, 2]),
+        "empty": b"",
+        "text": b"hello",
+    }
     records: dict[str, Any] = {
         "good": {"tensors": {n: {"dtype": str(t.dtype)[6:], "shape": list(t.shape), "crc32": 0} for n, t in MODEL.items()}},
         "numbers": {"tensors": {"w": {"dtype": 1, "shape": 2, "crc32": "x"}}},

@@ -21,19 +21,28 @@ def finetune(
     preset: Annotated[str | None, typer.Option(help="Named settings that the options override: paper.")] = None,
     scope: Annotated[
         str | None,
-        typer.Option(help="What is trained: all, attention, attention+bias, attention+mlp, attention+mlp+bias, or patterns of names."),
+        typer.Option(
+            help="What is trained: all, attention, attention+bias, attention+mlp, attention+mlp+bias, or patterns of names."
+        ),
     ] = None,
     against: Annotated[
-        list[str] | None, typer.Option("--against", help="taujp: a task, or a control task, whose inputs τ must not change; may be repeated.")
+        list[str] | None,
+        typer.Option("--against", help="taujp: a task, or a control task, whose inputs τ must not change; may be repeated."),
     ] = None,
     strength: Annotated[float | None, typer.Option(help="taujp: λ of the penalty.")] = None,
-    penalty: Annotated[str | None, typer.Option(help="taujp: cyclic, strict, or incremental (tasks of --against before this one).")] = None,
-    start: Annotated[Path | None, typer.Option("--from", help="linear, taujp: a checkpoint of the tangent space, trained further.")] = None,
+    penalty: Annotated[
+        str | None, typer.Option(help="taujp: cyclic, strict, or incremental (tasks of --against before this one).")
+    ] = None,
+    start: Annotated[
+        Path | None, typer.Option("--from", help="linear, taujp: a checkpoint of the tangent space, trained further.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps. Default 200.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples a step. Default 16.")] = None,
     accumulation: Annotated[int | None, typer.Option(help="Parts that a batch is taken in. Default 1.")] = None,
     lr: Annotated[float | None, typer.Option(help="Highest learning rate. Default 5e-5.")] = None,
-    warmup: Annotated[float | None, typer.Option(help="Share of the steps in which the learning rate rises. Default 0.1.")] = None,
+    warmup: Annotated[
+        float | None, typer.Option(help="Share of the steps in which the learning rate rises. Default 0.1.")
+    ] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Of matrices only. Default 0.01.")] = None,
     max_grad_norm: Annotated[float | None, typer.Option(help="Gradients are scaled down to this norm. Default 1.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens of an example; longer ones are cut. Default 64.")] = None,

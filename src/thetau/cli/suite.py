@@ -34,6 +34,13 @@ def run(
     methods: Annotated[
         list[str] | None, typer.Option("--methods", help="Only these, separated by commas or given again.")
     ] = None,
+    paradigm: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--paradigm", help="Compare paradigms of fine-tuning: names of the suite's rows, or all; commas or given again."
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="With --paradigm: seeds 0..n−1.", min=1)] = 1,
     quick: Annotated[bool, typer.Option("--quick", help="A small run: few steps, few examples, at most two λ.")] = False,
 ) -> None:
     """Fine-tune every task, merge with every method, choose λ on validation, report on test. Writes results.json, .md and .png.
@@ -47,8 +54,17 @@ def run(
     from thetau.plots import suite_bars
     from thetau.tasks import load_suite
 
+    suite = load_suite(name)
+    rows = [part.strip() for given in paradigm or [] for part in given.split(",") if part.strip()]
+    if rows or not suite.methods:
+        from thetau.evaluate.paradigms import run_paradigms
+
+        wanted = None if not rows or rows == ["all"] else rows
+        run_paradigms(suite, out, seeds=range(seeds), paradigms=wanted, data=data, quick=quick, say=typer.echo)
+        typer.echo(f"{out}: paradigms.json")
+        return
     chosen = [part.strip() for given in methods or [] for part in given.split(",") if part.strip()]
-    results = run_suite(load_suite(name), out, data=data, methods=chosen or None, quick=quick)
+    results = run_suite(suite, out, data=data, methods=chosen or None, quick=quick)
     suite_bars(results, out / "results.png")
     console, table = Console(), rich_table(results)
     # Figures are never cut: a narrow terminal may wrap the lines, a pipe gets them whole.

@@ -104,7 +104,7 @@ class OutOfDistribution:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Analogy:
-    """"a is to b as c is to d": θ₀ + α (τ_c + τ_b − τ_a) on task d, for a grid of α."""
+    """ "a is to b as c is to d": θ₀ + α (τ_c + τ_b − τ_a) on task d, for a grid of α."""
 
     a: str
     b: str
@@ -118,7 +118,11 @@ class Analogy:
 
 
 def addition(
-    space: Space, tasks: Sequence[str], *, grid: Sequence[float] = ADDITION, vectors: Mapping[str, float] | None = None,
+    space: Space,
+    tasks: Sequence[str],
+    *,
+    grid: Sequence[float] = ADDITION,
+    vectors: Mapping[str, float] | None = None,
     individual: Mapping[str, Mapping[str, Accuracy]] | None = None,
 ) -> Addition:
     """Add the vectors of `tasks`; the best average normalised validation accuracy decides α, the smaller one among equals.
@@ -127,7 +131,9 @@ def addition(
     - `individual`: split → task → accuracy of the paradigm's own individuals; measured here by default.
     """
     parts = dict.fromkeys(tasks, 1.0) if vectors is None else dict(vectors)
-    own = individual or {split: {task: space.accuracy({task: 1.0}, task, split) for task in tasks} for split in ("validation", "test")}
+    own = individual or {
+        split: {task: space.accuracy({task: 1.0}, task, split) for task in tasks} for split in ("validation", "test")
+    }
 
     def measure(alpha: float, split: str) -> dict[str, Accuracy]:
         scaled = {name: alpha * weight for name, weight in parts.items()}

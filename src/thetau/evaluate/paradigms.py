@@ -19,7 +19,16 @@ from torch import Tensor
 
 from thetau.errors import DataError, RecipeError
 from thetau.evaluate.accuracy import Accuracy
-from thetau.evaluate.arithmetic import ADDITION, NEGATION, Addition, Negation, OutOfDistribution, addition, negation, out_of_distribution
+from thetau.evaluate.arithmetic import (
+    ADDITION,
+    NEGATION,
+    Addition,
+    Negation,
+    OutOfDistribution,
+    addition,
+    negation,
+    out_of_distribution,
+)
 from thetau.evaluate.cache import Cache, write_atomically
 from thetau.evaluate.evaluator import Evaluator
 from thetau.evaluate.normalised import average
@@ -145,7 +154,9 @@ def run_paradigms(
 ) -> ParadigmResults:
     """Compare the suite's paradigms (those named, or all) in the folder `out`; writes `paradigms.json` after every row."""
     if suite.control is None or not suite.paradigms:
-        raise RecipeError(["a comparison of paradigms needs `control` and `paradigms` in the suite."], where=f"suite {suite.name}")
+        raise RecipeError(
+            ["a comparison of paradigms needs `control` and `paradigms` in the suite."], where=f"suite {suite.name}"
+        )
     if quick:
         suite = _quick(suite)
     chosen = suite.selected_paradigms(paradigms) if paradigms else suite.paradigms
@@ -209,7 +220,9 @@ class _Run:
             tasks=tuple(self.names),
             control=self.control.name,
             seeds=tuple(seeds),
-            sizes={name: {split: len(self.evaluator.tokens(name, split)) for split in ("validation", "test")} for name in everything},
+            sizes={
+                name: {split: len(self.evaluator.tokens(name, split)) for split in ("validation", "test")} for name in everything
+            },
             pretrained=self.evaluator.evaluate(self.base, "test", everything),
             rows=tuple(rows),
             quick=self.quick,
@@ -240,7 +253,9 @@ class _Run:
                 self.say(f"  {choice.name}: {field} = {value:g} on {task.name}: {scores[value]:.3f}")
             best = max(values, key=lambda value: (scores[value], -value))
             fixed[field] = best
-            listed.append(Tuning(field=field, task=task.name, scores={f"{value:g}": score for value, score in scores.items()}, chosen=best))
+            listed.append(
+                Tuning(field=field, task=task.name, scores={f"{value:g}": score for value, score in scores.items()}, chosen=best)
+            )
         self.tunings[choice.name] = tuple(listed)
         return self.config(choice, seed, **fixed), tuple(listed)
 
@@ -278,7 +293,9 @@ class _Run:
             self.encoder, task, out, config, base=self.suite.backbone, against=against, start=start, snapshots=choice.trace
         )
         if not result.cached:
-            self.say(f"  {choice.name}, {task.name}, seed {config.seed}: loss {result.first_loss:.2f} → {result.last_loss:.2f}, {result.seconds:.0f} s")
+            self.say(
+                f"  {choice.name}, {task.name}, seed {config.seed}: loss {result.first_loss:.2f} → {result.last_loss:.2f}, {result.seconds:.0f} s"
+            )
         return result
 
     def joint(self, config: FinetuneConfig) -> FinetuneResult:
@@ -286,12 +303,20 @@ class _Run:
         config = replace(config, steps=config.steps * len(self.tasks))
         key = Cache.key([config.content(), self.names])[:8]
         self.evaluator.load_base()
-        return finetune(self.encoder, self.tasks, self.out / "finetuned" / "joint" / f"{config.paradigm}-{key}", config, base=self.suite.backbone)
+        return finetune(
+            self.encoder,
+            self.tasks,
+            self.out / "finetuned" / "joint" / f"{config.paradigm}-{key}",
+            config,
+            base=self.suite.backbone,
+        )
 
     # Evaluation
 
     def space(self, models: Mapping[str, Path], *, tangent: bool) -> Space:
-        return self.space_of({name: read_weights(path, base=self.encoder.folder) for name, path in models.items()}, tangent=tangent)
+        return self.space_of(
+            {name: read_weights(path, base=self.encoder.folder) for name, path in models.items()}, tangent=tangent
+        )
 
     def space_of(self, weights: Mapping[str, Mapping[str, Tensor]], *, tangent: bool) -> Space:
         if tangent:
@@ -308,7 +333,16 @@ class _Run:
         return WeightSpace(self.evaluator, self.base, vectors)
 
     def row(self, choice: ParadigmChoice, seed: int) -> ParadigmRow:
-        parts = [choice.name, seed, asdict(choice), self.suite.finetune, self.names, self.control.name, asdict(self.suite.limits), self.quick]
+        parts = [
+            choice.name,
+            seed,
+            asdict(choice),
+            self.suite.finetune,
+            self.names,
+            self.control.name,
+            asdict(self.suite.limits),
+            self.quick,
+        ]
         row = self.cache.get(ParadigmRow, parts)
         if row is None:
             self.say(f"{choice.name}, seed {seed}")
@@ -320,7 +354,12 @@ class _Run:
     def row_anew(self, choice: ParadigmChoice, seed: int) -> ParadigmRow:
         config, tuning = self.tuned_config(choice, seed)
         tangent = config.how.linear
-        facts: dict[str, Any] = {"name": choice.name, "seed": seed, "space": "tangent" if tangent else "weights", "config": config.content()}
+        facts: dict[str, Any] = {
+            "name": choice.name,
+            "seed": seed,
+            "space": "tangent" if tangent else "weights",
+            "config": config.content(),
+        }
         facts["tuning"] = tuning
         if config.how.joint:
             result = self.joint(config)
@@ -350,7 +389,8 @@ class _Run:
         from thetau.evaluate.normalised import normalised
 
         weights = {
-            name: {**self.base, **load_file(result.out / "snapshots" / f"{step:06d}.safetensors")} for name, result in results.items()
+            name: {**self.base, **load_file(result.out / "snapshots" / f"{step:06d}.safetensors")}
+            for name, result in results.items()
         }
         space = self.space_of(weights, tangent=True)
         found = {name: space.accuracy(dict.fromkeys(self.names, 1.0), name, "test") for name in self.names}

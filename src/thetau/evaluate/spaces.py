@@ -104,7 +104,9 @@ class TangentSpace:
         encoder = self._evaluator.encoder
         path = None
         if self._cache is not None:
-            path = self._cache / f"terms-{encoder.base_hash[:12]}-{self._hashes[vector][:16]}-{tokens.unlabelled[:12]}.safetensors"
+            path = (
+                self._cache / f"terms-{encoder.base_hash[:12]}-{self._hashes[vector][:16]}-{tokens.unlabelled[:12]}.safetensors"
+            )
             found = _read(path)
             if found is not None:
                 return found

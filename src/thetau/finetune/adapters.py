@@ -60,5 +60,7 @@ def _targets(backbone: nn.Module, config: FinetuneConfig) -> list[str]:
         if name.endswith(".weight") and part_of(name, tuple(parameter.shape)) in ("attention", "mlp")
     ]
     if not found:
-        raise DataError("paradigm lora: no attention or MLP weights are known in this model by their names. Name modules in lora_targets.")
+        raise DataError(
+            "paradigm lora: no attention or MLP weights are known in this model by their names. Name modules in lora_targets."
+        )
     return found

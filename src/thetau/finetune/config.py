@@ -94,7 +94,9 @@ class FinetuneConfig:
                 )
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
-                raise ValueError(f"`FinetuneConfig({name}=...)` must be one of {', '.join(choices)}. Got {getattr(self, name)!r}.")
+                raise ValueError(
+                    f"`FinetuneConfig({name}=...)` must be one of {', '.join(choices)}. Got {getattr(self, name)!r}."
+                )
         if self.accumulation > self.batch_size:
             raise ValueError(
                 f"`FinetuneConfig(accumulation=...)` must be at most the batch size, {self.batch_size}. Got {self.accumulation}."
@@ -122,7 +124,9 @@ class FinetuneConfig:
         defaults = FinetuneConfig()
         given = asdict(self)
         return {
-            name: value for name, value in given.items() if name not in _OUTSIDE and (value != getattr(defaults, name) or name in _FIRST)
+            name: value
+            for name, value in given.items()
+            if name not in _OUTSIDE and (value != getattr(defaults, name) or name in _FIRST)
         }
 
     @classmethod

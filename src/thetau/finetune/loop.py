@@ -132,7 +132,9 @@ def train(
 
 def _check_lessons(lessons: Sequence[Lesson], config: FinetuneConfig) -> None:
     if len(lessons) > 1 and not config.how.joint:
-        raise DataError(f"paradigm {config.paradigm!r} trains on one task. Got {len(lessons)}; several are learnt by mtl, or by mtl+{config.paradigm}.")
+        raise DataError(
+            f"paradigm {config.paradigm!r} trains on one task. Got {len(lessons)}; several are learnt by mtl, or by mtl+{config.paradigm}."
+        )
     if not lessons:
         raise DataError("fine-tuning needs at least one task. Got none.")
     for lesson in lessons:
@@ -161,7 +163,13 @@ def _batches(lessons: Sequence[Lesson], config: FinetuneConfig) -> Iterator[tupl
 
 
 def _gradients(
-    view: View, lesson: Lesson, indices: list[int], penalty: Penalty | None, step: int, config: FinetuneConfig, processes: Processes
+    view: View,
+    lesson: Lesson,
+    indices: list[int],
+    penalty: Penalty | None,
+    step: int,
+    config: FinetuneConfig,
+    processes: Processes,
 ) -> tuple[float, float]:
     """The gradients of one step into `view`, and its loss and penalty."""
     size = math.ceil(len(indices) / config.accumulation)
@@ -227,7 +235,9 @@ def _restore(content: Mapping[str, Tensor], view: View, optimiser: torch.optim.O
             tensor.copy_(content[f"trained/{name}"])
             found = {key: content[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}/{name}" in content}
             if found:
-                optimiser.state[tensor] = {key: value.to(tensor.device if key != "step" else "cpu") for key, value in found.items()}
+                optimiser.state[tensor] = {
+                    key: value.to(tensor.device if key != "step" else "cpu") for key, value in found.items()
+                }
 
 
 def _check(losses: list[float], config: FinetuneConfig, state: StateFolder | None) -> None:

@@ -26,7 +26,9 @@ class Penalty:
 
     def __init__(self, against: Sequence[Lesson], config: FinetuneConfig, skipped: int = 0) -> None:
         if not against:
-            raise DataError("paradigm 'taujp' needs at least one other task, or a control task, whose inputs are kept unchanged: --against.")
+            raise DataError(
+                "paradigm 'taujp' needs at least one other task, or a control task, whose inputs are kept unchanged: --against."
+            )
         self._config, self._against = config, list(against)
         self._batches: list[Iterator[list[int]]] = [
             training_batches(lesson.inputs.lengths, config.other_batch, f"{config.seed}/{lesson.name}") for lesson in against

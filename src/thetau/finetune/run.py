@@ -80,7 +80,9 @@ def finetune(
     - `snapshots`: steps after which the weights are kept, as `out/snapshots/<step>.safetensors`.
     """
     if weights_hash(encoder.weights()) != encoder.base_hash:
-        raise DataError("fine-tuning starts from the base, but the encoder runs with other weights. Load the base's into it first.")
+        raise DataError(
+            "fine-tuning starts from the base, but the encoder runs with other weights. Load the base's into it first."
+        )
     tasks = [task] if isinstance(task, Task) else list(task)
     others = _others(tasks, against, config)
     lessons = [make_lesson(encoder, one, "train", config) for one in tasks]
@@ -193,7 +195,9 @@ def _tangent(encoder: Encoder, start: Path, config: FinetuneConfig) -> dict[str,
     """The τ of a checkpoint of the tangent space. Raises `DataError`: another base, another space."""
     record = read_record(start)
     if not config.how.linear:
-        raise DataError(f"{start}: training goes on from a task vector in linear paradigms only. Got paradigm {config.paradigm!r}.")
+        raise DataError(
+            f"{start}: training goes on from a task vector in linear paradigms only. Got paradigm {config.paradigm!r}."
+        )
     if record is None or record.get("space") != "tangent":
         raise DataError(
             f"{start}: must be a checkpoint that thetau fine-tuned with paradigm linear or taujp. It says nothing of the tangent space."

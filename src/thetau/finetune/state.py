@@ -54,7 +54,11 @@ class StateFolder:
         note = json.dumps({"key": self.key, "step": step, "losses": losses, "penalties": penalties})
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata={"thetau.state": note})
+            save_file(
+                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+                temporary,
+                metadata={"thetau.state": note},
+            )
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -75,7 +79,9 @@ class StateFolder:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return Saved(step=note["step"], losses=note["losses"], penalties=note["penalties"], tensors=tensors)
         except (OSError, SafetensorError, ValueError, KeyError) as error:
-            raise OutputError(f"{path}: the state of an unfinished run cannot be read ({error}). Remove {self.folder} to begin again.") from error
+            raise OutputError(
+                f"{path}: the state of an unfinished run cannot be read ({error}). Remove {self.folder} to begin again."
+            ) from error
 
     def remove(self) -> None:
         """The run is finished."""

@@ -76,7 +76,9 @@ class LinearView:
         self._parameters = {name: parameter for name, parameter in module.named_parameters() if name in set(names)}
         given = start or {}
         self.trained: dict[str, Tensor] = {
-            name: given[name].detach().to(parameter, copy=True) if name in given else torch.zeros_like(parameter, requires_grad=False)
+            name: given[name].detach().to(parameter, copy=True)
+            if name in given
+            else torch.zeros_like(parameter, requires_grad=False)
             for name, parameter in self._parameters.items()
         }
         self.model = LinearModel(module, self.trained)

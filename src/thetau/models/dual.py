@@ -254,10 +254,8 @@ def _layer_norm(func: Any, x: Any, shape: Sequence[int], weight: Any = None, bia
             hat = torch.ops.aten.native_layer_norm_backward(
                 dx.contiguous(), px, shape, mean, rstd, None, None, [True, False, False]
             )[0]
-            if tangent is None:
-                tangent = hat if pw is None else hat.mul_(pw)
-            else:
-                tangent = tangent + hat if pw is None else torch.addcmul(tangent, hat, pw)
+            scaled = hat if pw is None else hat.mul_(pw)
+            tangent = scaled if tangent is None else scaled.add_(tangent)
     return Dual.of(primal, tangent) if tangent is not None else primal
 
 

@@ -87,7 +87,8 @@ class LinearModel:
         few = {name: column[:2] for name, column in columns.items()}
         generator = torch.Generator().manual_seed(0)
         probe = {
-            name: torch.randn(value.shape, generator=generator).to(value) * self._parameters[name].detach().abs().mean().clamp(min=1e-3)
+            name: torch.randn(value.shape, generator=generator).to(value)
+            * self._parameters[name].detach().abs().mean().clamp(min=1e-3)
             for name, value in self.tau.items()
         }
         with _named_failures(self.module):

@@ -66,7 +66,9 @@ class Tokens:
         }
 
 
-def encode(encoder: Encoder, task: Task, split: str, *, max_length: int, image_size: int | None = None, limit: int | None = None) -> Tokens:
+def encode(
+    encoder: Encoder, task: Task, split: str, *, max_length: int, image_size: int | None = None, limit: int | None = None
+) -> Tokens:
     """A task's split as `encoder` reads it, at most `limit` examples."""
     return tokenise(encoder, task.split(split, limit), max_length)
 

@@ -85,7 +85,9 @@ class Suite:
     def selected_paradigms(self, names: Sequence[str]) -> tuple[ParadigmChoice, ...]:
         """The rows of these names. Raises `RecipeError` listing the unknown ones."""
         known = [choice.name for choice in self.paradigms]
-        unknown = [f"no paradigm {name!r}. Known: {', '.join(known)}.{nearest(name, known)}" for name in names if name not in known]
+        unknown = [
+            f"no paradigm {name!r}. Known: {', '.join(known)}.{nearest(name, known)}" for name in names if name not in known
+        ]
         if unknown:
             raise RecipeError(unknown, where=f"suite {self.name}")
         return tuple(choice for choice in self.paradigms if choice.name in names)
@@ -171,12 +173,16 @@ def parse_suite(content: Any, name: str, where: str) -> Suite:
         limits = Limits(**{key: value for key, value in evaluation.items() if key in Limits.__dataclass_fields__})
     except ValueError as error:
         problems.append(str(error))
-    methods = [choice for number, row in enumerate(content.get("methods", [])) if (choice := _method(row, number, problems)) is not None]
+    methods = [
+        choice for number, row in enumerate(content.get("methods", [])) if (choice := _method(row, number, problems)) is not None
+    ]
     if len({choice.name for choice in methods}) != len(methods):
         problems.append("`methods` must have different names; give two forms of one method a `name` each.")
     paradigms = [_paradigm(row, number, problems) for number, row in enumerate(content.get("paradigms", []))]
     names = [choice.name for choice in paradigms if choice is not None]
-    problems += [f"`paradigms` must have different names. {name!r} is there twice." for name in sorted(set(names)) if names.count(name) > 1]
+    problems += [
+        f"`paradigms` must have different names. {name!r} is there twice." for name in sorted(set(names)) if names.count(name) > 1
+    ]
     problems += [
         f"paradigm {choice.name!r}: `{key}` must be another row. Got {other!r}.{nearest(other, names)}"
         for choice in paradigms
@@ -214,10 +220,14 @@ def _paradigm(row: Any, number: int, problems: list[str]) -> ParadigmChoice | No
     if not isinstance(fields, dict) or not isinstance(grid, dict) or not isinstance(trace, list):
         problems.append(f"`{where}`: `fields` and `grid` must be mappings, `trace` a list of steps. Got {row!r}.")
         return None
-    if not all(isinstance(values, list) and values and all(isinstance(v, int | float) for v in values) for values in grid.values()):
+    if not all(
+        isinstance(values, list) and values and all(isinstance(v, int | float) for v in values) for values in grid.values()
+    ):
         problems.append(f"`{where}.grid` must map a field to a list of numbers. Got {grid!r}.")
         return None
-    flags = {name: bool(row.get(name, default)) for name, default in (("negate", True), ("leave_out", False), ("elsewhere", False))}
+    flags = {
+        name: bool(row.get(name, default)) for name, default in (("negate", True), ("leave_out", False), ("elsewhere", False))
+    }
     return ParadigmChoice(
         name=row["name"],
         fields=fields,
