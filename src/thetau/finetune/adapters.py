@@ -25,11 +25,12 @@ def adapted(encoder: Encoder, config: FinetuneConfig) -> Iterator[Any]:
         raise DataError("paradigm lora needs peft. Install it: pip install 'thetau[models]'") from error
     backbone = encoder.module.backbone
     targets = _targets(backbone, config)
-    settings = LoraConfig(r=config.rank, lora_alpha=config.lora_alpha, target_modules=targets, lora_dropout=0.0, bias="none")
+    alpha: Any = config.lora_alpha  # peft takes fractions too
+    settings = LoraConfig(r=config.rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0, bias="none")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         try:
-            model: Any = get_peft_model(backbone, settings)  # type: ignore[arg-type]
+            model: Any = get_peft_model(backbone, settings)
         except ValueError as error:
             reason = str(error).strip().splitlines()[0]
             raise DataError(f"lora_targets={config.lora_targets}: peft cannot adapt these modules ({reason}).") from error

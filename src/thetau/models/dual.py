@@ -39,13 +39,13 @@ class Dual(Tensor):
     @staticmethod
     def of(primal: Tensor, tangent: Tensor) -> Dual:
         """Pair the two."""
-        made: Dual = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: Dual = Tensor._make_wrapper_subclass(
             Dual, primal.shape, strides=primal.stride(), dtype=primal.dtype, device=primal.device, layout=primal.layout
         )
         made.primal, made.tangent = primal, tangent
         return made
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self, *, tensor_contents: object = None) -> str:  # type: ignore[override]
         return f"Dual({tuple(self.primal.shape)})"
 
     @classmethod
@@ -61,7 +61,7 @@ class Dual(Tensor):
         return _forward_mode(func, args, kwargs) if out is NotImplemented else out
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         raise NoRuleError(f"{func} met a tensor with a tangent below torch's function level.")
@@ -111,10 +111,10 @@ def _forward_mode(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
         def dual(value: Any) -> Any:
             if not isinstance(value, Dual):
                 return value
-            return forward_ad.make_dual(value.primal.detach(), value.tangent)
+            return forward_ad.make_dual(value.primal.detach(), value.tangent)  # type: ignore[no-untyped-call]
 
         outs = func(*_map(tuple(args), dual), **_map(dict(kwargs), dual))
-        tangents = _map(outs, lambda out: forward_ad.unpack_dual(out).tangent if _floating(out) else None)
+        tangents = _map(outs, lambda out: forward_ad.unpack_dual(out).tangent if _floating(out) else None)  # type: ignore[no-untyped-call]
     return _pair(primals, tangents)
 
 
@@ -304,7 +304,7 @@ def _masked_fill(func: Any, x: Any, mask: Tensor, value: Any) -> Any:
         return NotImplemented
     with torch.no_grad():
         tangent = x.tangent.masked_fill(mask, 0)
-    return Dual.of(func(x.primal, mask, value), tangent.expand(torch.broadcast_shapes(tangent.shape, x.primal.shape)))
+    return Dual.of(func(x.primal, mask, value), tangent)
 
 
 def _attention(

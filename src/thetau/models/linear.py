@@ -65,7 +65,7 @@ class LinearModel:
         return first - first.detach() + change
 
     def _dual(self, tau: Mapping[str, Tensor], columns: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        pairs = {name: Dual.of(self._parameters[name], value) for name, value in tau.items()}
+        pairs: dict[str, Tensor] = {name: Dual.of(self._parameters[name], value) for name, value in tau.items()}
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         try:
@@ -78,9 +78,10 @@ class LinearModel:
     def _torch(self, tau: Mapping[str, Tensor], columns: Mapping[str, Tensor]) -> Tensor:
         start = {name: self._parameters[name].detach() for name in tau}
         with torch.no_grad(), math_attention():
-            _, change = jvp(lambda given: functional_call(self.module, given, (), dict(columns)), (start,), (dict(tau),))
-        found: Tensor = change
-        return found
+            both: tuple[Tensor, Tensor] = jvp(  # type: ignore[assignment]
+                lambda given: functional_call(self.module, given, (), dict(columns)), (start,), (dict(tau),)
+            )
+        return both[1]
 
     def _check_way(self, columns: Mapping[str, Tensor]) -> Literal["dual", "torch"]:
         """Compare both ways on two examples along a direction of our own; the faster one where they agree."""
