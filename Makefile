@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A caller's active environment must not leak in.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: demo test lint docs bench kills memory fuzz plans readme data clean
+.PHONY: demo test lint docs bench kills memory fuzz paradigms step plans readme data clean
 
 demo: $(VENV)/.ready  ## fine-tune, merge with every method, evaluate: a table, results.json and results.png
 	$(BIN)/thetau suite run demo --out $(RUN)
@@ -38,6 +38,13 @@ memory: $(VENV)/.ready  ## peak memory under a budget; writes benchmarks/results
 
 fuzz: $(VENV)/.ready  ## hostile inputs, for MINUTES=10; writes benchmarks/results/fuzz.json
 	$(BIN)/python tests/fuzz/run.py --minutes $(or $(MINUTES),10)
+
+paradigms: $(VENV)/.ready  ## the τJp and attention-only papers' tables on small tasks, SEEDS=1; resumes in runs/arithmetic
+	$(BIN)/thetau suite run arithmetic --paradigm all --seeds $(or $(SEEDS),1) --out runs/arithmetic
+	cp runs/arithmetic/paradigms.json benchmarks/results/paradigms.json
+
+step: $(VENV)/.ready  ## a linearised step against a standard one; writes benchmarks/results/linearised_step.json
+	$(BIN)/python benchmarks/linearised_step.py
 
 plans: $(VENV)/.ready  ## docs/large.md: how merges of 7B, 70B and 405B would run
 	$(BIN)/python tools/make_plans.py
