@@ -88,6 +88,7 @@ def train(
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name in chosen)
     lessons = [_placed(lesson, processes) for lesson in lessons]
+    guessing = max(_guessing(lesson) for lesson in lessons)
     saved = None if state is None else state.load()
     first = 0 if saved is None else saved.step
     losses: list[float] = [] if saved is None else list(saved.losses)
@@ -110,7 +111,7 @@ def train(
                 loss, extra = _gradients(view, lessons[turn], indices, penalty, step, config, processes)
                 losses.append(loss)
                 penalties.append(extra)
-                _check(losses, config, state)
+                _check(losses, guessing, config, state)
                 nn.utils.clip_grad_norm_(view.trained.values(), config.max_grad_norm)
                 view.decay(rate * config.weight_decay)
                 optimiser.step()
@@ -240,8 +241,14 @@ def _restore(content: Mapping[str, Tensor], view: View, optimiser: torch.optim.O
                 }
 
 
-def _check(losses: list[float], config: FinetuneConfig, state: StateFolder | None) -> None:
-    """Stop when the loss is not a number, or its recent mean is several times that of the start."""
+def _guessing(lesson: Lesson) -> float:
+    """The cross-entropy of guessing among the labels; 0 for numbers."""
+    labels = set(lesson.inputs.labels)
+    return math.log(max(len(labels), 2)) if all(isinstance(label, int) for label in labels) else 0.0
+
+
+def _check(losses: list[float], guessing: float, config: FinetuneConfig, state: StateFolder | None) -> None:
+    """Stop when the loss is not a number, or its recent mean is several times that of the start and of guessing."""
     step = len(losses)
     kept = ""
     if state is not None and config.save_every and step > config.save_every:
@@ -250,7 +257,7 @@ def _check(losses: list[float], config: FinetuneConfig, state: StateFolder | Non
     if not math.isfinite(losses[-1]):
         raise DataError(f"the loss diverged: {losses[-1]} at step {step} of {config.steps}. {remedy}")
     recent = sum(losses[-_WINDOW:]) / _WINDOW
-    start = max(sum(losses[:_WINDOW]) / _WINDOW, math.log(2))
+    start = max(sum(losses[:_WINDOW]) / _WINDOW, guessing)
     if step >= 2 * _WINDOW and recent > _BLOW_UP * start:
         raise DataError(
             f"the loss diverged: its mean over the last {_WINDOW} steps is {recent:.3g} at step {step} of {config.steps}, "
