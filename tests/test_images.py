@@ -16,15 +16,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from thetau.errors import AlignmentError, CheckpointError, DataError
+from thetau.models import Encoder
+from thetau.models.clip_text import clip_text_features, load_clip_text
+from thetau.models.encoder import ImageForm
 from thetau.models.linear import LinearModel
 from thetau.models.vision import (
     CLIP,
     HALF,
     IMAGENET,
-    ImageEncoder,
     VisionEncoder,
-    clip_text_features,
-    load_clip_text,
     load_vision_encoder,
 )
 from thetau.tasks import Split
@@ -33,7 +33,6 @@ from thetau.tasks.images import (
     EncodedImage,
     ImageSplit,
     Pixels,
-    SeesImages,
     pixels_of,
     preprocess,
     read_image_folder,
@@ -243,7 +242,7 @@ def test_a_broken_file_is_named(root: Path) -> None:
     for content in (b"", b"no image", whole[: len(whole) // 2]):
         path.write_bytes(content)
         with pytest.raises(DataError, match=r"cat/b\.png: cannot be read as an image .* Replace or drop the file"):
-            preprocess(Square(), read_image_folder(root, "train", LABELS)).batch([0])
+            preprocess(SQUARE, read_image_folder(root, "train", LABELS)).batch([0])
 
 
 def test_palettes_and_transparency_become_colours_and_greys(tmp_path: Path) -> None:
@@ -361,13 +360,7 @@ def test_what_must_be_installed(monkeypatch: pytest.MonkeyPatch, module: str, ac
 # Pixels
 
 
-class Square:
-    """What a model of 28 pixels wants."""
-
-    image_size = 28
-    patch = 14
-    mean = CLIP[0]
-    std = CLIP[1]
+SQUARE = ImageForm(size=28, patch=14, mean=CLIP[0], std=CLIP[1])  # what a model of 28 pixels wants
 
 
 @pytest.mark.parametrize(
@@ -424,16 +417,15 @@ def test_images_are_resized_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_pixels_have_what_tokens_have() -> None:
     split = ImageSplit(images=tuple(frame(9, 9, seed=i) for i in range(3)), labels=(0, 2, 1))
-    some = preprocess(Square(), split, size=56, crop="center")
+    some = preprocess(SQUARE, split, size=56, crop="center")
     assert (some.labels, len(some), some.lengths, some.truncated) == ((0, 2, 1), 3, (16, 16, 16), 0)
-    again = preprocess(Square(), split, size=56, crop="center")
+    again = preprocess(SQUARE, split, size=56, crop="center")
     assert (some.hash, some.unlabelled) == (again.hash, again.unlabelled)
-    other = preprocess(Square(), ImageSplit(images=split.images, labels=(0, 1, 1)), size=56, crop="center")
+    other = preprocess(SQUARE, ImageSplit(images=split.images, labels=(0, 1, 1)), size=56, crop="center")
     assert some.hash != other.hash
     assert some.unlabelled == other.unlabelled
-    assert some.unlabelled != preprocess(Square(), split).unlabelled
-    assert preprocess(Square(), split).size == 28
-    assert isinstance(Square(), SeesImages)
+    assert some.unlabelled != preprocess(SQUARE, split).unlabelled
+    assert preprocess(SQUARE, split).size == 28
 
 
 @pytest.mark.parametrize(
@@ -526,7 +518,8 @@ def test_features_are_those_of_transformers(tmp_path: Path, kind: str, size: int
         found = encoder.module(images)
     torch.testing.assert_close(found, expected(model, images), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found.norm(dim=-1), torch.ones(2))
-    assert (encoder.image_size, encoder.patch, encoder.max_length, encoder.tokenizer) == (size, 14, (size // 14) ** 2, None)
+    assert encoder.image is not None
+    assert (encoder.image.size, encoder.image.patch, encoder.max_length, encoder.tokenizer) == (size, 14, (size // 14) ** 2, None)
     assert not encoder.module.training
 
 
@@ -583,7 +576,8 @@ def test_an_encoder_has_a_linear_form(tmp_path: Path) -> None:
 def test_means_and_sizes_are_the_preprocessors_else_the_models(tmp_path: Path, kind: str, default: Any) -> None:
     folder = saved(tmp_path / "m", made(kind))
     encoder = load_vision_encoder(folder)
-    assert ((encoder.mean, encoder.std), encoder.image_size) == (default, 28)
+    assert encoder.image is not None
+    assert ((encoder.image.mean, encoder.image.std), encoder.image.size) == (default, 28)
     own = {
         "image_mean": [0.1, 0.2, 0.3],
         "image_std": [1, 1, 1],
@@ -592,9 +586,17 @@ def test_means_and_sizes_are_the_preprocessors_else_the_models(tmp_path: Path, k
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(own))
     encoder = load_vision_encoder(folder)
-    assert (encoder.mean, encoder.std, encoder.image_size) == ((0.1, 0.2, 0.3), (1.0, 1.0, 1.0), 56)
-    assert load_vision_encoder(folder, 42).image_size == 42
-    assert preprocess(encoder, ImageSplit(images=(frame(3, 3),), labels=(0,))).batch([0])["pixel_values"].shape == (1, 3, 56, 56)
+    assert encoder.image is not None
+    assert (encoder.image.mean, encoder.image.std, encoder.image.size) == ((0.1, 0.2, 0.3), (1.0, 1.0, 1.0), 56)
+    smaller = load_vision_encoder(folder, 42).image
+    assert smaller is not None
+    assert smaller.size == 42
+    assert preprocess(encoder.image, ImageSplit(images=(frame(3, 3),), labels=(0,))).batch([0])["pixel_values"].shape == (
+        1,
+        3,
+        56,
+        56,
+    )
 
 
 @pytest.mark.parametrize(
@@ -694,7 +696,8 @@ def test_open_clip_towers_are_those_of_open_clip(tmp_path: Path) -> None:
         torch.testing.assert_close(encoder.module(images), model.encode_image(images, normalize=True))
     assert encoder.names["conv1.weight"] == "visual.conv1.weight"
     assert encoder.names["positional_embedding"] == "visual.positional_embedding"
-    assert (encoder.mean, encoder.image_size, encoder.patch, encoder.frozen) == ((0.1, 0.2, 0.3), 28, 14, ())
+    assert encoder.image is not None
+    assert (encoder.image.mean, encoder.image.size, encoder.image.patch, encoder.frozen) == ((0.1, 0.2, 0.3), 28, 14, ())
     stored = load_file(folder / "open_clip_model.safetensors")
     assert all(torch.equal(tensor, stored[name]) for name, tensor in encoder.weights().items())
     assert sorted(encoder.weights()) == sorted(stored)
@@ -793,10 +796,10 @@ def test_features_and_labels_that_make_no_head(features: Tensor, labels: list[in
 
 def test_a_head_of_an_image_task_end_to_end(tmp_path: Path) -> None:
     """Bright and dark images, through a random model."""
-    encoder: ImageEncoder = load_vision_encoder(saved(tmp_path / "m", made("dinov2")))
+    encoder: Encoder = load_vision_encoder(saved(tmp_path / "m", made("dinov2")))
     images = np.stack([frame(8, 8, seed=i) // 4 + 190 * (i % 2) for i in range(20)]).astype(np.uint8)
     np.savez(tmp_path / "a.npz", train_images=images, train_labels=np.arange(20) % 2)
-    seen = preprocess(encoder, read_npz(tmp_path / "a.npz", "train", ("dark", "bright")))
+    seen = preprocess(encoder.image, read_npz(tmp_path / "a.npz", "train", ("dark", "bright")))
     assert isinstance(encoder.module, VisionEncoder)
     with torch.no_grad():
         features = encoder.module(**seen.batch(range(20)))

@@ -14,22 +14,12 @@ from torch import nn
 
 from thetau.errors import AlignmentError, CheckpointError, DataError
 from thetau.finetune.lesson import Inputs
-from thetau.models.text_to_text import TextToText, TextToTextHead, label_ids, label_inputs, load_text_to_text
-from thetau.models.verbaliser import (
-    LanguageModel,
-    MaskEncoder,
-    Prompt,
-    expected_value,
-    fitted,
-    frozen_names,
-    load_mask_encoder,
-    mask_inputs,
-    read_prompt,
-    soft_targets,
-    verbaliser_head,
-    word_ids,
-)
+from thetau.models import Encoder
+from thetau.models.language import MaskEncoder, TextToText, frozen_names, load_mask_encoder, load_text_to_text
 from thetau.tasks.head import AnyHead
+from thetau.tasks.language_heads import TextToTextHead, expected_value, soft_targets, verbaliser_head
+from thetau.tasks.prompted import fitted, label_ids, label_inputs, mask_inputs, word_ids
+from thetau.tasks.templates import Prompt, read_prompt
 from tiny import WORDS
 from tiny import one_thread as one_thread
 
@@ -105,12 +95,12 @@ def folder_of(root: Path, kind: str, tokenizer: Any = None) -> Path:
 
 
 @pytest.fixture(scope="module", params=["bert", "roberta"])
-def masked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+def masked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Encoder:
     return load_mask_encoder(folder_of(tmp_path_factory.mktemp("masked"), request.param))
 
 
 @pytest.fixture(scope="module")
-def t5(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+def t5(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
     return load_text_to_text(folder_of(tmp_path_factory.mktemp("t5"), "t5"))
 
 
@@ -125,7 +115,7 @@ def edit(folder: Path, change: Any) -> Path:
 # Masked language models
 
 
-def test_logits_are_the_rows_of_transformers_own(masked: LanguageModel) -> None:
+def test_logits_are_the_rows_of_transformers_own(masked: Encoder) -> None:
     own = transformers.AutoModelForMaskedLM.from_pretrained(masked.folder).eval()
     inputs = mask_inputs(masked.tokenizer, MOOD, TEXTS, None, [0, 1, 1], 32)
     columns = inputs.batch([0, 1, 2])
@@ -139,7 +129,7 @@ def test_logits_are_the_rows_of_transformers_own(masked: LanguageModel) -> None:
     torch.testing.assert_close(head.loss(masked.module(**columns), torch.tensor([0, 1, 1])), expected)
 
 
-def test_pairs_fill_both_places(masked: LanguageModel) -> None:
+def test_pairs_fill_both_places(masked: Encoder) -> None:
     inputs = mask_inputs(masked.tokenizer, PAIR, ["sun", "rain"], ["dog", "cat bone"], [0, 2], 32)
     words = masked.tokenizer.convert_ids_to_tokens(list(inputs.ids[1]))[1:-1]
     assert words == ["rain", "?", masked.tokenizer.mask_token, ",", "cat", "bone"]
@@ -148,7 +138,7 @@ def test_pairs_fill_both_places(masked: LanguageModel) -> None:
     assert inputs.batch([0, 1])["attention_mask"].tolist() == [[1] * 7 + [0], [1] * 8]
 
 
-def test_padding_does_not_change_features(masked: LanguageModel) -> None:
+def test_padding_does_not_change_features(masked: Encoder) -> None:
     inputs = mask_inputs(masked.tokenizer, MOOD, TEXTS, None, [0, 0, 0], 32)
     with torch.no_grad():
         together = masked.module(**inputs.batch([0, 1, 2]))
@@ -156,7 +146,7 @@ def test_padding_does_not_change_features(masked: LanguageModel) -> None:
             torch.testing.assert_close(together[index], masked.module(**inputs.batch([index]))[0])
 
 
-def test_only_the_layers_between_are_trained(masked: LanguageModel) -> None:
+def test_only_the_layers_between_are_trained(masked: Encoder) -> None:
     names = frozen_names(masked.module)
     assert set(masked.frozen) == names
     trained = [name for name, _ in masked.module.named_parameters() if name not in names]
@@ -166,7 +156,7 @@ def test_only_the_layers_between_are_trained(masked: LanguageModel) -> None:
     assert any("LayerNorm" in name or "layer_norm" in name for name in names if "embeddings" not in name), "the head's norm"
 
 
-def test_the_head_is_a_frozen_copy_with_the_rows_only(masked: LanguageModel) -> None:
+def test_the_head_is_a_frozen_copy_with_the_rows_only(masked: Encoder) -> None:
     head = verbaliser_head(masked.module, masked.tokenizer, MOOD)
     assert isinstance(head, AnyHead)
     assert not any(parameter.requires_grad for parameter in head.reader.parameters())
@@ -188,7 +178,7 @@ def test_the_head_is_a_frozen_copy_with_the_rows_only(masked: LanguageModel) -> 
         head.linear(features)
 
 
-def test_gradients_reach_the_layers_through_the_head(masked: LanguageModel) -> None:
+def test_gradients_reach_the_layers_through_the_head(masked: Encoder) -> None:
     inputs = mask_inputs(masked.tokenizer, MOOD, TEXTS, None, [0, 1, 1], 32)
     head = verbaliser_head(masked.module, masked.tokenizer, MOOD)
     head.loss(masked.module(**inputs.batch([0, 1, 2])), torch.tensor([0, 1, 1])).backward()
@@ -198,7 +188,7 @@ def test_gradients_reach_the_layers_through_the_head(masked: LanguageModel) -> N
     assert all(grad is not None for name, grad in grads.items() if name not in masked.frozen)
 
 
-def linear_error(model: LanguageModel, columns: dict[str, torch.Tensor]) -> float:
+def linear_error(model: Encoder, columns: dict[str, torch.Tensor]) -> float:
     """How far the linear form's change is from a central difference, as a share of it."""
     from thetau.models.linear import LinearModel
 
@@ -220,12 +210,12 @@ def linear_error(model: LanguageModel, columns: dict[str, torch.Tensor]) -> floa
 @pytest.mark.filterwarnings(
     "ignore:.torch.jit.script. is deprecated:DeprecationWarning"
 )  # torch's own, on its first forward mode
-def test_the_linear_form_runs(masked: LanguageModel, t5: LanguageModel) -> None:
+def test_the_linear_form_runs(masked: Encoder, t5: Encoder) -> None:
     assert linear_error(masked, mask_inputs(masked.tokenizer, MOOD, TEXTS, None, [0, 1, 1], 32).batch([0, 1, 2])) < 0.02
     assert linear_error(t5, label_inputs(t5.tokenizer, ANSWER, TEXTS, None, [0, 1, 1], 32).batch([0, 1, 2])) < 0.02
 
 
-def test_inputs_are_hashed_and_cut(masked: LanguageModel) -> None:
+def test_inputs_are_hashed_and_cut(masked: Encoder) -> None:
     inputs = mask_inputs(masked.tokenizer, MOOD, TEXTS, None, [0, 1, 1], 32)
     other = mask_inputs(masked.tokenizer, MOOD, TEXTS, None, [0, 1, 0], 32)
     assert isinstance(inputs, Inputs)
@@ -237,7 +227,7 @@ def test_inputs_are_hashed_and_cut(masked: LanguageModel) -> None:
     assert words[1:-1] == ["sun"] * 5 + ["?", masked.tokenizer.mask_token, ",", "rain", "dog"], "the longer text is cut"
 
 
-def test_errors_of_prompted_inputs(masked: LanguageModel) -> None:
+def test_errors_of_prompted_inputs(masked: Encoder) -> None:
     tokenizer = masked.tokenizer
     with pytest.raises(DataError, match=r"takes two texts\. Got one"):
         mask_inputs(tokenizer, PAIR, ["sun"], None, [0], 32)
@@ -285,7 +275,7 @@ def test_words_are_spelt_as_they_stand_in_the_template() -> None:
 # Loading
 
 
-def test_names_lead_back_to_the_checkpoint(masked: LanguageModel) -> None:
+def test_names_lead_back_to_the_checkpoint(masked: Encoder) -> None:
     from thetau.models import read_weights, weights_hash
 
     weights = read_weights(masked.folder)
@@ -330,7 +320,7 @@ def test_models_of_another_kind_are_refused(tmp_path: Path) -> None:
 # Text to text
 
 
-def test_scores_are_minus_the_loss_of_transformers_own(t5: LanguageModel) -> None:
+def test_scores_are_minus_the_loss_of_transformers_own(t5: Encoder) -> None:
     own = transformers.T5ForConditionalGeneration.from_pretrained(t5.folder).eval()
     inputs = label_inputs(t5.tokenizer, ANSWER, TEXTS, None, [0, 1, 1], 32)
     assert [len(row) for row in inputs.label_ids] == [3, 4], "of different lengths, with the end"
@@ -346,7 +336,7 @@ def test_scores_are_minus_the_loss_of_transformers_own(t5: LanguageModel) -> Non
                 torch.testing.assert_close(scores[example, number], -loss * len(ids))
 
 
-def test_the_loss_is_that_of_the_right_text_alone(t5: LanguageModel) -> None:
+def test_the_loss_is_that_of_the_right_text_alone(t5: Encoder) -> None:
     own = transformers.T5ForConditionalGeneration.from_pretrained(t5.folder).eval()
     inputs = label_inputs(t5.tokenizer, ANSWER, TEXTS, None, [0, 1, 1], 32)
     columns, head = inputs.batch([0, 1, 2]), TextToTextHead()
@@ -359,7 +349,7 @@ def test_the_loss_is_that_of_the_right_text_alone(t5: LanguageModel) -> None:
     assert torch.equal(head.linear(scores), scores)
 
 
-def test_the_head_is_only_a_rule(t5: LanguageModel) -> None:
+def test_the_head_is_only_a_rule(t5: Encoder) -> None:
     head = TextToTextHead()
     assert isinstance(head, AnyHead)
     assert head.to(torch.device("cpu")).hash() == TextToTextHead().hash()
@@ -368,7 +358,7 @@ def test_the_head_is_only_a_rule(t5: LanguageModel) -> None:
     assert t5.frozen == ()
 
 
-def test_prompts_for_text_to_text_are_hashed_and_cut(t5: LanguageModel) -> None:
+def test_prompts_for_text_to_text_are_hashed_and_cut(t5: Encoder) -> None:
     inputs = label_inputs(t5.tokenizer, ANSWER, ["sun " * 40, "rain"], None, [0, 1], 10)
     assert isinstance(inputs, Inputs)
     assert inputs.truncated == 1
@@ -404,7 +394,7 @@ def test_an_output_that_is_tied_in_the_code_and_not_in_the_file(tmp_path: Path) 
         torch.testing.assert_close(model.module(**columns)[0, 1], -loss * 4)
 
 
-def test_errors_of_label_texts(t5: LanguageModel) -> None:
+def test_errors_of_label_texts(t5: Encoder) -> None:
     with pytest.raises(DataError, match=r"must be in the vocabulary of the tokenizer\. 'the fox' gives \['the', '<unk>'\]"):
         label_ids(t5.tokenizer, replace(ANSWER, words=("a cat", "the fox")))
     with pytest.raises(DataError, match=r"must be different tokens\. 'a cat' and 'a  cat' are the same"):
@@ -437,7 +427,7 @@ def test_targets_lie_on_the_two_nearest_values() -> None:
         soft_targets(torch.tensor([1.0, 6.0]), values, 3)
 
 
-def test_regressions_are_learnt_through_both_heads(masked: LanguageModel, t5: LanguageModel) -> None:
+def test_regressions_are_learnt_through_both_heads(masked: Encoder, t5: Encoder) -> None:
     prompt = Prompt(template="{text} {mask}", labels=("0.0", "5.0"), words=("0.0", "5.0"), values=(0.0, 5.0))
     inputs = mask_inputs(masked.tokenizer, prompt, ["sun", "rain"], None, [2.5, 5.0], 32)
     head = verbaliser_head(masked.module, masked.tokenizer, prompt)
@@ -458,14 +448,14 @@ def test_regressions_are_learnt_through_both_heads(masked: LanguageModel, t5: La
 def test_shipped_prompts_are_whole() -> None:
     root = Path(str(files("thetau.tasks").joinpath("prompts")))
     tasks = ["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb"]
-    for family in ("glue_t5", "glue_mask"):
+    for family in ("text_to_text", "mask"):
         assert sorted(path.stem for path in (root / family).glob("*.yaml")) == tasks
         for task in tasks:
-            prompt = read_prompt(root / family / f"{task}.yaml", masked=family == "glue_mask")
+            prompt = read_prompt(root / family / f"{task}.yaml", masked=family == "mask")
             assert prompt.pair == (task not in ("cola", "sst2")), task
             assert (prompt.values is not None) == (task == "stsb"), task
-            assert len(prompt.words) == {"mnli": 3, "stsb": 26 if family == "glue_t5" else 2}.get(task, 2), task
-    answers = {task: read_prompt(root / "glue_t5" / f"{task}.yaml", masked=False).words for task in tasks[:-1]}
+            assert len(prompt.words) == {"mnli": 3, "stsb": 26 if family == "text_to_text" else 2}.get(task, 2), task
+    answers = {task: read_prompt(root / "text_to_text" / f"{task}.yaml", masked=False).words for task in tasks[:-1]}
     assert answers == {
         "cola": ("unacceptable", "acceptable"),
         "mnli": ("entailment", "neutral", "contradiction"),
@@ -476,9 +466,7 @@ def test_shipped_prompts_are_whole() -> None:
         "sst2": ("negative", "positive"),
     }
     for task in tasks:
-        one, other = (
-            read_prompt(root / family / f"{task}.yaml", masked=family == "glue_mask") for family in ("glue_t5", "glue_mask")
-        )
+        one, other = (read_prompt(root / family / f"{task}.yaml", masked=family == "mask") for family in ("text_to_text", "mask"))
         assert task == "stsb" or one.labels == other.labels, task
 
 
@@ -529,7 +517,7 @@ def test_fitting_keeps_as_much_as_fits() -> None:
     assert fitted(encode, "abcdef", "xy", 6) == ([*map(ord, "abc"), 0, *map(ord, "xy")], True)
 
 
-def test_models_come_in_evaluation_mode(masked: LanguageModel, t5: LanguageModel) -> None:
+def test_models_come_in_evaluation_mode(masked: Encoder, t5: Encoder) -> None:
     assert isinstance(masked.module, MaskEncoder)
     assert not masked.module.training
     assert not t5.module.training

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from thetau.errors import DataError
-from thetau.tasks.hub import ScoredSplit, read_dataset, read_parquet
+from thetau.tasks.hub import read_dataset, read_parquet
 from thetau.tasks.metrics import Score, f1, matthews, pearson
 from thetau.tasks.rows import Split
 
@@ -162,19 +162,12 @@ def test_label_names_become_numbers(tmp_path: Path) -> None:
 def test_regressions_keep_their_numbers(tmp_path: Path) -> None:
     path = parquet(tmp_path / "a.parquet", {"question1": ["a", "b", "c"], "question2": ["d", "e", "f"], "label": [0.5, 5.0, 2.2]})
     split = read_parquet(path, PAIR, None)
-    assert split == ScoredSplit(texts=("a", "b", "c"), texts2=("d", "e", "f"), values=(0.5, 5.0, 2.2))
+    assert split == Split(texts=("a", "b", "c"), texts2=("d", "e", "f"), labels=(0.5, 5.0, 2.2))
     assert len(split) == 3
     assert split.limited(3) is split
     assert split.limited(2).hash() != split.hash()
     with pytest.raises(DataError, match=r"must be at least 1\. Got 0"):
         split.limited(0)
-
-
-def test_both_kinds_of_split_draw_the_same_examples() -> None:
-    texts = tuple(map(str, range(40)))
-    split = Split(texts=texts, texts2=texts, labels=(0,) * 40).limited(7)
-    scored = ScoredSplit(texts=texts, texts2=texts, values=(0.0,) * 40).limited(7)
-    assert (scored.texts, scored.texts2) == (split.texts, split.texts2)
 
 
 def test_folders_of_parquet_and_of_jsonl_are_read(tmp_path: Path, cache: Path) -> None:
@@ -261,8 +254,8 @@ def test_packages_that_are_not_installed_are_named(tmp_path: Path, monkeypatch: 
     with pytest.raises(DataError, match="pip install scikit-learn"):
         f1([0, 1], [0, 1])
     with pytest.raises(
-        DataError, match=r"glue \(sst2\), split 'train': reading it needs datasets\. Install it: pip install datasets"
+        DataError, match=r"glue \(sst2\), split 'train': reading it needs datasets\. Install it: pip install 'thetau\[data\]'"
     ):
         read_dataset("glue", "sst2", "train", COLUMNS, labels=("no", "yes"))
-    with pytest.raises(DataError, match=r"a\.parquet: reading parquet needs pyarrow\. Install it: pip install pyarrow"):
+    with pytest.raises(DataError, match=r"a\.parquet: reading parquet needs pyarrow\. Install it: pip install 'thetau\[data\]'"):
         read_parquet(tmp_path / "a.parquet", COLUMNS, ("no", "yes"))

@@ -104,7 +104,7 @@ def test_a_finished_run_does_nothing_again(suite: Suite, tmp_path: Path, monkeyp
 
     monkeypatch.setattr("thetau.finetune.run.train", never)
     monkeypatch.setattr(module, "merged_vector", never)
-    monkeypatch.setattr("thetau.evaluate.evaluator.Evaluator._accuracy", never)
+    monkeypatch.setattr("thetau.evaluate.evaluator.measure", never)
     again, said = run(suite, tmp_path)
     assert again.rows == first.rows
     assert "kept from before" in said

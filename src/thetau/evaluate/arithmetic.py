@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import final
 
 from thetau.errors import DataError
-from thetau.evaluate.accuracy import Accuracy
+from thetau.evaluate.measures import Measure
 from thetau.evaluate.normalised import average, normalised
 from thetau.evaluate.spaces import Space
 
@@ -36,7 +36,7 @@ class Outcome:
     """One α on test: each task's accuracy, and the means."""
 
     alpha: float
-    accuracy: dict[str, Accuracy]
+    accuracy: dict[str, Measure]
     absolute: float
     normalised: float
 
@@ -46,7 +46,7 @@ class Outcome:
 class Addition:
     """θ₀ + α Σ τ_t. `individual`: each task's own vector at α = 1, on test. `trials`: the grid, on validation."""
 
-    individual: dict[str, Accuracy]
+    individual: dict[str, Measure]
     one_shot: Outcome
     tuned: Outcome
     trials: tuple[AdditionTrial, ...]
@@ -68,8 +68,8 @@ class NegationOutcome:
     """θ₀ − α τ on test. `qualified`: the control task kept at least 95 % of the pre-trained model's accuracy, on validation."""
 
     alpha: float
-    target: Accuracy
-    control: Accuracy
+    target: Measure
+    control: Measure
     qualified: bool
 
 
@@ -83,8 +83,8 @@ class Negation:
 
     task: str
     control: str
-    pretrained_target: Accuracy
-    pretrained_control: Accuracy
+    pretrained_target: Measure
+    pretrained_control: Measure
     one_shot: NegationOutcome
     tuned: NegationOutcome
     trials: tuple[NegationTrial, ...]
@@ -97,8 +97,8 @@ class OutOfDistribution:
 
     task: str
     alpha: float
-    base: Accuracy
-    merged: Accuracy
+    base: Measure
+    merged: Measure
 
 
 @final
@@ -110,10 +110,10 @@ class Analogy:
     b: str
     c: str
     d: str
-    base: Accuracy
-    one_shot: Accuracy
+    base: Measure
+    one_shot: Measure
     alpha: float
-    tuned: Accuracy
+    tuned: Measure
     trials: tuple[AdditionTrial, ...]
 
 
@@ -123,7 +123,7 @@ def addition(
     *,
     grid: Sequence[float] = ADDITION,
     vectors: Mapping[str, float] | None = None,
-    individual: Mapping[str, Mapping[str, Accuracy]] | None = None,
+    individual: Mapping[str, Mapping[str, Measure]] | None = None,
 ) -> Addition:
     """Add the vectors of `tasks`; the best average normalised validation accuracy decides α, the smaller one among equals.
 
@@ -135,7 +135,7 @@ def addition(
         split: {task: space.accuracy({task: 1.0}, task, split) for task in tasks} for split in ("validation", "test")
     }
 
-    def measure(alpha: float, split: str) -> dict[str, Accuracy]:
+    def measure(alpha: float, split: str) -> dict[str, Measure]:
         scaled = {name: alpha * weight for name, weight in parts.items()}
         return {task: space.accuracy(scaled, task, split) for task in tasks}
 
@@ -198,7 +198,7 @@ def out_of_distribution(space: Space, tasks: Sequence[str], *, grid: Sequence[fl
         others = [one for one in tasks if one != task]
         own = {one: space.accuracy({one: 1.0}, one, "validation") for one in others}
 
-        def score(alpha: float, others: Sequence[str] = others, own: Mapping[str, Accuracy] = own) -> float:
+        def score(alpha: float, others: Sequence[str] = others, own: Mapping[str, Measure] = own) -> float:
             return normalised({one: space.accuracy(dict.fromkeys(others, alpha), one, "validation") for one in others}, own)
 
         alpha = max(_grid(grid), key=lambda value: (score(value), -value))

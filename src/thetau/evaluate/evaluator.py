@@ -12,20 +12,26 @@ from torch import Tensor
 from thetau.errors import DataError
 from thetau.evaluate.accuracy import Accuracy
 from thetau.evaluate.cache import Cache
+from thetau.evaluate.measures import Measure, measure
 from thetau.models import Encoder, weights_hash
-from thetau.tasks import Head, Task, Tokens, tokenise, zero_shot_head
+from thetau.tasks import Task, encode, make_head
 from thetau.tasks.encoding import features
+from thetau.tasks.head import AnyHead
+from thetau.tasks.inputs import Inputs
+from thetau.tasks.metrics import Score
 
 
 @final
 class Evaluator:
     """Measures weights on tasks with the base's frozen heads.
 
-    Make it while `encoder` holds the base's weights: the heads are made then, and each split is tokenised at its first use and
-    kept. With `cache`, an accuracy is looked up by the content of weights, tokens and head before it is computed.
+    Make it while `encoder` holds the base's weights: the heads are made then, and each split is encoded at its first use and
+    kept. With `cache`, a result is looked up by the content of weights, inputs and head before it is computed.
 
     - `limits`: split → largest number of examples (None or absent: all of them).
-    - `on_tokens`: called with the number of tokens done, those found in the cache included; may be set later.
+    - `max_length`: tokens of an example. `image_size`: pixels a side, None for the model's own.
+    - `heads`: task → head that is used in place of the base's, such as one that was trained.
+    - `on_tokens`: called with the number of tokens (patches) done, those found in the cache included; may be set later.
     """
 
     def __init__(
@@ -35,6 +41,8 @@ class Evaluator:
         *,
         limits: Mapping[str, int | None] | None = None,
         max_length: int = 64,
+        image_size: int | None = None,
+        heads: Mapping[str, AnyHead] | None = None,
         cache: Path | None = None,
         on_tokens: Callable[[int], None] | None = None,
     ) -> None:
@@ -43,43 +51,57 @@ class Evaluator:
         self.tasks = {task.name: task for task in listed}
         if len(self.tasks) != len(listed):
             raise DataError(f"tasks must have different names. Got {', '.join(task.name for task in listed)}.")
-        self.heads: dict[str, Head] = {name: zero_shot_head(encoder, task) for name, task in self.tasks.items()}
+        self._max_length, self._image_size = max_length, image_size
+        given = dict(heads or {})
+        self.heads: dict[str, AnyHead] = {
+            name: given[name]
+            if name in given
+            else make_head(encoder, task, max_length=max_length, image_size=image_size, cache=cache)
+            for name, task in self.tasks.items()
+        }
         self._base = encoder.weights(exact=True)
         self._limits = dict(limits or {})
-        self._max_length = max_length
         self._cache = Cache(folder=cache)
         self.on_tokens = on_tokens
-        self._tokens: dict[tuple[str, str], Tokens] = {}
+        self._inputs: dict[tuple[str, str], Inputs] = {}
 
-    def tokens(self, task: str, split: str) -> Tokens:
-        """The token ids of a task's split, made once."""
-        if (task, split) not in self._tokens:
-            examples = self.tasks[task].split(split, self._limits.get(split))
-            self._tokens[task, split] = tokenise(self.encoder, examples, self._max_length)
-        return self._tokens[task, split]
+    def inputs(self, task: str, split: str) -> Inputs:
+        """A task's split as the encoder reads it, made once."""
+        if (task, split) not in self._inputs:
+            self._inputs[task, split] = encode(
+                self.encoder,
+                self.tasks[task],
+                split,
+                max_length=self._max_length,
+                image_size=self._image_size,
+                limit=self._limits.get(split),
+            )
+        return self._inputs[task, split]
 
     def size(self, task: str, split: str) -> int:
-        """How many tokens an evaluation reads: the units of `tick`."""
-        return sum(self.tokens(task, split).lengths)
+        """How many tokens or patches an evaluation reads: the units of `tick`."""
+        return sum(self.inputs(task, split).lengths)
 
     def evaluate(
         self, weights: Mapping[str, Tensor], split: str, tasks: Iterable[str] | None = None, *, origin: str = "weights"
-    ) -> dict[str, Accuracy]:
-        """The accuracy of `weights` (the base's names) on each task, all of them by default. `origin` is what errors call the
+    ) -> dict[str, Measure]:
+        """The metric of `weights` (the base's names) on each task, all of them by default. `origin` is what errors call the
         weights.
         """
         key = weights_hash(weights)
         loaded = False
-        result = {}
+        result: dict[str, Measure] = {}
         for name in self.tasks if tasks is None else tasks:
-            tokens, head = self.tokens(name, split), self.heads[name]
-            parts = [key, self.encoder.module.pooling, tokens.hash, head.hash()]
-            found = self._cache.get(Accuracy, parts)
+            inputs, head, metric = self.inputs(name, split), self.heads[name], self.tasks[name].metric
+            parts = [key, self.encoder.form, inputs.hash, head.hash(), *([] if metric == "accuracy" else [metric])]
+            found: Measure | None = self._cache.get(Accuracy, parts) if metric == "accuracy" else self._cache.get(Score, parts)
             if found is None:
                 if not loaded:
                     self.encoder.load(weights, origin)
                     loaded = True
-                found = self._accuracy(head, tokens)
+                with torch.inference_mode():
+                    told = head.predict(features(self.encoder, inputs, self.done))
+                found = measure(metric, told, inputs.labels)
                 self._cache.put(found, parts)
             else:
                 self.done(self.size(name, split))
@@ -89,7 +111,7 @@ class Evaluator:
     def features(self, weights: Mapping[str, Tensor], task: str, split: str, *, origin: str = "weights") -> Tensor:
         """What the head of a task reads, `[example, feature]`, from `weights`."""
         self.encoder.load(weights, origin)
-        return features(self.encoder, self.tokens(task, split), self.done)
+        return features(self.encoder, self.inputs(task, split), self.done)
 
     def load_base(self) -> None:
         """Run with the base's weights."""
@@ -99,9 +121,3 @@ class Evaluator:
         """Count tokens as read."""
         if self.on_tokens is not None:
             self.on_tokens(tokens)
-
-    def _accuracy(self, head: Head, tokens: Tokens) -> Accuracy:
-        with torch.inference_mode():
-            guesses = head.logits(features(self.encoder, tokens, self.done)).argmax(dim=1)
-            correct = int((guesses == torch.tensor(tokens.labels)).sum())
-        return Accuracy.of(correct, len(tokens))

@@ -1,4 +1,4 @@
-"""Accuracy relative to each task's own fine-tuned model.
+"""Measure relative to each task's own fine-tuned model.
 
 Ilharco et al., ICLR 2023, <https://arxiv.org/abs/2212.04089>: the accuracy of a merged model on a task, divided by that of the
 model fine-tuned on the task alone; averaged over tasks.
@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from thetau.errors import DataError
-from thetau.evaluate.accuracy import Accuracy
+from thetau.evaluate.measures import Measure
 
 
-def average(accuracies: Mapping[str, Accuracy]) -> float:
+def average(accuracies: Mapping[str, Measure]) -> float:
     """The mean accuracy over tasks, each task counting the same."""
     if not accuracies:
         raise DataError("an average needs the accuracy of at least one task. Got none.")
     return sum(accuracy.value for accuracy in accuracies.values()) / len(accuracies)
 
 
-def normalised(accuracies: Mapping[str, Accuracy], individual: Mapping[str, Accuracy]) -> float:
+def normalised(accuracies: Mapping[str, Measure], individual: Mapping[str, Measure]) -> float:
     """The mean over tasks of accuracy / individual accuracy. Raises `DataError` for a task whose individual accuracy is 0 or absent."""
-    lacking = [task for task in accuracies if task not in individual or individual[task].correct == 0]
+    lacking = [task for task in accuracies if task not in individual or individual[task].value <= 0]
     if lacking or not accuracies:
         raise DataError(
             f"normalised accuracy needs an individual accuracy above 0 for every task. Lacking: {', '.join(lacking) or 'all'}."

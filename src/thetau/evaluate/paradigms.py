@@ -18,7 +18,6 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from thetau.errors import DataError, RecipeError
-from thetau.evaluate.accuracy import Accuracy
 from thetau.evaluate.arithmetic import (
     ADDITION,
     NEGATION,
@@ -31,6 +30,7 @@ from thetau.evaluate.arithmetic import (
 )
 from thetau.evaluate.cache import Cache, write_atomically
 from thetau.evaluate.evaluator import Evaluator
+from thetau.evaluate.measures import Measure
 from thetau.evaluate.normalised import average
 from thetau.evaluate.spaces import Space, TangentSpace, WeightSpace
 from thetau.finetune import FinetuneConfig, FinetuneResult, finetune
@@ -69,7 +69,7 @@ class TracePoint:
     step: int
     absolute: float
     normalised: float
-    accuracy: dict[str, Accuracy]
+    accuracy: dict[str, Measure]
 
 
 @final
@@ -87,8 +87,8 @@ class ParadigmRow:
     space: str
     config: dict[str, Any]
     tuning: tuple[Tuning, ...] = ()
-    individual: dict[str, Accuracy] | None = None
-    joint: dict[str, Accuracy] | None = None
+    individual: dict[str, Measure] | None = None
+    joint: dict[str, Measure] | None = None
     addition: Addition | None = None
     elsewhere: Addition | None = None
     negation: tuple[Negation, ...] = ()
@@ -110,7 +110,7 @@ class ParadigmResults:
     control: str
     seeds: tuple[int, ...]
     sizes: dict[str, dict[str, int]]
-    pretrained: dict[str, Accuracy]
+    pretrained: dict[str, Measure]
     rows: tuple[ParadigmRow, ...]
     quick: bool
     format: int = 1
@@ -202,6 +202,7 @@ class _Run:
             [*self.tasks, self.control],
             limits={"validation": limits.validation, "test": limits.test},
             max_length=limits.max_length,
+            image_size=limits.image_size,
             cache=out / "cache",
         )
         self.base = self.encoder.weights()
@@ -221,7 +222,7 @@ class _Run:
             control=self.control.name,
             seeds=tuple(seeds),
             sizes={
-                name: {split: len(self.evaluator.tokens(name, split)) for split in ("validation", "test")} for name in everything
+                name: {split: len(self.evaluator.inputs(name, split)) for split in ("validation", "test")} for name in everything
             },
             pretrained=self.evaluator.evaluate(self.base, "test", everything),
             rows=tuple(rows),
@@ -268,7 +269,7 @@ class _Run:
         return (own + self.kept(space, task.name, "validation")) / 2
 
     def kept(self, space: Space, vector: str, split: str) -> float:
-        """Accuracy on the other tasks with one vector added, relative to the base's, at most 1 each."""
+        """Measure on the other tasks with one vector added, relative to the base's, at most 1 each."""
         others = [name for name in self.names if name != vector]
         shares = []
         for name in others:
@@ -290,7 +291,15 @@ class _Run:
         out = self.out / "finetuned" / task.name / f"{config.paradigm}-{key}"
         self.evaluator.load_base()
         result = finetune(
-            self.encoder, task, out, config, base=self.suite.backbone, against=against, start=start, snapshots=choice.trace
+            self.encoder,
+            task,
+            out,
+            config,
+            base=self.suite.backbone,
+            against=against,
+            start=start,
+            snapshots=choice.trace,
+            heads=self.evaluator.heads,
         )
         if not result.cached:
             self.say(
@@ -309,6 +318,7 @@ class _Run:
             self.out / "finetuned" / "joint" / f"{config.paradigm}-{key}",
             config,
             base=self.suite.backbone,
+            heads=self.evaluator.heads,
         )
 
     # Evaluation

@@ -9,8 +9,8 @@ from typing import Any, Literal, final
 from pydantic import TypeAdapter, ValidationError
 
 from thetau.errors import DataError
-from thetau.evaluate.accuracy import Accuracy
 from thetau.evaluate.cache import write_atomically
+from thetau.evaluate.measures import Measure
 from thetau.evaluate.search import ScaleTrial
 
 
@@ -47,7 +47,7 @@ class Row:
 
     name: str
     role: Literal["pretrained", "individual", "merged"]
-    accuracy: dict[str, Accuracy]
+    accuracy: dict[str, Measure]
     absolute: float
     normalised: float
     method: str | None = None
@@ -69,7 +69,7 @@ class SuiteResults:
     base_hash: str
     tasks: tuple[TaskFacts, ...]
     rows: tuple[Row, ...]
-    limits: dict[str, int]
+    limits: dict[str, int | None]
     quick: bool
     versions: dict[str, str]
     seconds: float

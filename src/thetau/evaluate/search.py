@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import final
 
 from thetau.errors import DataError
-from thetau.evaluate.accuracy import Accuracy
+from thetau.evaluate.measures import Measure
 from thetau.evaluate.normalised import normalised
 
 
@@ -31,8 +31,8 @@ class ScaleSearch:
 
 def choose_scale(
     scales: Sequence[float],
-    evaluate: Callable[[float], Mapping[str, Accuracy]],
-    individual: Mapping[str, Accuracy],
+    evaluate: Callable[[float], Mapping[str, Measure]],
+    individual: Mapping[str, Measure],
 ) -> ScaleSearch:
     """Evaluate every λ of the grid; the best average normalised accuracy wins, the smaller λ among equals.
 

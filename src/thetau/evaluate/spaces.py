@@ -6,6 +6,7 @@ $f_0(x) + \sum_t \alpha_t\, J(x)\tau_t$: each term is computed once for an examp
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol, final, runtime_checkable
@@ -15,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from thetau.errors import DataError
-from thetau.evaluate.accuracy import Accuracy
+from thetau.errors import DataError, OutputError
 from thetau.evaluate.evaluator import Evaluator
+from thetau.evaluate.measures import Measure, measure
 from thetau.models import weights_hash
 from thetau.models.linear import LinearModel
 from thetau.tasks.encoding import ordered_batches
@@ -27,7 +28,7 @@ from thetau.tasks.encoding import ordered_batches
 class Space(Protocol):
     """Named task vectors over one base."""
 
-    def accuracy(self, coefficients: Mapping[str, float], task: str, split: str) -> Accuracy:
+    def accuracy(self, coefficients: Mapping[str, float], task: str, split: str) -> Measure:
         """Of θ₀ + Σ α_t τ_t on a task's split; vectors that are not named count 0."""
         ...
 
@@ -56,7 +57,7 @@ class WeightSpace:
                         made[key] = made[key].float() + coefficients[name] * tau.float()
             return {key: tensor.to(self._base[key].dtype) for key, tensor in made.items()}
 
-    def accuracy(self, coefficients: Mapping[str, float], task: str, split: str) -> Accuracy:
+    def accuracy(self, coefficients: Mapping[str, float], task: str, split: str) -> Measure:
         """Run the model, or look the result up by the content of the weights."""
         origin = " + ".join(f"{value:g}·{name}" for name, value in coefficients.items() if value) or "the base"
         return self._evaluator.evaluate(self.weights(coefficients), split, [task], origin=origin)[task]
@@ -92,20 +93,20 @@ class TangentSpace:
         first = self.terms(next(iter(used), next(iter(self._vectors))), task, split)[0]
         return sum((value * self.terms(name, task, split)[1] for name, value in used.items()), start=first)
 
-    def accuracy(self, coefficients: Mapping[str, float], task: str, split: str) -> Accuracy:
+    def accuracy(self, coefficients: Mapping[str, float], task: str, split: str) -> Measure:
         """No model is run once the terms are there."""
         features = self.features(coefficients, task, split)
         head = self._evaluator.heads[task]
-        labels = torch.tensor(self._evaluator.tokens(task, split).labels)
-        return Accuracy.of(int((head.logits(features).argmax(1) == labels).sum()), len(labels))
+        inputs = self._evaluator.inputs(task, split)
+        return measure(self._evaluator.tasks[task].metric, head.predict(features), inputs.labels)
 
     def _compute(self, vector: str, task: str, split: str) -> tuple[Tensor, Tensor]:
-        tokens = self._evaluator.tokens(task, split)
+        inputs = self._evaluator.inputs(task, split)
         encoder = self._evaluator.encoder
         path = None
         if self._cache is not None:
             path = (
-                self._cache / f"terms-{encoder.base_hash[:12]}-{self._hashes[vector][:16]}-{tokens.unlabelled[:12]}.safetensors"
+                self._cache / f"terms-{encoder.base_hash[:12]}-{self._hashes[vector][:16]}-{inputs.unlabelled[:12]}.safetensors"
             )
             found = _read(path)
             if found is not None:
@@ -114,19 +115,29 @@ class TangentSpace:
         model = LinearModel(encoder.module.eval(), self._vectors[vector])
         rows: list[tuple[int, Tensor, Tensor]] = []
         with torch.no_grad():
-            for indices in ordered_batches(tokens.lengths):
-                first, change = model.parts(tokens.batch(indices))
+            for indices in ordered_batches(inputs.lengths):
+                first, change = model.parts(inputs.batch(indices))
                 rows.extend(zip(indices, first, change, strict=True))
-                self._evaluator.done(sum(tokens.lengths[i] for i in indices))
+                self._evaluator.done(sum(inputs.lengths[i] for i in indices))
         rows.sort(key=lambda row: row[0])
         terms = torch.stack([row[1] for row in rows]), torch.stack([row[2] for row in rows])
         if not all(bool(torch.isfinite(term).all()) for term in terms):
             raise DataError(f"vector {vector!r} on task {task!r}: the linear model gives NaN or Inf.")
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({"base": terms[0], "change": terms[1]}, path.with_suffix(".part"))
-            path.with_suffix(".part").replace(path)
+            _write(path, terms)
         return terms
+
+
+def _write(path: Path, terms: tuple[Tensor, Tensor]) -> None:
+    """Whole or not at all, also beside another process that writes the same."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"base": terms[0], "change": terms[1]}, temporary)
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written ({error}).") from error
 
 
 def _read(path: Path) -> tuple[Tensor, Tensor] | None:

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from thetau._version import __version__
 from thetau.errors import OutputError
-from thetau.evaluate.accuracy import Accuracy
 from thetau.evaluate.cache import Cache, write_atomically
 from thetau.evaluate.evaluator import Evaluator
+from thetau.evaluate.measures import Measure
 from thetau.evaluate.merging import at_scale, build_method, merged_vector
 from thetau.evaluate.normalised import average, normalised
 from thetau.evaluate.results import Row, SuiteResults, TaskFacts
@@ -123,7 +123,7 @@ class _Run:
         self.base: dict[str, Tensor] = encoder.weights()
         self.cache = Cache(folder=out / "cache")
         self.sizes = {split: sum(self.evaluator.size(task.name, split) for task in tasks) for split in ("validation", "test")}
-        self.individual: dict[str, dict[str, Accuracy]] = {"validation": {}, "test": {}}
+        self.individual: dict[str, dict[str, Measure]] = {"validation": {}, "test": {}}
 
     def units(self, configs: dict[str, FinetuneConfig]) -> float:
         """All the work of the run, for the bar."""
@@ -133,7 +133,7 @@ class _Run:
 
     def finetune_units(self, task: Task, config: FinetuneConfig) -> float:
         """The work of fine-tuning on one task; its test split tells the length of its examples."""
-        tokens = self.evaluator.tokens(task.name, "test")
+        tokens = self.evaluator.inputs(task.name, "test")
         return config.steps * (config.batch_size * sum(tokens.lengths) / len(tokens) * _TRAINING_TOKEN + _STEP)
 
     def merge_units(self, choice: MethodChoice) -> int:
@@ -192,7 +192,7 @@ class _Run:
         return [self.row("pre-trained", "pretrained", pretrained), self.row("individual", "individual", self.individual["test"])]
 
     def row(
-        self, name: str, role: Literal["pretrained", "individual", "merged"], accuracy: dict[str, Accuracy], **more: Any
+        self, name: str, role: Literal["pretrained", "individual", "merged"], accuracy: dict[str, Measure], **more: Any
     ) -> Row:
         """A row with its averages."""
         share = normalised(accuracy, self.individual["test"])
@@ -219,7 +219,7 @@ class _Run:
         seconds = round(time.perf_counter() - start, 2)
         self.advance(_MERGE)
 
-        def evaluate(split: str, scale: float) -> dict[str, Accuracy]:
+        def evaluate(split: str, scale: float) -> dict[str, Measure]:
             self.advance(0, f"{choice.name}, λ = {scale:g}, {split}")
             return self.evaluator.evaluate(at_scale(self.base, vector, scale), split, origin=f"{choice.name}, λ = {scale:g}")
 
@@ -234,14 +234,14 @@ class _Run:
 
     def row_parts(self, choice: MethodChoice, method: Any, tuned: dict[str, FinetuneResult]) -> list[Any]:
         """All that a row depends on."""
-        splits = [self.evaluator.tokens(task.name, split).hash for task in self.tasks for split in ("validation", "test")]
+        splits = [self.evaluator.inputs(task.name, split).hash for task in self.tasks for split in ("validation", "test")]
         heads = [self.evaluator.heads[task.name].hash() for task in self.tasks]
         models = {task.name: tuned[task.name].weights_hash for task in self.tasks}
         return [__version__, choice.name, repr(method), choice.scales, self.evaluator.encoder.base_hash, models, splits, heads]
 
     def facts(self, task: Task, config: FinetuneConfig, tuned: FinetuneResult) -> TaskFacts:
         """What the results say about a task."""
-        test = self.evaluator.tokens(task.name, "test")
+        test = self.evaluator.inputs(task.name, "test")
         return TaskFacts(
             name=task.name,
             kind=task.kind,
@@ -249,7 +249,7 @@ class _Run:
             licence=task.licence,
             source=task.source,
             train=tuned.examples,
-            validation=len(self.evaluator.tokens(task.name, "validation")),
+            validation=len(self.evaluator.inputs(task.name, "validation")),
             test=len(test),
             truncated_test=test.truncated,
             config=asdict(config),

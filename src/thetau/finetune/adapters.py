@@ -23,7 +23,7 @@ def adapted(encoder: Encoder, config: FinetuneConfig) -> Iterator[Any]:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise DataError("paradigm lora needs peft. Install it: pip install 'thetau[models]'") from error
-    backbone = encoder.module.backbone
+    backbone = encoder.backbone
     targets = _targets(backbone, config)
     alpha: Any = config.lora_alpha  # peft takes fractions too
     settings = LoraConfig(r=config.rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0, bias="none")

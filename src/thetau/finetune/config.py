@@ -39,6 +39,8 @@ class FinetuneConfig:
     - `penalty_of`: the change of the features, or of the other task's logits. `penalty_norm`: the paper's squared norm, or the
       norm itself, as in the authors' code.
     - `rank`, `lora_alpha`, `lora_targets`: of the adapters; None takes the attention and MLP weights.
+    - `train_head`: train the task's linear head too, from where the frozen one would stand (Kumar et al., ICLR 2022,
+      <https://arxiv.org/abs/2202.10054>); it is kept beside the encoder.
     - `precision`: of the forward pass, by autocast. `device`: None takes a GPU where there is one.
     - `save_every`: steps between resumable states, 0 for none.
     """
@@ -63,6 +65,7 @@ class FinetuneConfig:
     rank: int = 8
     lora_alpha: float = 16.0
     lora_targets: tuple[str, ...] | None = None
+    train_head: bool = False
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str | None = None
     save_every: int = 0
@@ -92,6 +95,8 @@ class FinetuneConfig:
                 raise ValueError(
                     f"`FinetuneConfig({name}=...)` must be in {'(' if open_low else '['}{low}, {high}). Got {value!r}."
                 )
+        if not isinstance(self.train_head, bool):
+            raise ValueError(f"`FinetuneConfig(train_head=...)` must be true or false. Got {self.train_head!r}.")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(

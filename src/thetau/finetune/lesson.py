@@ -2,50 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, final, runtime_checkable
+from typing import final
 
 import torch
 from torch import Tensor
 
 from thetau.tasks.head import AnyHead
-
-
-@runtime_checkable
-class Inputs(Protocol):
-    """A split that a model can read: token ids or pixels."""
-
-    @property
-    def labels(self) -> Sequence[int | float]:
-        """One an example."""
-        ...
-
-    @property
-    def lengths(self) -> Sequence[int]:
-        """Tokens or patches of each example."""
-        ...
-
-    @property
-    def hash(self) -> str:
-        """A digest of all that a model sees."""
-        ...
-
-    @property
-    def unlabelled(self) -> str:
-        """The same without the labels."""
-        ...
-
-    @property
-    def truncated(self) -> int:
-        """Examples that were cut."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """The model's arguments for some examples."""
-        ...
+from thetau.tasks.inputs import Inputs as Inputs
 
 
 @final

@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, final
 
@@ -22,6 +22,8 @@ from thetau.finetune.processes import Processes
 from thetau.finetune.state import StateFolder
 from thetau.finetune.views import LinearView, ModelView, View
 from thetau.models.parts import chosen_names
+from thetau.tasks.head import AnyHead
+from thetau.tasks.probe import LinearHead, frozen_copy, trainable
 
 _WINDOW = 20
 _BLOW_UP = 4.0
@@ -30,11 +32,15 @@ _BLOW_UP = 4.0
 @final
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """`losses`: of every step, without the penalty; `penalties`: λ times the penalty. `names`: what was trained."""
+    """`losses`: of every step, without the penalty; `penalties`: λ times the penalty. `names`: what was trained.
+
+    `heads`: task → head, those that were trained.
+    """
 
     losses: list[float]
     penalties: list[float]
     names: tuple[str, ...]
+    heads: Mapping[str, AnyHead] = field(default_factory=dict)
 
 
 def learning_rate(step: int, config: FinetuneConfig) -> float:
@@ -88,6 +94,8 @@ def train(
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name in chosen)
     lessons = [_placed(lesson, processes) for lesson in lessons]
+    if config.train_head:
+        lessons = [replace(lesson, head=trainable(lesson.head, lesson.name)) for lesson in lessons]
     guessing = max(_guessing(lesson) for lesson in lessons)
     saved = None if state is None else state.load()
     first = 0 if saved is None else saved.step
@@ -97,10 +105,11 @@ def train(
         torch.manual_seed(config.seed + 1000003 * processes.rank)
         try:
             view: View = LinearView(module, names, start) if how.linear else ModelView(module, names)
-            optimiser = _optimiser(view, config)
+            learnt = view.trained | _head_tensors(lessons, config)
+            optimiser = _optimiser(view, learnt, config)
             penalty = Penalty([_placed(one, processes) for one in against], config, first) if how.penalty else None
             if saved is not None:
-                _restore(saved.tensors, view, optimiser)
+                _restore(saved.tensors, learnt, optimiser)
             if snapshot is not None and first == 0:
                 snapshot(0, view.trained)
             for step, (turn, indices) in enumerate(islice(_batches(lessons, config), first, config.steps), start=first):
@@ -108,17 +117,17 @@ def train(
                 for group in optimiser.param_groups:
                     group["lr"] = rate
                 optimiser.zero_grad(set_to_none=True)
-                loss, extra = _gradients(view, lessons[turn], indices, penalty, step, config, processes)
+                loss, extra = _gradients(view, learnt, lessons[turn], indices, penalty, step, config, processes)
                 losses.append(loss)
                 penalties.append(extra)
                 _check(losses, guessing, config, state)
-                nn.utils.clip_grad_norm_(view.trained.values(), config.max_grad_norm)
+                nn.utils.clip_grad_norm_(learnt.values(), config.max_grad_norm)
                 view.decay(rate * config.weight_decay)
                 optimiser.step()
                 if snapshot is not None:
                     snapshot(step + 1, view.trained)
                 if state is not None and config.save_every and (step + 1) % config.save_every == 0 and processes.first:
-                    state.save(step + 1, _content(view, optimiser), losses, penalties)
+                    state.save(step + 1, _content(learnt, optimiser), losses, penalties)
                 if tick is not None:
                     tick(step + 1, losses[-1])
             view.finish()
@@ -128,7 +137,8 @@ def train(
             for name, parameter in module.named_parameters():
                 parameter.grad = None
                 parameter.requires_grad_(before[name])
-    return Trained(losses=losses, penalties=penalties, names=tuple(names))
+    heads = {lesson.name: frozen_copy(lesson.head) for lesson in lessons if isinstance(lesson.head, LinearHead)}
+    return Trained(losses=losses, penalties=penalties, names=tuple(names), heads=heads if config.train_head else {})
 
 
 def _check_lessons(lessons: Sequence[Lesson], config: FinetuneConfig) -> None:
@@ -141,6 +151,19 @@ def _check_lessons(lessons: Sequence[Lesson], config: FinetuneConfig) -> None:
     for lesson in lessons:
         if not len(lesson.inputs):
             raise DataError(f"task {lesson.name!r}: the training split is empty.")
+
+
+def _head_tensors(lessons: Sequence[Lesson], config: FinetuneConfig) -> dict[str, Tensor]:
+    """The tensors of the heads that are trained, by names that no module has."""
+    if not config.train_head:
+        return {}
+    heads = {lesson.name: lesson.head for lesson in lessons}
+    return {
+        f"head of {name}.{part}": getattr(head, part)
+        for name, head in heads.items()
+        if isinstance(head, LinearHead)
+        for part in ("weight", "bias")
+    }
 
 
 def _placed(lesson: Lesson, processes: Processes) -> Lesson:
@@ -165,6 +188,7 @@ def _batches(lessons: Sequence[Lesson], config: FinetuneConfig) -> Iterator[tupl
 
 def _gradients(
     view: View,
+    learnt: Mapping[str, Tensor],
     lesson: Lesson,
     indices: list[int],
     penalty: Penalty | None,
@@ -193,10 +217,10 @@ def _gradients(
     view.collect()
     if processes.count > 1:
         sums = torch.tensor([total, extra], device=processes.device)
-        for tensor in view.trained.values():
+        for tensor in learnt.values():
             if tensor.grad is None:
                 tensor.grad = torch.zeros_like(tensor)
-        processes.sum([tensor.grad for tensor in view.trained.values() if tensor.grad is not None])
+        processes.sum([tensor.grad for tensor in learnt.values() if tensor.grad is not None])
         processes.sum([sums])
         total, extra = (float(value) for value in sums)
     return total, extra
@@ -208,31 +232,35 @@ def _precision(config: FinetuneConfig, processes: Processes) -> Any:
     return torch.autocast(processes.device.type, dtype=getattr(torch, config.precision))
 
 
-def _optimiser(view: View, config: FinetuneConfig) -> torch.optim.Optimizer:
+def _optimiser(view: View, learnt: Mapping[str, Tensor], config: FinetuneConfig) -> torch.optim.Optimizer:
     own = config.weight_decay if isinstance(view, ModelView) else 0.0
+    heads = [tensor for name, tensor in learnt.items() if name not in view.trained]
+    groups = [
+        {"params": [p for p in view.trained.values() if p.ndim > 1], "weight_decay": own},
+        {"params": [p for p in view.trained.values() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if heads:
+        groups.append({"params": heads, "weight_decay": 0.0})
     return torch.optim.AdamW(
-        [
-            {"params": [p for p in view.trained.values() if p.ndim > 1], "weight_decay": own},
-            {"params": [p for p in view.trained.values() if p.ndim <= 1], "weight_decay": 0.0},
-        ],
+        groups,
         lr=config.lr,
         fused=True,
     )
 
 
-def _content(view: View, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _content(learnt: Mapping[str, Tensor], optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """All that the next step depends on."""
     content: dict[str, Tensor] = {"random": torch.get_rng_state()}
-    for name, tensor in view.trained.items():
+    for name, tensor in learnt.items():
         content[f"trained/{name}"] = tensor
         content |= {f"{key}/{name}": value for key, value in optimiser.state.get(tensor, {}).items()}
     return content
 
 
-def _restore(content: Mapping[str, Tensor], view: View, optimiser: torch.optim.Optimizer) -> None:
+def _restore(content: Mapping[str, Tensor], learnt: Mapping[str, Tensor], optimiser: torch.optim.Optimizer) -> None:
     torch.set_rng_state(content["random"])
     with torch.no_grad():
-        for name, tensor in view.trained.items():
+        for name, tensor in learnt.items():
             tensor.copy_(content[f"trained/{name}"])
             found = {key: content[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}/{name}" in content}
             if found:

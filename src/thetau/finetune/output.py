@@ -14,9 +14,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from thetau.errors import OutputError
+from thetau.tasks.head import AnyHead
+from thetau.tasks.heads import read_head, write_head
 
 RECORD = "thetau_finetune.json"
 _WEIGHTS = "model.safetensors"
+_HEADS = "heads"
 _ADAPTER = "adapter_model.safetensors"
 # What is not copied from the base: weights in any form, pages about it, records of how it was made.
 _LEFT = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".ot", ".index.json", ".md", ".gitattributes")
@@ -34,11 +37,17 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def write_checkpoint(
-    out: Path, weights: Mapping[str, Tensor], base: Path, record: Mapping[str, Any], snapshots: Path | None = None
+    out: Path,
+    weights: Mapping[str, Tensor],
+    base: Path,
+    record: Mapping[str, Any],
+    snapshots: Path | None = None,
+    heads: Mapping[str, AnyHead] | None = None,
 ) -> None:
     """Write weights, the base's config and tokenizer, and the record to `out`, which must not exist.
 
-    `snapshots` is a folder that becomes `out/snapshots`. Everything is written to a sibling folder that is renamed at the end. Raises
+    `snapshots` is a folder that becomes `out/snapshots`; `heads` that were trained go to `out/heads`.
+    Everything is written to a sibling folder that is renamed at the end. Raises
     `OutputError`; then there is no `out`.
     """
 
@@ -49,10 +58,17 @@ def write_checkpoint(
         if snapshots is not None and snapshots.is_dir():
             shutil.copytree(snapshots, folder / "snapshots")
 
-    write_folder(out, fill, record)
+    write_folder(out, fill, record, heads)
 
 
-def write_folder(out: Path, fill: Callable[[Path], None], record: Mapping[str, Any]) -> None:
+def trained_heads(folder: Path) -> dict[str, AnyHead]:
+    """The heads that were trained with a checkpoint, by task; none where there are none. Raises `DataError` for a damaged one."""
+    return {path.stem: read_head(path) for path in sorted((folder / _HEADS).glob("*.safetensors"))}
+
+
+def write_folder(
+    out: Path, fill: Callable[[Path], None], record: Mapping[str, Any], heads: Mapping[str, AnyHead] | None = None
+) -> None:
     """Have `fill` write into a sibling folder, add the record, and rename it to `out`, which must not exist. Raises `OutputError`."""
     if out.exists():
         raise OutputError(f"{out}: the output folder must not exist; it does. Choose another one or remove it.")
@@ -61,6 +77,8 @@ def write_folder(out: Path, fill: Callable[[Path], None], record: Mapping[str, A
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
         fill(temporary)
+        for task, head in (heads or {}).items():
+            write_head(temporary / _HEADS / f"{task}.safetensors", head)
         (temporary / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         for path in temporary.rglob("*"):
             _fsync(path)

@@ -21,7 +21,8 @@ from thetau.finetune.output import read_record, write_checkpoint, write_folder
 from thetau.finetune.processes import Processes
 from thetau.finetune.state import StateFolder
 from thetau.models import Encoder, read_weights, weights_hash
-from thetau.tasks import Task, encode, head_of
+from thetau.tasks import Task, encode, make_head
+from thetau.tasks.head import AnyHead
 
 # Part of every key; raised when the loop changes what it computes.
 _LOOP = 1
@@ -66,6 +67,7 @@ def finetune(
     against: Sequence[Task] = (),
     start: Path | None = None,
     snapshots: Sequence[int] = (),
+    heads: Mapping[str, AnyHead] | None = None,
     tick: Callable[[int, float], None] | None = None,
 ) -> FinetuneResult:
     """Fine-tune the encoder on a task's training split (or jointly on several) and write the checkpoint to `out`.
@@ -77,6 +79,7 @@ def finetune(
     - `against`: the tasks of the τJp penalty, a control task among them; only the inputs of their training splits are read. With
       `penalty="incremental"`, those before the trained task in `against` (all of them, when it is not named there).
     - `start`: a checkpoint of the tangent space over the same base; its τ is trained further.
+    - `heads`: task → its frozen head, where it was made before; with `config.train_head`, where its training begins.
     - `snapshots`: steps after which the weights are kept, as `out/snapshots/<step>.safetensors`.
     """
     if weights_hash(encoder.weights()) != encoder.base_hash:
@@ -85,8 +88,10 @@ def finetune(
         )
     tasks = [task] if isinstance(task, Task) else list(task)
     others = _others(tasks, against, config)
-    lessons = [make_lesson(encoder, one, "train", config) for one in tasks]
-    penalised = [make_lesson(encoder, one, "train", config) for one in others]
+    lessons = [make_lesson(encoder, one, config, heads or {}) for one in tasks]
+    # Of the other tasks only the inputs are read; a head of theirs is made when the penalty is on logits.
+    given = heads or {} if config.penalty_of == "logits" else {one.name: lessons[0].head for one in others}
+    penalised = [make_lesson(encoder, one, config, given) for one in others]
     begun = None if start is None else _tangent(encoder, start, config)
     key = finetune_key(
         encoder,
@@ -121,8 +126,11 @@ def finetune(
         "licence": "; ".join(dict.fromkeys(one.licence for one in tasks)),
     }
 
+    learnt: dict[str, AnyHead] = {}
+
     def measured(trained: Trained) -> dict[str, Any]:
         losses = {"losses": trained.losses, **({"penalties": trained.penalties} if config.how.penalty else {})}
+        learnt.update(trained.heads)
         return {"trained": list(trained.names), "seconds": round(time.perf_counter() - began, 3), **losses}
 
     options: dict[str, Any] = {"state": state, "processes": processes, "tick": tick}
@@ -134,7 +142,7 @@ def finetune(
             if processes.first:
                 adapter = {name: tensor for name, tensor in model.state_dict().items() if "lora_" in name}
                 record["weights_hash"] = weights_hash(adapter)
-                write_folder(out, lambda folder: save_adapter(model, folder, base), record)
+                write_folder(out, lambda folder: save_adapter(model, folder, base), record, learnt)
     else:
         try:
             record |= measured(
@@ -154,17 +162,18 @@ def finetune(
             encoder.load(before, base)
         record["weights_hash"] = weights_hash(weights)
         if processes.first:
-            write_checkpoint(out, weights, encoder.folder, record, kept.folder)
+            write_checkpoint(out, weights, encoder.folder, record, kept.folder, learnt)
     processes.wait()
     if state is not None and processes.first:
         state.remove()
     return _result(record, out, cached=False)
 
 
-def make_lesson(encoder: Encoder, task: Task, split: str, config: FinetuneConfig) -> Lesson:
-    """A task's split as the encoder reads it, with its head. Raises `DataError` naming the task."""
-    inputs = encode(encoder, task, split, max_length=config.max_length, image_size=config.image_size)
-    return Lesson(name=task.name, inputs=inputs, head=head_of(encoder, task))
+def make_lesson(encoder: Encoder, task: Task, config: FinetuneConfig, heads: Mapping[str, AnyHead]) -> Lesson:
+    """A task's training split as the encoder reads it, with its head: one of `heads`, or made here. Raises `DataError`."""
+    sizes: dict[str, Any] = {"max_length": config.max_length, "image_size": config.image_size}
+    head = heads[task.name] if task.name in heads else make_head(encoder, task, **sizes)
+    return Lesson(name=task.name, inputs=encode(encoder, task, "train", **sizes), head=head)
 
 
 def _others(tasks: Sequence[Task], against: Sequence[Task], config: FinetuneConfig) -> list[Task]:

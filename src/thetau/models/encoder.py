@@ -1,11 +1,11 @@
-"""A text encoder that runs: tokens in, one unit vector an example out, with whichever weights are loaded."""
+"""An encoder that runs: tokens or pixels in, one vector an example out, with whichever weights are loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from thetau.models.naming import check_fit
 from thetau.models.pooling import Pooling, pool
+
+Kind = Literal["sentence", "image", "mask", "text_to_text"]
+Channels = tuple[float, float, float]
 
 
 @final
@@ -37,33 +40,60 @@ class TextEncoder(nn.Module):
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class ImageForm:
+    """What a model wants of its images: the side in pixels, the side of a patch, each channel's mean and deviation in [0, 1].
+
+    `fixed`: it takes images of this side only.
+    """
+
+    size: int
+    patch: int
+    mean: Channels
+    std: Channels
+    fixed: bool = False
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class Encoder:
     """A live encoder, its tokenizer, and the way back to its checkpoint.
 
+    - `module`: columns → features `[example, feature]`. `kind` says of what: sentences or pairs (unit vectors), images (unit
+      vectors), a text with a gap (the state at the gap), or a prompt (log-likelihoods of the labels' texts).
     - `names`: live name (inside the backbone) → name in the checkpoint.
     - `carried`: tensors of the checkpoint that the live model has no place for (integer buffers, heads); written back unchanged.
     - `dtypes`: the checkpoint's dtype of each tensor in `names`; the live model computes in float32.
-    - `max_length`: the longest input in tokens.
+    - `max_length`: the longest input in tokens, or the number of patches.
     - `base_hash`: the content of the weights that it was loaded with.
+    - `form`: what it computes apart from weights, for the keys of caches.
     - `frozen`: parameters of `module` that no fine-tuning trains.
+    - `tokenizer` is None for images, `image` for texts.
     """
 
-    module: TextEncoder
-    tokenizer: Any
+    module: nn.Module
     folder: Path
     names: Mapping[str, str]
     carried: Mapping[str, Tensor]
     dtypes: Mapping[str, torch.dtype]
     max_length: int
     base_hash: str
+    form: str
+    kind: Kind = "sentence"
+    tokenizer: Any = None
+    image: ImageForm | None = None
     frozen: tuple[str, ...] = ()
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The model of the library that it comes from, inside `module`."""
+        return self.module.get_submodule("backbone")
 
     def load(self, weights: Mapping[str, Tensor], origin: str) -> None:
         """Run with `weights` (the base's names) from now on; `origin` is what errors call them.
 
         Values are copied, so the caller's tensors stay its own. Raises `AlignmentError` when names or shapes do not fit.
         """
-        live = self.module.backbone.state_dict()
+        live = self.backbone.state_dict()
         check_fit({self.names[name]: tuple(live[name].shape) for name in self.names}, self.carried, weights, origin)
         with torch.no_grad():
             for name, stored in self.names.items():
@@ -74,7 +104,7 @@ class Encoder:
 
         `exact` keeps float32 where the checkpoint's dtype would round.
         """
-        live = self.module.backbone.state_dict()
+        live = self.backbone.state_dict()
         own = {
             stored: live[name].detach().to(live[name].dtype if exact else self.dtypes[stored], copy=True)
             for name, stored in self.names.items()

@@ -1,94 +1,57 @@
-"""From a folder to a live encoder: architecture and tokenizer through transformers, weights through thetau's own reader."""
+"""From a folder to a live encoder of the right kind."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-import torch
-
-from thetau.errors import CheckpointError
-from thetau.models.encoder import Encoder, TextEncoder
-from thetau.models.locate import locate
-from thetau.models.naming import match_names
-from thetau.models.pooling import pooling_of
-from thetau.models.weights import read_weights, weights_hash
+from thetau.errors import CheckpointError, nearest
+from thetau.models.encoder import Encoder, Kind
+from thetau.models.language import load_mask_encoder, load_text_to_text
+from thetau.models.locate import OPEN_CLIP, locate
+from thetau.models.sentence import load_sentence_encoder
+from thetau.models.vision import MODEL_TYPES, load_vision_encoder
 
 
-def load_encoder(model: str | Path) -> Encoder:
+def load_encoder(model: str | Path, kind: Kind | None = None) -> Encoder:
     """The encoder in a folder, a packaged model or a hub id, in float32 and evaluation mode.
 
-    Raises `CheckpointError` (not found, not readable, not a text encoder, pooling not supported) and `AlignmentError` (weights
-    that are not those of the config).
+    Without `kind`, `kind_of` its folder. Raises `CheckpointError` (not found, not readable, not of the kind, pooling not
+    supported) and `AlignmentError` (weights that are not those of the config).
     """
     folder = locate(model)
-    pooling = pooling_of(folder)
-    config, tokenizer, backbone = _skeleton(folder)
-    weights = read_weights(folder)
-    prefix = str(getattr(backbone, "base_model_prefix", ""))
-    if not any("pooler." in name for name in weights) and getattr(backbone, "pooler", None) is not None:
-        backbone.pooler = None  # saved without the head that masked language models pool with, and `pool` does not use it
-    names = match_names(backbone, weights, prefix, str(folder))
-    stored = set(names.values())
-    encoder = Encoder(
-        module=TextEncoder(backbone.float().eval(), pooling),
-        tokenizer=tokenizer,
-        folder=folder,
-        names=names,
-        carried={name: tensor for name, tensor in weights.items() if name not in stored},
-        dtypes={name: weights[name].dtype for name in stored},
-        max_length=_max_length(folder, config, tokenizer),
-        base_hash=weights_hash(weights),
+    match kind or kind_of(folder):
+        case "sentence":
+            return load_sentence_encoder(folder)
+        case "image":
+            return load_vision_encoder(folder)
+        case "mask":
+            return load_mask_encoder(folder)
+        case "text_to_text":
+            return load_text_to_text(folder)
+    raise CheckpointError(
+        f"{folder}: the kind of an encoder must be one of {', '.join(get_args(Kind))}. Got {kind!r}.{nearest(str(kind), get_args(Kind))}"
     )
-    encoder.load(weights, str(folder))
-    return encoder
 
 
-def _skeleton(folder: Path) -> tuple[Any, Any, Any]:
+def kind_of(folder: Path) -> Kind:
+    """What the files of a folder say: an image model, a text-to-text one, a masked language model with its head; else sentences.
+
+    A masked language model that sentence-transformers pools (`modules.json`) is a sentence encoder.
+    """
+    if (folder / OPEN_CLIP).is_file():
+        return "image"
     try:
-        import transformers
-    except ImportError as error:
-        raise CheckpointError("running a model needs transformers. Install it: pip install 'thetau[models]'") from error
-    api: Any = transformers  # its functions carry no types
-    # The weights that are drawn here are overwritten; the fork leaves the caller's random state alone.
-    with _quiet(), torch.random.fork_rng(devices=[]):
-        try:
-            config = api.AutoConfig.from_pretrained(folder, local_files_only=True)
-            tokenizer = api.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            backbone = api.AutoModel.from_config(config)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise CheckpointError(f"{folder}: transformers cannot open it as an encoder with a tokenizer ({reason}).") from error
-    if tokenizer.pad_token_id is None:
-        raise CheckpointError(f"{folder}: the tokenizer must have a padding token; it has none.")
-    return config, tokenizer, backbone
-
-
-def _max_length(folder: Path, config: Any, tokenizer: Any) -> int:
-    limits = [int(tokenizer.model_max_length), int(getattr(config, "max_position_embeddings", 0) or 0)]
-    own = folder / "sentence_bert_config.json"
-    if own.is_file():
-        limits.append(int(json.loads(own.read_text(encoding="utf-8")).get("max_seq_length") or 0))
-    return min(limit for limit in limits if limit > 0)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars and no advice from transformers; the caller's setting comes back."""
-    import transformers
-
-    logging: Any = transformers.utils.logging
-
-    before = logging.get_verbosity()
-    bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        if bars:
-            logging.enable_progress_bar()
+        config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / 'config.json'}: cannot be read as JSON ({error}).") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{folder / 'config.json'}: must be a JSON object. Got {type(config).__name__}.")
+    if config.get("model_type") in MODEL_TYPES:
+        return "image"
+    if config.get("is_encoder_decoder"):
+        return "text_to_text"
+    names = config.get("architectures") or []
+    masked = isinstance(names, list) and any(str(name).endswith("ForMaskedLM") for name in names)
+    return "mask" if masked and not (folder / "modules.json").is_file() else "sentence"

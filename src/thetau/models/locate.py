@@ -11,6 +11,7 @@ from pathlib import Path
 
 from thetau.errors import CheckpointError, nearest
 
+OPEN_CLIP = "open_clip_config.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SIDE_FILES = ["*.json", "*.txt", "*.model"]
 _OTHER_RUNTIMES = ["onnx/*", "openvino/*", "*.onnx", "*.h5", "*.msgpack", "*.ot"]
@@ -96,6 +97,6 @@ def _download(repository: str, remedy: str) -> Path:
 
 
 def _checked(folder: Path) -> Path:
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder}: a model's folder must hold config.json; there is none.")
+    if not any((folder / name).is_file() for name in ("config.json", OPEN_CLIP)):
+        raise CheckpointError(f"{folder}: a model's folder must hold config.json (or {OPEN_CLIP}); there is none.")
     return folder

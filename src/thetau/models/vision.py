@@ -1,5 +1,5 @@
 """Image encoders: DINOv2 (Oquab et al., 2023, <https://arxiv.org/abs/2304.07193>), ViT and CLIP through transformers, CLIP through
-open_clip, and the text towers of the latter two.
+open_clip.
 
 Positional encodings are interpolated to the size of the images, save for open_clip, whose towers have one size.
 """
@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib import import_module
+from collections.abc import Mapping
 from math import gcd
 from pathlib import Path
 from typing import Any, Literal, cast, final
@@ -20,21 +18,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from thetau.errors import CheckpointError, DataError
-from thetau.models.encoder import Encoder
-from thetau.models.loading import _quiet
+from thetau.errors import CheckpointError
+from thetau.models.encoder import Channels, Encoder, ImageForm
+from thetau.models.library import package, quiet, reason_of, transformers
+from thetau.models.locate import OPEN_CLIP
 from thetau.models.naming import match_names
 from thetau.models.weights import read_weights, weights_hash
 
 VisionPooling = Literal["cls", "pooled", "projected"]
-Channels = tuple[float, float, float]
 
 IMAGENET: tuple[Channels, Channels] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP: tuple[Channels, Channels] = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 HALF: tuple[Channels, Channels] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # ViT's own image processor
-_DEFAULTS = {"dinov2": IMAGENET, "vit": HALF, "clip": CLIP, "clip_vision_model": CLIP}
-_SENTENCES = 64
-_OPEN_CLIP = "open_clip_config.json"
+MODEL_TYPES = {"dinov2": IMAGENET, "vit": HALF, "clip": CLIP, "clip_vision_model": CLIP}
 
 # transformers 5 renamed the parts of a block, not the files: both come to the same word here.
 _RENAMED = (
@@ -83,6 +79,8 @@ class OpenClipVision(nn.Module):
     unit length.
     """
 
+    pooling: VisionPooling = "projected"
+
     def __init__(self, visual: nn.Module) -> None:
         super().__init__()
         self.backbone = visual
@@ -92,114 +90,86 @@ class OpenClipVision(nn.Module):
         return nn.functional.normalize(self.backbone(pixel_values), dim=-1)
 
 
-@final
-@dataclass(frozen=True, kw_only=True)
-class ImageEncoder:
-    """A live image encoder and the way back to its checkpoint: the fields of `Encoder`, and what the model wants of its images.
-
-    - `image_size`, `patch`: the sides, in pixels, of the images that it is given and of one patch.
-    - `mean`, `std`: of each channel, with pixels in [0, 1].
-    """
-
-    module: VisionEncoder | OpenClipVision
-    folder: Path
-    names: Mapping[str, str]
-    carried: Mapping[str, Tensor]
-    dtypes: Mapping[str, torch.dtype]
-    base_hash: str
-    image_size: int
-    patch: int
-    mean: Channels
-    std: Channels
-    frozen: tuple[str, ...] = ()
-    tokenizer: None = None
-
-    @property
-    def max_length(self) -> int:
-        """The number of patches of an image."""
-        return (self.image_size // self.patch) ** 2
-
-    def load(self, weights: Mapping[str, Tensor], origin: str) -> None:
-        """As `Encoder.load`."""
-        Encoder.load(cast("Encoder", self), weights, origin)
-
-    def weights(self, *, exact: bool = False) -> dict[str, Tensor]:
-        """As `Encoder.weights`."""
-        return Encoder.weights(cast("Encoder", self), exact=exact)
-
-    def parameters(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """As `Encoder.parameters`."""
-        return Encoder.parameters(cast("Encoder", self), weights)
-
-
-def load_vision_encoder(folder: Path, size: int | None = None) -> ImageEncoder:
+def load_vision_encoder(folder: Path, size: int | None = None) -> Encoder:
     """The image encoder in a folder, in float32 and evaluation mode, for images of `size` pixels a side.
 
     Without `size`, that of `preprocessor_config.json`, else of the config. Raises `CheckpointError` (not readable, no image
     encoder, a size that does not fit) and `AlignmentError` (weights that are not those of the config).
     """
-    if (folder / _OPEN_CLIP).is_file():
+    if (folder / OPEN_CLIP).is_file():
         return _open_clip_encoder(folder, size)
-    config = _config(folder)
+    config = config_of(folder)
     kind = str(config.model_type)
-    if kind not in _DEFAULTS:
-        raise CheckpointError(f"{folder}: an image encoder's model_type must be one of {', '.join(_DEFAULTS)}. Got {kind!r}.")
+    if kind not in MODEL_TYPES:
+        raise CheckpointError(f"{folder}: an image encoder's model_type must be one of {', '.join(MODEL_TYPES)}. Got {kind!r}.")
     weights = read_weights(folder)
     backbone, pooling = _backbone(folder, config, weights)
     names = _matched(backbone, weights, str(folder))
     own = _json(folder / "preprocessor_config.json")
-    default = _DEFAULTS[kind]
+    default = MODEL_TYPES[kind]
     return _finished(
         VisionEncoder(backbone.float(), pooling),
         folder,
         names,
         weights,
+        ImageForm(
+            size=_side(own.get("crop_size")) or _side(own.get("size")) or _side(backbone.config.image_size)
+            if size is None
+            else size,
+            patch=_side(backbone.config.patch_size),
+            mean=_channels(folder, own, "image_mean", default[0]),
+            std=_channels(folder, own, "image_std", default[1]),
+        ),
         frozen=tuple(f"backbone.{name}" for name in names if name.endswith("mask_token")),  # only masked pre-training uses it
-        image_size=_side(own.get("crop_size")) or _side(own.get("size")) or _side(backbone.config.image_size)
-        if size is None
-        else size,
-        patch=_side(backbone.config.patch_size),
-        mean=_channels(folder, own, "image_mean", default[0]),
-        std=_channels(folder, own, "image_std", default[1]),
     )
 
 
 def _finished(
-    module: VisionEncoder | OpenClipVision, folder: Path, names: dict[str, str], weights: dict[str, Tensor], **fields: Any
-) -> ImageEncoder:
+    module: VisionEncoder | OpenClipVision,
+    folder: Path,
+    names: dict[str, str],
+    weights: dict[str, Tensor],
+    image: ImageForm,
+    frozen: tuple[str, ...] = (),
+) -> Encoder:
     """The encoder with its weights in it."""
-    size, patch = fields["image_size"], fields["patch"]
-    if size < patch or size % patch:
-        raise CheckpointError(f"{folder}: the image size must be a multiple of the patch of {patch} pixels. Got {size}.")
+    if image.size < image.patch or image.size % image.patch:
+        raise CheckpointError(
+            f"{folder}: the image size must be a multiple of the patch of {image.patch} pixels. Got {image.size}."
+        )
     stored = set(names.values())
-    encoder = ImageEncoder(
+    encoder = Encoder(
         module=module.eval(),
         folder=folder,
         names=names,
         carried={name: tensor for name, tensor in weights.items() if name not in stored},
         dtypes={name: weights[name].dtype for name in stored},
         base_hash=weights_hash(weights),
-        **fields,
+        kind="image",
+        form=module.pooling,
+        image=image,
+        max_length=(image.size // image.patch) ** 2,
+        frozen=frozen,
     )
     encoder.load(weights, str(folder))
     return encoder
 
 
-def _config(folder: Path) -> Any:
-    api = _package("transformers", "thetau[models]")
+def config_of(folder: Path) -> Any:
+    """transformers' config. Raises `CheckpointError`."""
+    api = transformers()
     try:
-        with _quiet():
+        with quiet():
             return api.AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{folder}: transformers cannot read its config.json ({reason}).") from error
+        raise CheckpointError(f"{folder}: transformers cannot read its config.json ({reason_of(error)}).") from error
 
 
 def _backbone(folder: Path, config: Any, weights: Mapping[str, Tensor]) -> tuple[Any, VisionPooling]:
     """A model of the right class with any weights, and its pooling."""
-    api = _package("transformers", "thetau[models]")
+    api = transformers()
     # The weights that are drawn here are overwritten; the fork leaves the caller's random state alone.
-    with _quiet(), torch.random.fork_rng(devices=[]):
+    with quiet(), torch.random.fork_rng(devices=[]):
         try:
             match str(config.model_type):
                 case "dinov2":
@@ -259,20 +229,12 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _package(module: str, install: str) -> Any:
-    try:
-        return import_module(module)
-    except (ImportError, RuntimeError) as error:  # RuntimeError: open_clip's torchvision was built for another torch
-        reason = "" if isinstance(error, ModuleNotFoundError) and error.name == module else f" ({error})"
-        raise CheckpointError(f"running this model needs {module}{reason}. Install it: pip install '{install}'") from error
-
-
 # open_clip: a folder with open_clip_config.json and the weights of both towers.
 
 
-def _open_clip_model(folder: Path) -> Any:
+def open_clip_model(folder: Path) -> Any:
     """Both towers with any weights."""
-    api = _package("open_clip", "open_clip_torch")
+    api = package("open_clip", "open_clip_torch")
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # its warning that the weights are random: they are read below
     with torch.random.fork_rng(devices=[]):
@@ -280,13 +242,13 @@ def _open_clip_model(folder: Path) -> Any:
             # `load_weights`, `pretrained_text`: thetau reads the weights itself, and nothing is to be downloaded.
             return api.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False).float().eval()
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise CheckpointError(f"{folder}: open_clip cannot build the model of its {_OPEN_CLIP} ({error}).") from error
+            raise CheckpointError(f"{folder}: open_clip cannot build the model of its {OPEN_CLIP} ({error}).") from error
         finally:
             logging.disable(before)
 
 
-def _open_clip_encoder(folder: Path, size: int | None) -> ImageEncoder:
-    visual = _open_clip_model(folder).visual
+def _open_clip_encoder(folder: Path, size: int | None) -> Encoder:
+    visual = open_clip_model(folder).visual
     own = _side(visual.image_size)
     patch = _side(getattr(visual, "patch_size", 0)) or gcd(own, 32)  # towers without patches
     if size not in (None, own):
@@ -296,58 +258,6 @@ def _open_clip_encoder(folder: Path, size: int | None) -> ImageEncoder:
     visible = {name.removeprefix("visual."): tensor for name, tensor in weights.items() if name.startswith("visual.")}
     names = {name: f"visual.{found}" for name, found in match_names(visual, visible, "", str(folder)).items()}
     mean, std = (cast("Channels", tuple(map(float, values))) for values in (visual.image_mean, visual.image_std))
-    return _finished(OpenClipVision(visual), folder, names, weights, image_size=own, patch=patch, mean=mean, std=std)
-
-
-# The text towers.
-
-
-def load_clip_text(folder: Path) -> tuple[nn.Module, Any]:
-    """The text tower of the CLIP model in a folder, in float32 and evaluation mode, and its tokenizer.
-
-    Raises `CheckpointError` (not readable, no CLIP model) and `AlignmentError` (weights that are not those of the config).
-    """
-    if (folder / _OPEN_CLIP).is_file():
-        model, tokenizer = _open_clip_model(folder), _package("open_clip", "open_clip_torch").get_tokenizer(f"local-dir:{folder}")
-    else:
-        api, config = _package("transformers", "thetau[models]"), _config(folder)
-        if config.model_type != "clip":
-            raise CheckpointError(f"{folder}: a text tower is part of a model of type clip. Got {config.model_type!r}.")
-        config.text_config.projection_dim = config.projection_dim
-        with _quiet(), torch.random.fork_rng(devices=[]):
-            try:
-                model = api.CLIPTextModelWithProjection(config.text_config).float().eval()
-                tokenizer = api.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-                raise CheckpointError(f"{folder}: transformers cannot open its text tower ({error}).") from error
-    weights = read_weights(folder)
-    live = model.state_dict()
-    with torch.no_grad():
-        for name, stored in match_names(model, weights, "", str(folder)).items():
-            if live[name].shape != weights[stored].shape:
-                shapes = f"{list(live[name].shape)}, got {list(weights[stored].shape)}"
-                raise CheckpointError(
-                    f"{folder}: {stored} must have shape {shapes}. Is the folder's config that of these weights?"
-                )
-            live[name].copy_(weights[stored])
-    return model, tokenizer
-
-
-def clip_text_features(model: nn.Module, tokenizer: Any, sentences: Sequence[str]) -> Float[Tensor, "sentence feature"]:
-    """The unit vectors of sentences in the space of the images. `model` is open_clip's, or transformers' `CLIPModel` or
-    `CLIPTextModelWithProjection`; `tokenizer` is its own.
-    """
-    if not sentences:
-        raise DataError("`clip_text_features(sentences=...)` must hold at least one sentence. Got none.")
-    tower: Any = model
-    rows = []
-    with torch.no_grad():
-        for start in range(0, len(sentences), _SENTENCES):
-            batch = list(sentences[start : start + _SENTENCES])
-            if hasattr(tower, "encode_text"):
-                rows.append(tower.encode_text(tokenizer(batch)))
-            else:
-                columns = tokenizer(batch, padding=True, truncation=True, return_tensors="pt")
-                output = tower.text_model(input_ids=columns["input_ids"], attention_mask=columns["attention_mask"])
-                rows.append(tower.text_projection(output.pooler_output))
-    return nn.functional.normalize(torch.cat(rows), dim=-1)
+    return _finished(
+        OpenClipVision(visual), folder, names, weights, ImageForm(size=own, patch=patch, mean=mean, std=std, fixed=True)
+    )

@@ -1,4 +1,4 @@
-"""From texts to token ids, once for each split, and from ids to batches of similar length."""
+"""From the examples of a split to what a model reads, once for each split, and to batches of similar length."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -15,8 +17,12 @@ from torch import Tensor
 
 from thetau.errors import DataError
 from thetau.models import Encoder
+from thetau.tasks.images import ImageSplit, preprocess
+from thetau.tasks.inputs import Inputs
+from thetau.tasks.prompted import label_inputs, mask_inputs
 from thetau.tasks.rows import Split
 from thetau.tasks.task import Task
+from thetau.tasks.templates import Prompt, read_prompt
 
 # Pairs of a batch's rows and tokens that keep two cores busy; more only adds padding.
 _TOKENS_PER_BATCH = 1024
@@ -33,7 +39,7 @@ class Tokens:
 
     columns: Mapping[str, Sequence[Sequence[int]]]
     pads: Mapping[str, int]
-    labels: tuple[int, ...]
+    labels: tuple[int, ...] | tuple[float, ...]
     max_length: int
     truncated: int
 
@@ -68,9 +74,52 @@ class Tokens:
 
 def encode(
     encoder: Encoder, task: Task, split: str, *, max_length: int, image_size: int | None = None, limit: int | None = None
-) -> Tokens:
-    """A task's split as `encoder` reads it, at most `limit` examples."""
-    return tokenise(encoder, task.split(split, limit), max_length)
+) -> Inputs:
+    """A task's split as `encoder` reads it, at most `limit` examples.
+
+    Raises `DataError`: images for a model of texts or the reverse, no template for a language model, bad rows.
+    """
+    seen = "image" if encoder.kind == "image" else "text"
+    if (task.kind == "image") != (seen == "image"):
+        raise DataError(
+            f"task {task.name!r} is of kind {task.kind}, and the model reads {seen}s. Choose a task of {seen}s, or another model."
+        )
+    examples = task.split(split, limit)
+    if isinstance(examples, ImageSplit):
+        assert encoder.image is not None
+        return preprocess(encoder.image, examples, size=image_size, crop=task.crop)
+    length = min(max_length, encoder.max_length)
+    try:
+        match encoder.kind:
+            case "mask":
+                texts = (examples.texts, examples.texts2, examples.labels)
+                return mask_inputs(encoder.tokenizer, template_of(task, "mask"), *texts, length)
+            case "text_to_text":
+                texts = (examples.texts, examples.texts2, examples.labels)
+                return label_inputs(encoder.tokenizer, template_of(task, "text_to_text"), *texts, length)
+    except DataError as error:
+        raise DataError(f"task {task.name!r}, split {split}: {error}") from error
+    return tokenise(encoder, examples, max_length)
+
+
+def template_of(task: Task, kind: Literal["mask", "text_to_text"]) -> Prompt:
+    """The template of a task for a masked or a text-to-text model: `<kind>.yaml` in its folder, else the shipped one of its name.
+
+    Raises `DataError`: there is none, or its labels are not the task's.
+    """
+    own = task.folder / f"{kind}.yaml"
+    shipped = Path(str(files("thetau.tasks").joinpath("prompts", kind, f"{task.name.removeprefix('glue_')}.yaml")))
+    found = next((path for path in (own, shipped) if path.is_file()), None)
+    if found is None:
+        raise DataError(
+            f"task {task.name!r} has no template for a {'masked' if kind == 'mask' else 'text-to-text'} language model. Write one: {own}."
+        )
+    prompt = read_prompt(found, masked=kind == "mask")
+    if task.regression != (prompt.values is not None) or (not task.regression and prompt.labels != task.labels):
+        got = "values" if prompt.values is not None else ", ".join(prompt.labels)
+        need = "numbers" if task.regression else ", ".join(task.labels)
+        raise DataError(f"{found}: the template must be of the task's labels, in their order: {need}. Got {got}.")
+    return prompt
 
 
 def tokenise(encoder: Encoder, split: Split, max_length: int) -> Tokens:
@@ -106,21 +155,21 @@ def ordered_batches(lengths: Sequence[int]) -> Iterator[list[int]]:
         yield batch
 
 
-def features(encoder: Encoder, tokens: Tokens, tick: Callable[[int], None] | None = None) -> Float[Tensor, "example feature"]:
-    """The unit vector of each example, in the order of `tokens`; `tick` is called with the number of tokens done.
+def features(encoder: Encoder, inputs: Inputs, tick: Callable[[int], None] | None = None) -> Float[Tensor, "example feature"]:
+    """What the head reads of each example, in the order of `inputs`; `tick` is called with the number of tokens or patches done.
 
     Raises `DataError` when the weights that `encoder` runs with give NaN or Inf.
     """
     rows: list[tuple[int, Tensor]] = []
     encoder.module.eval()
     with torch.inference_mode():
-        for indices in ordered_batches(tokens.lengths):
-            output = encoder.module(**tokens.batch(indices))
+        for indices in ordered_batches(inputs.lengths):
+            output = encoder.module(**inputs.batch(indices))
             if not torch.isfinite(output).all():
                 raise DataError(
                     "the model's features must be finite; these weights give NaN or Inf, so no accuracy would mean anything."
                 )
             rows.extend(zip(indices, output, strict=True))
             if tick is not None:
-                tick(sum(tokens.lengths[i] for i in indices))
+                tick(sum(inputs.lengths[i] for i in indices))
         return torch.stack([row for _, row in sorted(rows, key=lambda pair: pair[0])])

@@ -8,6 +8,7 @@ and never trained, so that all the models of a suite share it and only the encod
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, final, runtime_checkable
 
@@ -34,6 +35,10 @@ class AnyHead(Protocol):
 
     def linear(self, change: Tensor) -> Tensor:
         """The change of the logits for a change of the features: the head without its constant part."""
+        ...
+
+    def predict(self, features: Tensor) -> Tensor:
+        """The class of each example, or its number in a regression."""
         ...
 
     def loss(self, features: Tensor, labels: Tensor) -> Tensor:
@@ -63,11 +68,17 @@ class Head:
 
     def logits(self, features: Float[Tensor, "example feature"]) -> Float[Tensor, "example label"]:
         """`features` have unit length."""
-        return self.scale * features @ self.classes.T
+        logits: Tensor = self.scale * features @ self.classes.T
+        return logits
 
     def linear(self, change: Tensor) -> Tensor:
         """The same: there is no constant part."""
         return self.logits(change)
+
+    def predict(self, features: Tensor) -> Tensor:
+        """The most likely class."""
+        told: Tensor = self.logits(features).argmax(-1)
+        return told
 
     def loss(self, features: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy."""
@@ -90,12 +101,12 @@ def zero_shot_head(encoder: Encoder, task: Task, scale: float = LOGIT_SCALE) -> 
     sentences = task.prompts.sentences()
     flat = tuple(sentence for group in sentences for sentence in group)
     tokens = tokenise(encoder, Split(texts=flat, texts2=None, labels=(0,) * len(flat)), encoder.max_length)
-    parts = torch.split(features(encoder, tokens), [len(group) for group in sentences])
-    means = torch.stack([part.mean(0) for part in parts])
+    return Head(classes=means_of(features(encoder, tokens), [len(group) for group in sentences]), scale=scale)
+
+
+def means_of(rows: Float[Tensor, "sentence feature"], sizes: Sequence[int]) -> Float[Tensor, "label feature"]:
+    """The unit mean of each group of rows, one group a class."""
+    means = torch.stack([part.mean(0) for part in torch.split(rows, list(sizes))])
     # Outside inference mode again, so that autograd may use it as a constant.
-    return Head(classes=(means / means.norm(dim=-1, keepdim=True).clamp(min=1e-12)).clone(), scale=scale)
-
-
-def head_of(encoder: Encoder, task: Task) -> AnyHead:
-    """The frozen head of a task, with the weights that `encoder` runs with now: call it while those are the base's."""
-    return zero_shot_head(encoder, task)
+    unit: Tensor = means / means.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    return unit.clone()

@@ -1,73 +1,26 @@
-"""Rows of a task from Hugging Face `datasets` (a hub name, a local folder, a jsonl file) or from a parquet file.
+"""Texts and images of a task from Hugging Face `datasets` (a hub name, a local folder, a jsonl file) or from a parquet file.
 
 No code of a data set is ever run: `trust_remote_code` is not passed, and data sets that need it are refused by `datasets`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, final, overload
+from typing import Any
 
 from thetau.errors import DataError, nearest
+from thetau.tasks.images import ImageSplit, images_of
 from thetau.tasks.rows import Split
 
 _SHOWN = 5
 _ROLES = ("text", "text2", "label")
 
 
-@final
-@dataclass(frozen=True, kw_only=True)
-class ScoredSplit:
-    """The examples of a regression: as `Split`, with a number for each instead of a class."""
-
-    texts: tuple[str, ...]
-    texts2: tuple[str, ...] | None
-    values: tuple[float, ...]
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def limited(self, limit: int | None) -> ScoredSplit:
-        """At most `limit` examples, the same that `Split.limited` would draw."""
-        if limit is None or limit >= len(self):
-            return self
-        if limit < 1:
-            raise DataError(f"the number of examples must be at least 1. Got {limit}.")
-        chosen = sorted(random.Random(0).sample(range(len(self)), limit))
-        return ScoredSplit(
-            texts=tuple(self.texts[i] for i in chosen),
-            texts2=None if self.texts2 is None else tuple(self.texts2[i] for i in chosen),
-            values=tuple(self.values[i] for i in chosen),
-        )
-
-    def hash(self) -> str:
-        """A hexadecimal digest of texts and values in their order."""
-        content = json.dumps([self.texts, self.texts2, self.values], ensure_ascii=False)
-        return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
-
-
-@overload
-def read_dataset(
-    name: str | Path,
-    config: str | None,
-    split: str,
-    columns: Mapping[str, str],
-    limit: int | None = None,
-    *,
-    labels: tuple[str, ...],
-) -> Split: ...
-@overload
-def read_dataset(
-    name: str | Path, config: str | None, split: str, columns: Mapping[str, str], limit: int | None = None, *, labels: None
-) -> ScoredSplit: ...
 def read_dataset(
     name: str | Path,
     config: str | None,
@@ -76,7 +29,7 @@ def read_dataset(
     limit: int | None = None,
     *,
     labels: tuple[str, ...] | None,
-) -> Split | ScoredSplit:
+) -> Split:
     """One split of a data set of the hub, of a local folder that `datasets` can read, or of a `.jsonl` or `.parquet` file.
 
     - `config`: the data set's configuration, such as `sst2` of `glue`; None for none. A file has none, and its split is `train`.
@@ -89,32 +42,62 @@ def read_dataset(
     path = Path(name)
     if path.is_file() and path.suffix == ".parquet":
         return read_parquet(path, columns, labels).limited(limit)
-    where = f"{name}{'' if config is None else f' ({config})'}, split {split!r}"
-    try:
-        api: Any = import_module("datasets")
-    except ImportError as error:
-        raise DataError(f"{where}: reading it needs datasets. Install it: pip install datasets") from error
-    with _quiet(api):
-        try:
-            args, files = (("json",), {"data_files": str(path)}) if path.is_file() else ((str(name), config), {})
-            table = api.load_dataset(*args, split=split, **files)
-        except (OSError, ValueError, RuntimeError, api.exceptions.DatasetsError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise DataError(f"{where}: cannot be read ({reason}). Check the name, the configuration and the split.") from error
+    where = _where(name, config, split)
+    table = _table(name, config, split, where)
     _check_columns(columns, table.column_names, where)
-    own = getattr(table.features[columns["label"]], "names", None)
-    if labels is not None and own is not None and list(labels) != list(own):
-        raise DataError(f"{where}: `labels` must be the data set's own names in its order, {own}. Got {list(labels)}.")
+    _check_names(table, columns["label"], labels, where)
     return _rows(lambda column: list(table[column]), columns, labels, where).limited(limit)
 
 
-@overload
-def read_parquet(path: str | Path, columns: Mapping[str, str], labels: tuple[str, ...]) -> Split: ...
-@overload
-def read_parquet(path: str | Path, columns: Mapping[str, str], labels: None) -> ScoredSplit: ...
-@overload
-def read_parquet(path: str | Path, columns: Mapping[str, str], labels: tuple[str, ...] | None) -> Split | ScoredSplit: ...
-def read_parquet(path: str | Path, columns: Mapping[str, str], labels: tuple[str, ...] | None) -> Split | ScoredSplit:
+def read_image_dataset(
+    name: str | Path, config: str | None, split: str, columns: Mapping[str, str], *, labels: tuple[str, ...]
+) -> ImageSplit:
+    """As `read_dataset`, of images; `columns`: `image` and `label` → the data set's column. Files are decoded when needed."""
+    where = _where(name, config, split)
+    table = _table(name, config, split, where)
+    missing = [column for column in (columns.get("image"), columns.get("label")) if column not in table.column_names]
+    if missing:
+        raise DataError(
+            f"{where}: no column {missing[0]!r}. Known: {', '.join(table.column_names)}.{nearest(str(missing[0]), table.column_names)}"
+        )
+    _check_names(table, columns["label"], labels, where)
+    undecoded = table.cast_column(columns["image"], import_module("datasets").Image(decode=False))
+    return images_of(list(undecoded[columns["image"]]), list(table[columns["label"]]), labels, where)
+
+
+def _where(name: str | Path, config: str | None, split: str) -> str:
+    return f"{name}{'' if config is None else f' ({config})'}, split {split!r}"
+
+
+def _table(name: str | Path, config: str | None, split: str, where: str) -> Any:
+    path = Path(name)
+    try:
+        api: Any = import_module("datasets")
+    except ImportError as error:
+        raise DataError(f"{where}: reading it needs datasets. Install it: pip install 'thetau[data]'") from error
+    with _quiet(api):
+        try:
+            args, files = (("json",), {"data_files": str(path)}) if path.is_file() else ((str(name), config), {})
+            return api.load_dataset(*args, split=split, **files)
+        except (OSError, ValueError, RuntimeError, api.exceptions.DatasetsError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise DataError(f"{where}: cannot be read ({reason}). Check the name, the configuration and the split.") from error
+
+
+def _check_names(table: Any, column: str, labels: tuple[str, ...] | None, where: str) -> None:
+    """The classes that a data set names must be the task's, in their order; spelling may differ in case and punctuation."""
+    own = getattr(table.features[column], "names", None)
+    if labels is None or own is None:
+        return
+    if [_plain(label) for label in labels] != [_plain(str(name)) for name in own]:
+        raise DataError(f"{where}: `labels` must be the data set's own names in its order, {own}. Got {list(labels)}.")
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name).lower()
+
+
+def read_parquet(path: str | Path, columns: Mapping[str, str], labels: tuple[str, ...] | None) -> Split:
     """The rows of one parquet file through pyarrow; `columns` and `labels` as in `read_dataset`.
 
     Raises `DataError`: not readable, no such column, rows that break a rule.
@@ -122,7 +105,7 @@ def read_parquet(path: str | Path, columns: Mapping[str, str], labels: tuple[str
     try:
         parquet: Any = import_module("pyarrow.parquet")
     except ImportError as error:
-        raise DataError(f"{path}: reading parquet needs pyarrow. Install it: pip install pyarrow") from error
+        raise DataError(f"{path}: reading parquet needs pyarrow. Install it: pip install 'thetau[data]'") from error
     try:
         with parquet.ParquetFile(path) as file:
             _check_columns(columns, file.schema_arrow.names, str(path))
@@ -141,9 +124,7 @@ def _check_columns(columns: Mapping[str, str], known: Sequence[str], where: str)
         raise DataError(f"{where}: no column {missing[0]!r}. Known: {', '.join(known)}.{nearest(missing[0], known)}")
 
 
-def _rows(
-    read: Callable[[str], list[Any]], columns: Mapping[str, str], labels: tuple[str, ...] | None, where: str
-) -> Split | ScoredSplit:
+def _rows(read: Callable[[str], list[Any]], columns: Mapping[str, str], labels: tuple[str, ...] | None, where: str) -> Split:
     given = {role: read(column) for role, column in columns.items()}
     numbers: dict[str, int] = {label: number for number, label in enumerate(labels or ())}
     given["label"] = [numbers.get(value, value) if isinstance(value, str) else value for value in given["label"]]
@@ -158,9 +139,7 @@ def _rows(
     if not targets:
         raise DataError(f"{where}: a split must hold at least one example. Got none; choose another split.")
     pair = None if texts2 is None else tuple(texts2)
-    if labels is None:
-        return ScoredSplit(texts=tuple(texts), texts2=pair, values=tuple(map(float, targets)))
-    return Split(texts=tuple(texts), texts2=pair, labels=tuple(targets))
+    return Split(texts=tuple(texts), texts2=pair, labels=tuple(map(float, targets)) if labels is None else tuple(targets))
 
 
 def _problem(text: Any, text2: Any, label: Any, labels: tuple[str, ...] | None) -> str | None:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import random
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -25,7 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from thetau.errors import DataError, nearest
-from thetau.tasks.rows import SPLITS
+from thetau.models.encoder import ImageForm
+from thetau.tasks.rows import SPLITS, drawn
 
 CROPS = ("none", "center")
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm")
@@ -61,14 +61,13 @@ class ImageSplit:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def take(self, indices: Sequence[int]) -> ImageSplit:
+        """Some of the examples, in the order given."""
+        return ImageSplit(images=tuple(self.images[i] for i in indices), labels=tuple(self.labels[i] for i in indices))
+
     def limited(self, limit: int | None) -> ImageSplit:
         """At most `limit` examples, drawn without regard to their order in the file and always the same ones."""
-        if limit is None or limit >= len(self):
-            return self
-        if limit < 1:
-            raise DataError(f"the number of examples must be at least 1. Got {limit}.")
-        chosen = sorted(random.Random(0).sample(range(len(self)), limit))
-        return ImageSplit(images=tuple(self.images[i] for i in chosen), labels=tuple(self.labels[i] for i in chosen))
+        return self if limit is None or limit >= len(self) else self.take(drawn(len(self), limit))
 
     def hash(self) -> str:
         """A hexadecimal digest of pixels and labels in their order; the kind of file does not count."""
@@ -202,14 +201,23 @@ def read_image_parquet(path: Path, labels: tuple[str, ...]) -> ImageSplit:
             f"{path}: the classes that the file names must be the task's labels, in their order. "
             f"Got {_some(own)} for {_some(labels)}; correct the labels of the task."
         )
-    images = []
-    for row, value in enumerate(table.column("image").to_pylist()):
+    return images_of(table.column("image").to_pylist(), table.column("label").to_pylist(), labels, str(path))
+
+
+def images_of(values: Sequence[Any], numbers: Sequence[Any], labels: tuple[str, ...], where: str) -> ImageSplit:
+    """The images of a table's cells: bytes, or `{bytes, path}`. Raises `DataError` for a path that is not there, and bad labels."""
+    images: list[Any] = []
+    for row, value in enumerate(values):
         content = value.get("bytes") if isinstance(value, dict) else value
-        if not isinstance(content, bytes) or not content:
-            got = f"only the path {value['path']!r}" if isinstance(value, dict) and value.get("path") else type(content).__name__
-            raise DataError(f"{path}: row {row}: `image` must hold the bytes of an image file. Got {got}; embed the file.")
-        images.append(EncodedImage(content=content, where=f"{path}: row {row}"))
-    return ImageSplit(images=tuple(images), labels=_checked(path, table.column("label").to_pylist(), labels))
+        path = value.get("path") if isinstance(value, dict) else None
+        if isinstance(content, bytes) and content:
+            images.append(EncodedImage(content=content, where=f"{where}: row {row}"))
+        elif path and Path(path).is_file():
+            images.append(Path(path))
+        else:
+            got = f"only the path {path!r}" if path else type(content).__name__
+            raise DataError(f"{where}: row {row}: `image` must hold the bytes of an image file. Got {got}; embed the file.")
+    return ImageSplit(images=tuple(images), labels=_checked(where, numbers, labels))
 
 
 def _class_names(metadata: Mapping[bytes, bytes]) -> tuple[str, ...] | None:
@@ -227,7 +235,7 @@ def _known(split: str) -> str:
     return split
 
 
-def _checked(path: Path, numbers: Sequence[Any], labels: tuple[str, ...]) -> tuple[int, ...]:
+def _checked(path: Path | str, numbers: Sequence[Any], labels: tuple[str, ...]) -> tuple[int, ...]:
     """`numbers` when there are any and all of them index `labels`."""
     if not numbers:
         raise DataError(f"{path}: a split must hold at least one example. Got none; put images in it.")
@@ -250,20 +258,6 @@ def _some(names: Sequence[str]) -> str:
 
 
 # From images to pixels.
-
-
-@runtime_checkable
-class SeesImages(Protocol):
-    """What a model wants of its images: the side in pixels, the side of a patch, each channel's mean and deviation in [0, 1]."""
-
-    @property
-    def image_size(self) -> int: ...  # noqa: D102
-    @property
-    def patch(self) -> int: ...  # noqa: D102
-    @property
-    def mean(self) -> tuple[float, float, float]: ...  # noqa: D102
-    @property
-    def std(self) -> tuple[float, float, float]: ...  # noqa: D102
 
 
 @final
@@ -331,15 +325,20 @@ class Pixels:
         return {"pixel_values": (self.frames[list(indices)].float() / 255 - mean) / std}
 
 
-def preprocess(encoder: SeesImages, split: ImageSplit, size: int | None = None, crop: str = "none") -> Pixels:
-    """A split as `encoder` sees it, at the encoder's own size unless another is given."""
+def preprocess(form: ImageForm, split: ImageSplit, size: int | None = None, crop: str = "none") -> Pixels:
+    """A split as a model of this form sees it, at the model's own size unless another is given.
+
+    Raises `DataError` for a size that the model does not take.
+    """
+    if form.fixed and size not in (None, form.size):
+        raise DataError(f"this model reads images of {form.size} pixels a side only. Got the size {size}.")
     return Pixels(
         images=split.images,
         labels=split.labels,
-        size=encoder.image_size if size is None else size,
-        patch=encoder.patch,
-        mean=encoder.mean,
-        std=encoder.std,
+        size=form.size if size is None else size,
+        patch=form.patch,
+        mean=form.mean,
+        std=form.std,
         crop=crop,
     )
 

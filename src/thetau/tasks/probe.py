@@ -1,4 +1,4 @@
-"""Heads made from labelled features, for models without a text tower: class means, and a linear probe.
+"""Heads made from labelled features, for models without a text tower: class means, a linear probe, and a ridge regression.
 
 The means are prototypes (Snell et al., NeurIPS 2017, <https://arxiv.org/abs/1703.05175>) with the cosine for a distance; the probe is
 the logistic regression of CLIP's linear evaluation (Radford et al., ICML 2021, <https://arxiv.org/abs/2103.00020>). Both are made
@@ -17,22 +17,24 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from thetau.errors import DataError
-from thetau.tasks.head import LOGIT_SCALE, Head
+from thetau.tasks.head import LOGIT_SCALE, AnyHead, Head
 from thetau.tasks.images import needed
 
 STRENGTHS = (1.0, 10.0, 100.0, 1000.0)  # unit features differ little, so a C of 1 is already a strong penalty
-_DEFAULT_STRENGTH = 100.0
+RIDGES = (0.001, 0.01, 0.1, 1.0)
+_DEFAULT_STRENGTH, _DEFAULT_RIDGE = 100.0, 0.01
 _STEPS = 2000
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class LinearHead:
-    """`logits = scale · (weight · feature + bias)`, without gradients."""
+    """`logits = scale · (weight · feature + bias)`. `regression`: the one logit is the prediction, and the loss its squared error."""
 
     weight: Float[Tensor, "label feature"]
     bias: Float[Tensor, " label"]
     scale: float = 1.0
+    regression: bool = False
 
     def __post_init__(self) -> None:
         if not self.scale > 0:
@@ -46,9 +48,19 @@ class LinearHead:
         """The same without the bias."""
         return self.scale * change @ self.weight.T
 
+    def predict(self, features: Tensor) -> Tensor:
+        """The most likely class, or the number."""
+        logits = self.logits(features)
+        return logits[:, 0] if self.regression else logits.argmax(-1)
+
     def loss(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy."""
-        return nn.functional.cross_entropy(self.logits(features), labels)
+        """Cross-entropy, or the mean squared error."""
+        logits = self.logits(features)
+        return (
+            nn.functional.mse_loss(logits[:, 0], labels.float())
+            if self.regression
+            else nn.functional.cross_entropy(logits, labels)
+        )
 
     def to(self, device: torch.device) -> LinearHead:
         """The same head on a device."""
@@ -56,10 +68,30 @@ class LinearHead:
 
     def hash(self) -> str:
         """A hexadecimal digest of weight, bias and scale."""
-        digest = hashlib.blake2b(f"{self.scale!r}{tuple(self.weight.shape)}".encode(), digest_size=16)
+        digest = hashlib.blake2b(f"{self.scale!r}{tuple(self.weight.shape)}{'r' * self.regression}".encode(), digest_size=16)
         for tensor in (self.weight, self.bias):
-            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+def trainable(head: AnyHead, task: str) -> LinearHead:
+    """A linear head with gradients that starts as `head`. Raises `DataError` for the heads of language models."""
+    match head:
+        case Head():
+            weight, bias = head.scale * head.classes, torch.zeros(len(head.classes), device=head.classes.device)
+            made = LinearHead(weight=weight.clone(), bias=bias)
+        case LinearHead():
+            made = replace(head, weight=head.scale * head.weight, bias=head.scale * head.bias, scale=1.0)
+        case _:
+            raise DataError(f"task {task!r}: a language model brings its own head, which stays frozen. Leave `train_head` out.")
+    made.weight.requires_grad_()
+    made.bias.requires_grad_()
+    return made
+
+
+def frozen_copy(head: LinearHead) -> LinearHead:
+    """The same without gradients, on the CPU."""
+    return replace(head, weight=head.weight.detach().cpu().clone(), bias=head.bias.detach().cpu().clone())
 
 
 def class_means_head(
@@ -88,6 +120,33 @@ def linear_probe_head(
     truth = _checked(validation[0], validation[1], n_classes, every=False)
     heads = [_fitted(features, numbers, strength, seed) for strength in STRENGTHS]
     return max(heads, key=lambda head: int((head.logits(validation[0].cpu().float()).argmax(-1) == truth).sum()))
+
+
+def ridge_head(
+    features: Float[Tensor, "example feature"], values: Sequence[float], validation: tuple[Tensor, Sequence[float]] | None = None
+) -> LinearHead:
+    """Ridge regression on unit features; its strength is that of `RIDGES` with the least error on `validation`, or else 0.01.
+
+    Raises `DataError`: no examples, features that are not finite.
+    """
+    linear = needed("sklearn.linear_model", "a regression head", "'thetau[models]'")
+    if not len(values) or len(values) != len(features) or not torch.isfinite(features).all():
+        raise DataError(
+            f"a regression head is made from one number a finite feature. Got {len(features)} features, {len(values)} numbers."
+        )
+    x, y = features.detach().cpu().double().numpy(), torch.tensor(values, dtype=torch.float64).numpy()
+    best: tuple[float, Any] | None = None
+    for strength in RIDGES if validation is not None else (_DEFAULT_RIDGE,):
+        model: Any = linear.Ridge(alpha=strength).fit(x, y)
+        error = 0.0
+        if validation is not None:
+            told = model.predict(validation[0].detach().cpu().double().numpy())
+            error = float(((told - torch.tensor(validation[1]).double().numpy()) ** 2).mean())
+        if best is None or error < best[0]:
+            best = error, model
+    assert best is not None
+    weight, bias = torch.from_numpy(best[1].coef_).float()[None], torch.tensor([best[1].intercept_], dtype=torch.float32)
+    return LinearHead(weight=weight, bias=bias, regression=True)
 
 
 def _fitted(features: Tensor, labels: Tensor, strength: float, seed: int) -> LinearHead:

@@ -11,6 +11,7 @@ from typing import Any
 from thetau.errors import DataError, nearest
 
 DEFAULT_TEMPLATES = ("This text is about {}.",)
+IMAGE_TEMPLATES = ("a photo of a {}.",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,7 @@ class Prompts:
         return [[template.format(phrase) for phrase in phrases for template in self.templates] for phrases in self.phrases]
 
 
-def load_prompts(task: str, labels: tuple[str, ...], folder: Path) -> Prompts:
+def load_prompts(task: str, labels: tuple[str, ...], folder: Path, kind: str = "text") -> Prompts:
     """The prompts of a task: `prompts.yaml` in its folder, else those shipped under its name, else made from the labels.
 
     A class that the file leaves out is called by its label with spaces for underscores. Raises `DataError` listing every problem.
@@ -34,21 +35,22 @@ def load_prompts(task: str, labels: tuple[str, ...], folder: Path) -> Prompts:
 
     own = folder / "prompts.yaml"
     shipped = files("thetau.tasks").joinpath("prompts", f"{task}.yaml")
+    usual = IMAGE_TEMPLATES if kind == "image" else DEFAULT_TEMPLATES
     source: Any = own if own.is_file() else shipped
     if not source.is_file():
-        return Prompts(templates=DEFAULT_TEMPLATES, phrases=tuple((_plain(label),) for label in labels))
+        return Prompts(templates=usual, phrases=tuple((_plain(label),) for label in labels))
     try:
         content = yaml.safe_load(source.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise DataError(f"{source}: cannot be read as YAML ({' '.join(str(error).split())}).") from error
-    return _checked(content, labels, str(source))
+    return _checked(content, labels, str(source), usual)
 
 
 def _plain(label: str) -> str:
     return label.replace("_", " ")
 
 
-def _checked(content: Any, labels: tuple[str, ...], where: str) -> Prompts:
+def _checked(content: Any, labels: tuple[str, ...], where: str, usual: tuple[str, ...]) -> Prompts:
     if not isinstance(content, Mapping):
         raise DataError(f"{where}: must be a mapping with `templates` and `classes`. Got {type(content).__name__}.")
     problems = [
@@ -56,7 +58,7 @@ def _checked(content: Any, labels: tuple[str, ...], where: str) -> Prompts:
         for key in content
         if key not in ("templates", "classes")
     ]
-    templates = content.get("templates", list(DEFAULT_TEMPLATES))
+    templates = content.get("templates", list(usual))
     if not isinstance(templates, list) or not templates or not all(isinstance(t, str) and t.count("{}") == 1 for t in templates):
         problems.append(f"`templates` must be a list of sentences with one {{}} each. Got {templates!r}.")
     classes = content.get("classes", {})

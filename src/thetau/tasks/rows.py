@@ -5,47 +5,57 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from thetau.errors import DataError
 
-Kind = Literal["text", "text_pair"]
+Kind = Literal["text", "text_pair", "image"]
 SPLITS = ("train", "validation", "test")
 _SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """The examples of one split, in file order. `texts2` is given for pair tasks only; labels index the task's `labels`."""
+    """The examples of one split, in file order. `texts2` is given for pair tasks only.
+
+    Labels index the task's `labels`; those of a regression are numbers.
+    """
 
     texts: tuple[str, ...]
     texts2: tuple[str, ...] | None
-    labels: tuple[int, ...]
+    labels: tuple[int, ...] | tuple[float, ...]
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def take(self, indices: Sequence[int]) -> Split:
+        """Some of the examples, in the order given."""
+        return Split(
+            texts=tuple(self.texts[i] for i in indices),
+            texts2=None if self.texts2 is None else tuple(self.texts2[i] for i in indices),
+            labels=tuple(self.labels[i] for i in indices),
+        )
+
     def limited(self, limit: int | None) -> Split:
         """At most `limit` examples, drawn without regard to their order in the file and always the same ones."""
-        if limit is None or limit >= len(self):
-            return self
-        if limit < 1:
-            raise DataError(f"the number of examples must be at least 1. Got {limit}.")
-        chosen = sorted(random.Random(0).sample(range(len(self)), limit))
-        return Split(
-            texts=tuple(self.texts[i] for i in chosen),
-            texts2=None if self.texts2 is None else tuple(self.texts2[i] for i in chosen),
-            labels=tuple(self.labels[i] for i in chosen),
-        )
+        return self if limit is None or limit >= len(self) else self.take(drawn(len(self), limit))
 
     def hash(self) -> str:
         """A hexadecimal digest of texts and labels in their order."""
         content = json.dumps([self.texts, self.texts2, self.labels], ensure_ascii=False)
         return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+
+
+def drawn(count: int, limit: int) -> list[int]:
+    """`limit` of `count` places in their order, always the same ones. Raises `DataError` for less than one."""
+    if limit < 1:
+        raise DataError(f"the number of examples must be at least 1. Got {limit}.")
+    return sorted(random.Random(0).sample(range(count), limit))
 
 
 def split_file(folder: Path, split: str) -> Path:
@@ -57,8 +67,8 @@ def split_file(folder: Path, split: str) -> Path:
     return found[0]
 
 
-def read_split(path: Path, kind: Kind, labels: tuple[str, ...]) -> Split:
-    """All the rows of a file; keys other than `text`, `text2` and `label` are not read.
+def read_split(path: Path, kind: Kind, labels: tuple[str, ...] | None) -> Split:
+    """All the rows of a file; keys other than `text`, `text2` and `label` are not read. `labels` is None for a regression.
 
     Raises `DataError` with the file, the line, the rule and the remedy of the first few rows that break a rule.
     """
@@ -97,7 +107,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
         raise DataError(f"{path}: cannot be read as {'gzip of ' if path.suffix == '.gz' else ''}UTF-8 text ({error}).") from error
 
 
-def _problem(row: Any, kind: Kind, labels: tuple[str, ...]) -> str | None:
+def _problem(row: Any, kind: Kind, labels: tuple[str, ...] | None) -> str | None:
     if not isinstance(row, dict):
         return f"a row must be a JSON object. Got {type(row).__name__}."
     for key in ("text", "text2") if kind == "text_pair" else ("text",):
@@ -107,6 +117,10 @@ def _problem(row: Any, kind: Kind, labels: tuple[str, ...]) -> str | None:
     if kind == "text" and "text2" in row:
         return "`text2` is for tasks of kind text_pair, this one is of kind text. Change `kind` in meta.json or drop `text2`."
     label = row.get("label")
+    if labels is None:
+        if not isinstance(label, int | float) or isinstance(label, bool) or not math.isfinite(label):
+            return f"the `label` of a regression must be a finite number. Got {label!r}; correct it or drop the row."
+        return None
     if not isinstance(label, int) or isinstance(label, bool):
         return f"`label` must be an integer. Got {label!r}; write the index of the class in meta.json's `labels`."
     if not 0 <= label < len(labels):

@@ -54,15 +54,20 @@ class ParadigmChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How much is evaluated: examples of each task's validation and test split, tokens of each example."""
+    """How much is evaluated: examples of each task's validation and test split, tokens of each example, pixels a side of an image
+    (None for the model's own).
+    """
 
     validation: int = 200
     test: int = 500
     max_length: int = 64
+    image_size: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("validation", "test", "max_length"):
+        for name in ("validation", "test", "max_length", "image_size"):
             value = getattr(self, name)
+            if value is None and name == "image_size":
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"`evaluation.{name}` must be an integer of at least 1. Got {value!r}.")
 
