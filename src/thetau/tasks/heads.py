@@ -59,7 +59,7 @@ def make_head(
       or class means of the base's features on the training split, the probe's penalty chosen on the validation split;
     - masked language models: the label words' rows of their own head; text-to-text: the likelihood of the labels' texts.
 
-    With `cache`, a fitted head is kept there by its content. Raises `DataError`.
+    With `cache`, a head is kept there by its content, and is the same to the bit wherever the run goes on. Raises `DataError`.
     """
     match encoder.kind:
         case "mask":
@@ -67,17 +67,23 @@ def make_head(
         case "text_to_text":
             return TextToTextHead(values=template_of(task, "text_to_text").values)
     chosen = head_kind(encoder, task, kind)
-    if chosen == "prompts":
-        return zero_shot_head(encoder, task) if encoder.kind == "sentence" else _clip_head(encoder, task)
-    sizes: dict[str, Any] = {"max_length": max_length, "image_size": image_size, "limit": MOST_EXAMPLES}
-    train, held_out = (encode(encoder, task, split, **sizes) for split in ("train", "validation"))
-    content = [chosen, encoder.base_hash, encoder.form, train.hash, held_out.hash, task.regression, len(task.labels)]
+    inputs: tuple[Inputs, ...] = ()
+    if chosen != "prompts":
+        sizes: dict[str, Any] = {"max_length": max_length, "image_size": image_size, "limit": MOST_EXAMPLES}
+        inputs = tuple(encode(encoder, task, split, **sizes) for split in ("train", "validation"))
+    about = task.prompts.sentences() if chosen == "prompts" else [[one.hash for one in inputs], task.regression]
+    content = [chosen, encoder.base_hash, encoder.form, about, len(task.labels)]
     key = hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
     path = None if cache is None else cache / f"head-{key}.safetensors"
     found = None if path is None or not path.is_file() else read_head(path)
     if found is not None:
         return found
-    head = _fitted(encoder, task, chosen, train, held_out)
+    head: Head | LinearHead
+    match chosen:
+        case "prompts":
+            head = zero_shot_head(encoder, task) if encoder.kind == "sentence" else _clip_head(encoder, task)
+        case _:
+            head = _fitted(encoder, task, chosen, *inputs)
     if path is not None:
         write_head(path, head)
     return head
