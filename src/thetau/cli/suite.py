@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -37,7 +37,9 @@ def run(
     paradigm: Annotated[
         list[str] | None,
         typer.Option(
-            "--paradigm", help="Compare paradigms of fine-tuning: names of the suite's rows, or all; commas or given again."
+            "--paradigm",
+            help="Compare paradigms of fine-tuning: names of the suite's rows, all of them (all), or standard, attention, linear, …; "
+            "with --methods, each paradigm's vectors are merged by these too.",
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(help="With --paradigm: seeds 0..n−1.", min=1)] = 1,
@@ -47,27 +49,38 @@ def run(
 
     thetau suite run demo --out runs/demo
     """
-    from rich.console import Console
-
     from thetau.evaluate.suite import run_suite
     from thetau.evaluate.tables import rich_table
     from thetau.plots import suite_bars
     from thetau.tasks import load_suite
 
     suite = load_suite(name)
-    rows = [part.strip() for given in paradigm or [] for part in given.split(",") if part.strip()]
+    rows, chosen = _listed(paradigm), _listed(methods)
     if rows or not suite.methods:
         from thetau.evaluate.paradigms import run_paradigms
+        from thetau.evaluate.tables import paradigm_table
 
         wanted = None if not rows or rows == ["all"] else rows
-        run_paradigms(suite, out, seeds=range(seeds), paradigms=wanted, data=data, quick=quick, say=typer.echo)
+        compared = run_paradigms(
+            suite, out, seeds=range(seeds), paradigms=wanted, methods=chosen, data=data, quick=quick, say=typer.echo
+        )
+        _print(paradigm_table(compared))
         typer.echo(f"{out}: paradigms.json")
         return
-    chosen = [part.strip() for given in methods or [] for part in given.split(",") if part.strip()]
     results = run_suite(suite, out, data=data, methods=chosen or None, quick=quick)
     suite_bars(results, out / "results.png")
-    console, table = Console(), rich_table(results)
-    # Figures are never cut: a narrow terminal may wrap the lines, a pipe gets them whole.
+    _print(rich_table(results))
+    typer.echo(f"{out}: results.json, results.md, results.png ({results.seconds:.0f} s)")
+
+
+def _listed(given: list[str] | None) -> list[str]:
+    return [part.strip() for one in given or [] for part in one.split(",") if part.strip()]
+
+
+def _print(table: Any) -> None:
+    """Figures are never cut: a narrow terminal may wrap the lines, a pipe gets them whole."""
+    from rich.console import Console
+
+    console = Console()
     console.width = max(console.width, console.measure(table, options=console.options.update(max_width=500)).maximum)
     console.print(table)
-    typer.echo(f"{out}: results.json, results.md, results.png ({results.seconds:.0f} s)")

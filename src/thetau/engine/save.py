@@ -241,6 +241,8 @@ def save(
     metadata = {"thetau.kind": kind, "thetau.version": __version__, "thetau.recipe": _compact(record["recipe"])}
     if vector and reference is not None:
         metadata["thetau.base"] = reference.fingerprint()
+    if set(_spaces(combination, reference).values()) == {"tangent"}:
+        metadata["thetau.space"] = "tangent"  # of vectors that belong to the linear form, their sums and merges do too
     metadata["thetau.run"] = hashlib.sha256(_compact([record, metadata, output.specs, shard_bytes]).encode()).hexdigest()
     folder = reference.folder if reference is not None and not vector else None
     files = {"thetau.json": record, **_config(folder, dtype)}
@@ -269,6 +271,12 @@ def save(
         }
         writer.commit(copy_from=folder, files=files)
     return _report(output, target, reference, kept)
+
+
+def _spaces(combination: Combination, reference: Source | None) -> dict[str, str]:
+    """Where each model or vector besides the base says it belongs: label → `tangent` or `weights`."""
+    others = [source for source in _leaves(combination, reference) if reference is None or source.key != reference.key]
+    return {source.label: getattr(source, "metadata", {}).get("thetau.space", "weights") for source in others}
 
 
 @dataclass(frozen=True)
@@ -404,5 +412,13 @@ def _report(output: Output, path: Path | None, reference: Source | None, *said: 
                 warnings.append(
                     f"{source.label}: this task vector was taken from another base than {base} (their fingerprints differ)."
                 )
+    spaces = _spaces(output.combination, reference)
+    linear = [label for label, space in spaces.items() if space == "tangent"]
+    if linear and len(linear) < len(spaces):
+        other = next(label for label, space in spaces.items() if space != "tangent")
+        warnings.append(
+            f"{linear[0]} belongs to the tangent space and {other} does not: vectors of both paradigms in one sum mean nothing exact. "
+            "Fine-tune them with the same paradigm."
+        )
     nbytes = sum(spec.nbytes for spec in output.specs.values())
     return Report(path, len(output.specs), nbytes, tuple(dict.fromkeys(notes)), tuple(dict.fromkeys(warnings)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import resource
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, final
@@ -31,12 +31,14 @@ from thetau.evaluate.arithmetic import (
 from thetau.evaluate.cache import Cache, write_atomically
 from thetau.evaluate.evaluator import Evaluator
 from thetau.evaluate.measures import Measure
+from thetau.evaluate.merging import build_method, merged_vector
 from thetau.evaluate.normalised import average
-from thetau.evaluate.spaces import Space, TangentSpace, WeightSpace
+from thetau.evaluate.spaces import Space
+from thetau.evaluate.tuned import difference, make_space
 from thetau.finetune import FinetuneConfig, FinetuneResult, finetune
 from thetau.models import load_encoder, read_weights
 from thetau.tasks import Task, load_task
-from thetau.tasks.suite import ParadigmChoice, Suite
+from thetau.tasks.suite import MethodChoice, ParadigmChoice, Suite
 
 
 @final
@@ -79,6 +81,7 @@ class ParadigmRow:
 
     - `space`: where its vectors are evaluated. `joint`: one model for all tasks, so that there is nothing to add.
     - `elsewhere`: the same vectors added in the other space: linear ones in the model, others in its linear form (post hoc).
+    - `merged`: row of a method → the vector that it makes of all, at its λ.
     - `others_kept`: pre-trained accuracy on the other tasks that a single vector at α = 1 keeps, a mean over ordered pairs.
     """
 
@@ -90,6 +93,7 @@ class ParadigmRow:
     individual: dict[str, Measure] | None = None
     joint: dict[str, Measure] | None = None
     addition: Addition | None = None
+    merged: dict[str, Addition] = field(default_factory=dict)
     elsewhere: Addition | None = None
     negation: tuple[Negation, ...] = ()
     left_out: tuple[OutOfDistribution, ...] = ()
@@ -107,7 +111,7 @@ class ParadigmResults:
     backbone: str
     base_hash: str
     tasks: tuple[str, ...]
-    control: str
+    control: str | None
     seeds: tuple[int, ...]
     sizes: dict[str, dict[str, int]]
     pretrained: dict[str, Measure]
@@ -148,23 +152,37 @@ def run_paradigms(
     *,
     seeds: Sequence[int] = (0,),
     paradigms: Sequence[str] | None = None,
+    methods: Sequence[str] = (),
     data: Path | None = None,
     quick: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> ParadigmResults:
-    """Compare the suite's paradigms (those named, or all) in the folder `out`; writes `paradigms.json` after every row."""
-    if suite.control is None or not suite.paradigms:
+    """Compare the suite's paradigms (those named, or all) in the folder `out`; writes `paradigms.json` after every row.
+
+    - `paradigms`: names of the suite's rows, or paradigms of fine-tuning with the suite's own settings.
+    - `methods`: rows of the suite, or methods, that merge each paradigm's vectors besides their sum.
+
+    Without a control task in the suite there is no negation, and the τJp penalty is on the other tasks alone.
+    """
+    if not suite.paradigms and not paradigms:
         raise RecipeError(
-            ["a comparison of paradigms needs `control` and `paradigms` in the suite."], where=f"suite {suite.name}"
+            ["the suite has no `paradigms` to compare. Name some: standard, attention, linear, …"], where=suite.name
         )
+    suite = suite.with_paradigms(paradigms or [])
     if quick:
         suite = _quick(suite)
     chosen = suite.selected_paradigms(paradigms) if paradigms else suite.paradigms
+    choices = suite.selected_or_named(methods)
+    built = {choice.name: build_method(choice) for choice in choices}
     run = _Run(suite, out, data, quick, say)
     rows: list[ParadigmRow] = []
     for seed in seeds:
         for choice in chosen:
-            rows.append(run.row(choice, seed))
+            row = run.row(choice, seed)
+            merged = (
+                {} if row.joint is not None else {one.name: run.merged(choice, seed, one, built[one.name]) for one in choices}
+            )
+            rows.append(replace(row, merged=merged))
             results = run.results(rows, seeds)
             results.save(out / "paradigms.json")
     return results
@@ -192,14 +210,14 @@ def _quick(suite: Suite) -> Suite:
 class _Run:
     def __init__(self, suite: Suite, out: Path, data: Path | None, quick: bool, say: Callable[[str], None]) -> None:
         self.suite, self.out, self.quick, self.say = suite, out, quick, say
-        assert suite.control is not None
         self.tasks = [load_task(name, data) for name in suite.tasks]
-        self.control: Task = load_task(suite.control, data)
+        self.control: Task | None = None if suite.control is None else load_task(suite.control, data)
+        self.everything = [*self.tasks, *([] if self.control is None else [self.control])]
         self.encoder = load_encoder(suite.backbone)
         limits = suite.limits
         self.evaluator = Evaluator(
             self.encoder,
-            [*self.tasks, self.control],
+            self.everything,
             limits={"validation": limits.validation, "test": limits.test},
             max_length=limits.max_length,
             image_size=limits.image_size,
@@ -213,13 +231,13 @@ class _Run:
         self.negation_grid: Sequence[float] = NEGATION[::10] if quick else NEGATION
 
     def results(self, rows: Sequence[ParadigmRow], seeds: Sequence[int]) -> ParadigmResults:
-        everything = [*self.names, self.control.name]
+        everything = [task.name for task in self.everything]
         return ParadigmResults(
             suite=self.suite.name,
             backbone=self.suite.backbone,
             base_hash=self.encoder.base_hash,
             tasks=tuple(self.names),
-            control=self.control.name,
+            control=self.suite.control,
             seeds=tuple(seeds),
             sizes={
                 name: {split: len(self.evaluator.inputs(name, split)) for split in ("validation", "test")} for name in everything
@@ -246,16 +264,18 @@ class _Run:
             listed += self.tuned_config(other, seed)[1]
         fixed: dict[str, Any] = {one.field: one.chosen for one in listed}
         task = self.tasks[0]
-        for field, values in choice.grid.items():
+        for setting, values in choice.grid.items():
             scores = {}
             for value in values:
-                config = self.config(choice, 0, **fixed, **{field: value})
+                config = self.config(choice, 0, **fixed, **{setting: value})
                 scores[value] = self.score(self.trained(choice, task, config), task, config)
-                self.say(f"  {choice.name}: {field} = {value:g} on {task.name}: {scores[value]:.3f}")
+                self.say(f"  {choice.name}: {setting} = {value:g} on {task.name}: {scores[value]:.3f}")
             best = max(values, key=lambda value: (scores[value], -value))
-            fixed[field] = best
+            fixed[setting] = best
             listed.append(
-                Tuning(field=field, task=task.name, scores={f"{value:g}": score for value, score in scores.items()}, chosen=best)
+                Tuning(
+                    field=setting, task=task.name, scores={f"{value:g}": score for value, score in scores.items()}, chosen=best
+                )
             )
         self.tunings[choice.name] = tuple(listed)
         return self.config(choice, seed, **fixed), tuple(listed)
@@ -281,7 +301,7 @@ class _Run:
         """One task's model; the first task of an incremental order is kept from the control task alone."""
         against: list[Task] = []
         if config.how.penalty:
-            order = [self.control, *self.tasks]
+            order = [*([] if self.control is None else [self.control]), *self.tasks]
             against = order if config.penalty == "incremental" else [one for one in order if one.name != task.name]
         start = None
         if choice.start is not None:
@@ -329,30 +349,48 @@ class _Run:
         )
 
     def space_of(self, weights: Mapping[str, Mapping[str, Tensor]], *, tangent: bool) -> Space:
-        if tangent:
-            base = self.encoder.parameters(self.base)
-            live = {}
-            for name, model in weights.items():
-                moved = {key: tensor.float() - base[key].float() for key, tensor in self.encoder.parameters(model).items()}
-                live[name] = {key: tau for key, tau in moved.items() if bool(tau.any())} or moved
-            return TangentSpace(self.evaluator, live, self.out / "cache")
-        vectors = {
-            name: {key: tensor.float() - self.base[key].float() for key, tensor in model.items() if tensor.is_floating_point()}
-            for name, model in weights.items()
-        }
-        return WeightSpace(self.evaluator, self.base, vectors)
+        return self.space_from({name: difference(model, self.base) for name, model in weights.items()}, tangent=tangent)
 
-    def row(self, choice: ParadigmChoice, seed: int) -> ParadigmRow:
-        parts = [
+    def space_from(self, vectors: Mapping[str, Mapping[str, Tensor]], *, tangent: bool) -> Space:
+        return make_space(self.evaluator, self.base, vectors, tangent=tangent, cache=self.out / "cache")
+
+    def parts(self, choice: ParadigmChoice, seed: int) -> list[Any]:
+        """All that a row depends on."""
+        return [
             choice.name,
             seed,
             asdict(choice),
             self.suite.finetune,
             self.names,
-            self.control.name,
+            self.suite.control,
             asdict(self.suite.limits),
             self.quick,
         ]
+
+    def merged(self, choice: ParadigmChoice, seed: int, method: MethodChoice, built: Any) -> Addition:
+        """A paradigm's vectors by a method, its λ chosen on validation as α is."""
+        parts = [self.parts(choice, seed), asdict(method), repr(built)]
+        found = self.cache.get(Addition, parts)
+        if found is None:
+            config, _ = self.tuned_config(choice, seed)
+            models = {task.name: self.trained(choice, task, config).out for task in self.tasks}
+            own = self.space(models, tangent=config.how.linear)
+            individual = {
+                split: {name: own.accuracy({name: 1.0}, name, split) for name in self.names} for split in ("validation", "test")
+            }
+            vector = merged_vector(self.encoder.folder, list(models.values()), list(models), built)
+            space = self.space_from({"merged": vector}, tangent=config.how.linear)
+            grid = (*method.scales, *([] if 1.0 in method.scales else [1.0]))
+            found = addition(space, self.names, grid=grid, vectors={"merged": 1.0}, individual=individual)
+            self.cache.put(found, parts)
+        tuned = found.tuned
+        self.say(
+            f"  {choice.name}, {method.name}: {100 * tuned.absolute:.1f} ({100 * tuned.normalised:.1f}) at λ = {tuned.alpha:g}"
+        )
+        return found
+
+    def row(self, choice: ParadigmChoice, seed: int) -> ParadigmRow:
+        parts = self.parts(choice, seed)
         row = self.cache.get(ParadigmRow, parts)
         if row is None:
             self.say(f"{choice.name}, seed {seed}")
@@ -381,8 +419,9 @@ class _Run:
         added = addition(space, self.names, grid=self.addition_grid)
         facts |= {"addition": added, "individual": added.individual, "cost": self.cost(list(results.values()), config)}
         facts["others_kept"] = mean(self.kept(space, name, "test") for name in self.names)
-        if choice.negate:
-            facts["negation"] = tuple(negation(space, name, self.control.name, grid=self.negation_grid) for name in self.names)
+        if choice.negate and self.control is not None:
+            control = self.control.name
+            facts["negation"] = tuple(negation(space, name, control, grid=self.negation_grid) for name in self.names)
         if choice.leave_out:
             facts["left_out"] = out_of_distribution(space, self.names, grid=self.addition_grid)
         if choice.elsewhere:

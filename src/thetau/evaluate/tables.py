@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from thetau.evaluate.arithmetic import Addition
+from thetau.evaluate.normalised import average
+from thetau.evaluate.paradigms import ParadigmResults
 from thetau.evaluate.results import Row, SuiteResults
 
 _ROLES = {"pretrained": "pre-trained", "individual": "individual"}
@@ -75,4 +78,53 @@ def _best(results: SuiteResults) -> dict[int, str]:
         {column: max((texts[column] for texts in merged), key=float) for column in range(2, len(header(results)))}
         if merged
         else {}
+    )
+
+
+def paradigm_table(results: ParadigmResults) -> Any:
+    """A comparison of paradigms for a terminal: means over tasks and seeds, in percent."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=_about(results), caption_justify="left")
+    columns = ("paradigm", "individual", "α = 1", "norm.", "tuned", "norm.", "α", "negated", "control")
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="left" if number == 0 else "right", no_wrap=True)
+    for name in results.names():
+        rows = results.of(name)
+        if rows[0].joint is not None:
+            table.add_row(name, _percent([average(row.joint) for row in rows if row.joint]))
+            continue
+        individual = _percent([average(row.individual) for row in rows if row.individual])
+        negated = [outcome.tuned for row in rows for outcome in row.negation]
+        removal = [_percent([one.target.value for one in negated]), _percent([one.control.value for one in negated])]
+        table.add_row(name, individual, *_added([row.addition for row in rows if row.addition]), *(removal if negated else []))
+        for method in rows[0].merged:
+            table.add_row(f"  + {method}", "", *_added([row.merged[method] for row in rows if method in row.merged]))
+    return table
+
+
+def _added(found: list[Addition]) -> list[str]:
+    one, tuned = [each.one_shot for each in found], [each.tuned for each in found]
+    return [
+        _percent([each.absolute for each in one]),
+        _percent([each.normalised for each in one]),
+        _percent([each.absolute for each in tuned]),
+        _percent([each.normalised for each in tuned]),
+        ", ".join(f"{each.alpha:g}" for each in tuned),
+    ]
+
+
+def _percent(values: list[float]) -> str:
+    return f"{100 * sum(values) / len(values):.1f}" if values else ""
+
+
+def _about(results: ParadigmResults) -> str:
+    sizes = sorted({size["test"] for size in results.sizes.values()})
+    n = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    control = "" if results.control is None else f", control task {results.control}"
+    quick = " A quick run: smaller than the suite asks for." if results.quick else ""
+    return (
+        f"Suite {results.suite} on {results.backbone}: {len(results.tasks)} tasks{control}; test, in percent, n = {n} a task, "
+        f"{len(results.seeds)} seed{'s' if len(results.seeds) > 1 else ''}. α is chosen on validation.{quick}"
     )

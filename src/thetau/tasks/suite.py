@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,24 @@ class Suite:
             raise RecipeError(unknown, where=f"suite {self.name}")
         return tuple(choice for choice in self.paradigms if choice.name in names)
 
+    def with_paradigms(self, names: Sequence[str]) -> Suite:
+        """The suite with a row, of its own settings, for each of `names` that is a paradigm of fine-tuning and no row yet."""
+        known = {choice.name for choice in self.paradigms}
+        added = tuple(
+            ParadigmChoice(name=name, fields={"paradigm": name}, grid={})
+            for name in names
+            if name not in known and _is_paradigm(name)
+        )
+        return replace(self, paradigms=(*self.paradigms, *added))
+
+    def selected_or_named(self, names: Sequence[str]) -> tuple[MethodChoice, ...]:
+        """The rows of these names; a method that the suite has no row of, with its defaults. Raises `RecipeError`."""
+        own = {choice.name for choice in self.methods} | {choice.method for choice in self.methods}
+        found: list[MethodChoice] = []
+        for name in names:
+            found += self.selected([name]) if name in own else [MethodChoice(name=name, method=name, fields={})]
+        return tuple(found)
+
     def selected(self, names: Sequence[str]) -> tuple[MethodChoice, ...]:
         """The methods whose row's name or method's name is in `names`. Raises `RecipeError` listing the unknown ones."""
         known = {choice.name for choice in self.methods} | {choice.method for choice in self.methods}
@@ -132,6 +150,11 @@ def load_suite(name: str | Path) -> Suite:
     except yaml.YAMLError as error:
         raise RecipeError([f"cannot be read as YAML: {' '.join(str(error).split())}"], where=str(path)) from error
     return parse_suite(content, path.stem, str(path))
+
+
+def _is_paradigm(name: str) -> bool:
+    """Whether it is written as paradigms are: words joined by `+`; `FinetuneConfig` says which are known."""
+    return bool(name) and all(part.isidentifier() for part in name.split("+"))
 
 
 _KEYS = {

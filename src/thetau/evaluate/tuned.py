@@ -1,0 +1,111 @@
+"""Fine-tuned models as task vectors over one base: which task each is of, and in which space it lives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from torch import Tensor
+
+from thetau.checkpoint.safetensors import SafetensorsFile
+from thetau.errors import DataError
+from thetau.evaluate.evaluator import Evaluator
+from thetau.evaluate.spaces import Space, TangentSpace, WeightSpace
+from thetau.finetune.output import read_record, trained_heads
+from thetau.models import Encoder, read_weights
+from thetau.tasks.head import AnyHead
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """A fine-tuned model: the name of its task, where it lies, whether its vector belongs to the tangent space."""
+
+    task: str
+    path: Path
+    tangent: bool
+    base_hash: str | None = None
+
+    def heads(self) -> dict[str, AnyHead]:
+        """The heads that were trained with it, by task."""
+        return trained_heads(self.path) if self.path.is_dir() else {}
+
+
+def open_tuned(given: str | Path) -> Tuned:
+    """A fine-tuned model by its path, whose record names its task, or by `task=path`. Raises `DataError`."""
+    text = str(given)
+    name, equals, rest = text.partition("=")
+    path = Path(rest if equals else text)
+    if not path.exists():
+        raise DataError(f"{path}: no such model. Give its folder, or task=folder.")
+    record = read_record(path) if path.is_dir() else None
+    if not equals and record is None:
+        raise DataError(f"{path}: has no record of its task. Name it: TASK={path}.")
+    return Tuned(
+        task=name if equals else str((record or {})["task"]),
+        path=path,
+        tangent=is_tangent(path),
+        base_hash=None if record is None else record.get("base_hash"),
+    )
+
+
+def is_tangent(path: Path) -> bool:
+    """Whether a checkpoint or a saved vector says that it belongs to the tangent space."""
+    if path.is_dir() and (record := read_record(path)) is not None:
+        return record.get("space") == "tangent"
+    files = sorted(path.glob("model*.safetensors")) if path.is_dir() else [path]
+    return (
+        bool(files) and files[0].suffix == ".safetensors" and SafetensorsFile(files[0]).metadata.get("thetau.space") == "tangent"
+    )
+
+
+def one_space(models: Sequence[Tuned], encoder: Encoder) -> bool:
+    """Whether all the models live in the tangent space, or none. Raises `DataError`: some do, another base, a task twice."""
+    if not models:
+        raise DataError("at least one fine-tuned model is needed. Got none.")
+    for model in models:
+        if model.base_hash not in (None, encoder.base_hash):
+            raise DataError(
+                f"{model.path}: was fine-tuned from another base than {encoder.folder} (their contents differ). Give its own base."
+            )
+    names = [model.task for model in models]
+    if len(set(names)) != len(names):
+        raise DataError(f"each model must be of another task. Got {', '.join(names)}; name them apart: NAME=folder.")
+    tangent = [model for model in models if model.tangent]
+    if tangent and len(tangent) < len(models):
+        other = next(model for model in models if not model.tangent)
+        raise DataError(
+            f"{tangent[0].path} belongs to the tangent space and {other.path} does not. "
+            "Task vectors are added in one space: fine-tune them with the same paradigm."
+        )
+    return bool(tangent)
+
+
+def read_vectors(models: Sequence[Tuned], encoder: Encoder, base: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The task vector of each model in float32, by the checkpoint's names; `base` are the weights of `encoder`'s."""
+    return {model.task: difference(read_weights(model.path, base=encoder.folder), base) for model in models}
+
+
+def difference(weights: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """θ − θ₀ of the floating-point tensors, in float32."""
+    return {name: tensor.float() - base[name].float() for name, tensor in weights.items() if tensor.is_floating_point()}
+
+
+def make_space(
+    evaluator: Evaluator,
+    base: Mapping[str, Tensor],
+    vectors: Mapping[str, Mapping[str, Tensor]],
+    *,
+    tangent: bool,
+    cache: Path | None = None,
+) -> Space:
+    """The space in which `vectors` (by the checkpoint's names) are evaluated: the model itself, or its linear form."""
+    if not tangent:
+        return WeightSpace(evaluator, base, vectors)
+    live = {}
+    for name, vector in vectors.items():
+        moved = evaluator.encoder.parameters(vector)
+        live[name] = {key: tau for key, tau in moved.items() if bool(tau.any())} or moved
+    return TangentSpace(evaluator, live, cache)
