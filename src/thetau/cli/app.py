@@ -13,6 +13,7 @@ from thetau.cli.inspect import inspect
 from thetau.cli.merge import merge
 from thetau.cli.methods import methods
 from thetau.cli.suite import suite_app
+from thetau.cli.tune import tune
 from thetau.cli.vector import vector_app
 from thetau.cli.verify import verify
 
@@ -48,4 +49,5 @@ app.command()(methods)
 app.add_typer(vector_app, name="vector")
 app.command()(finetune)
 app.command()(evaluate)
+app.command()(tune)
 app.add_typer(suite_app, name="suite")
