@@ -59,6 +59,8 @@ def _open_path(path: Path, base: Source | None) -> Source:
         raise CheckpointError(f"{path}: neither a file nor a folder.")
     if (path / "model.safetensors.index.json").exists():
         return open_index(path / "model.safetensors.index.json")
+    if (path / "open_clip_config.json").exists() and (path / "open_clip_model.safetensors").exists():
+        return open_file(path / "open_clip_model.safetensors", path)  # beside it lies the image tower alone, for timm
     if (path / "model.safetensors").exists():
         return open_file(path / "model.safetensors", path)
     if is_adapter(path):

@@ -43,18 +43,24 @@ def run(
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(help="With --paradigm: seeds 0..n−1.", min=1)] = 1,
+    backbone: Annotated[
+        str | None, typer.Option(help="Another model than the suite's: folder, packaged model or hub id.")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A small run: few steps, few examples, at most two λ.")] = False,
 ) -> None:
     """Fine-tune every task, merge with every method, choose λ on validation, report on test. Writes results.json, .md and .png.
 
     thetau suite run demo --out runs/demo
     """
+    from dataclasses import replace
+
     from thetau.evaluate.suite import run_suite
     from thetau.evaluate.tables import rich_table
     from thetau.plots import suite_bars
     from thetau.tasks import load_suite
 
     suite = load_suite(name)
+    suite = replace(suite, backbone=backbone) if backbone else suite
     rows, chosen = _listed(paradigm), _listed(methods)
     if rows or not suite.methods:
         from thetau.evaluate.paradigms import run_paradigms

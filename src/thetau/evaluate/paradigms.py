@@ -191,7 +191,7 @@ def run_paradigms(
 def _quick(suite: Suite) -> Suite:
     return replace(
         suite,
-        tasks=suite.tasks[:3],
+        tasks=tuple(name for name in suite.tasks if name != suite.control)[:3],
         finetune={**suite.finetune, "steps": 6, "batch_size": 8},
         limits=replace(suite.limits, validation=min(24, suite.limits.validation), test=min(40, suite.limits.test)),
         paradigms=tuple(
@@ -210,7 +210,7 @@ def _quick(suite: Suite) -> Suite:
 class _Run:
     def __init__(self, suite: Suite, out: Path, data: Path | None, quick: bool, say: Callable[[str], None]) -> None:
         self.suite, self.out, self.quick, self.say = suite, out, quick, say
-        self.tasks = [load_task(name, data) for name in suite.tasks]
+        self.tasks = [load_task(name, data) for name in suite.tasks if name != suite.control]
         self.control: Task | None = None if suite.control is None else load_task(suite.control, data)
         self.everything = [*self.tasks, *([] if self.control is None else [self.control])]
         self.encoder = load_encoder(suite.backbone)

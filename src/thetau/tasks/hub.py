@@ -29,6 +29,7 @@ def read_dataset(
     limit: int | None = None,
     *,
     labels: tuple[str, ...] | None,
+    same_names: bool = True,
 ) -> Split:
     """One split of a data set of the hub, of a local folder that `datasets` can read, or of a `.jsonl` or `.parquet` file.
 
@@ -45,12 +46,18 @@ def read_dataset(
     where = _where(name, config, split)
     table = _table(name, config, split, where)
     _check_columns(columns, table.column_names, where)
-    _check_names(table, columns["label"], labels, where)
+    _check_names(table, columns["label"], labels, where, same=same_names)
     return _rows(lambda column: list(table[column]), columns, labels, where).limited(limit)
 
 
 def read_image_dataset(
-    name: str | Path, config: str | None, split: str, columns: Mapping[str, str], *, labels: tuple[str, ...]
+    name: str | Path,
+    config: str | None,
+    split: str,
+    columns: Mapping[str, str],
+    *,
+    labels: tuple[str, ...],
+    same_names: bool = True,
 ) -> ImageSplit:
     """As `read_dataset`, of images; `columns`: `image` and `label` → the data set's column. Files are decoded when needed."""
     where = _where(name, config, split)
@@ -60,7 +67,7 @@ def read_image_dataset(
         raise DataError(
             f"{where}: no column {missing[0]!r}. Known: {', '.join(table.column_names)}.{nearest(str(missing[0]), table.column_names)}"
         )
-    _check_names(table, columns["label"], labels, where)
+    _check_names(table, columns["label"], labels, where, same=same_names)
     undecoded = table.cast_column(columns["image"], import_module("datasets").Image(decode=False))
     return images_of(list(undecoded[columns["image"]]), list(table[columns["label"]]), labels, where)
 
@@ -84,12 +91,17 @@ def _table(name: str | Path, config: str | None, split: str, where: str) -> Any:
             raise DataError(f"{where}: cannot be read ({reason}). Check the name, the configuration and the split.") from error
 
 
-def _check_names(table: Any, column: str, labels: tuple[str, ...] | None, where: str) -> None:
-    """The classes that a data set names must be the task's, in their order; spelling may differ in case and punctuation."""
+def _check_names(table: Any, column: str, labels: tuple[str, ...] | None, where: str, *, same: bool) -> None:
+    """The classes that a data set names must be the task's, in their order; spelling may differ in case and punctuation.
+
+    Where they need not be the same, they must be as many.
+    """
     own = getattr(table.features[column], "names", None)
     if labels is None or own is None:
         return
-    if [_plain(label) for label in labels] != [_plain(str(name)) for name in own]:
+    if len(own) != len(labels):
+        raise DataError(f"{where}: the data set has {len(own)} classes and the task {len(labels)}. Correct `labels`.")
+    if same and [_plain(label) for label in labels] != [_plain(str(name)) for name in own]:
         raise DataError(f"{where}: `labels` must be the data set's own names in its order, {own}. Got {list(labels)}.")
 
 

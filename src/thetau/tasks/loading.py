@@ -15,7 +15,7 @@ from thetau.tasks.source import FileSource, HubSource
 from thetau.tasks.task import HeadKind, Metric, Task
 
 _META = "meta.json"
-_HUB_KEYS = ("name", "config", "splits", "columns")
+_HUB_KEYS = ("name", "config", "splits", "columns", "class_names")
 _ROLES = ("text", "text2", "image", "label")
 
 
@@ -136,7 +136,10 @@ def _hub(given: Any, problems: list[str]) -> HubSource | None:
         problems.append(f"`hub.splits` must map train, test and perhaps validation to the data set's splits. Got {splits!r}.")
     if not isinstance(columns, dict) or not set(columns) <= set(_ROLES):
         problems.append(f"`hub.columns` must map {', '.join(_ROLES)} to columns. Got {columns!r}.")
-    return HubSource(name=given["name"], config=given.get("config"), splits=splits, columns=columns)
+    class_names = given.get("class_names", "same")
+    if class_names not in ("same", "by_number"):
+        problems.append(f"`hub.class_names` must be same or by_number. Got {class_names!r}.")
+    return HubSource(name=given["name"], config=given.get("config"), splits=splits, columns=columns, class_names=class_names)
 
 
 def _local(hub: HubSource, data: Path | None) -> HubSource:

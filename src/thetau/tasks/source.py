@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import final
+from typing import Literal, final
 
 from thetau.errors import DataError
 from thetau.tasks.hub import read_dataset, read_image_dataset, read_parquet
@@ -25,15 +25,19 @@ class HubSource:
     - `splits`: split → the data set's own. Without `validation`, a tenth of `train` (at most 5,000 examples) is held out for it, the
       same one always, as the task-arithmetic papers do (Ilharco et al., ICLR 2023).
     - `columns`: text, text2, image, label → the data set's column.
+    - `class_names`: `same`, the data set's names must be the task's labels; `by_number`, the labels are other words for its classes,
+      in the same order, such as CLIP's.
     """
 
     name: str
     config: str | None = None
     splits: Mapping[str, str] = field(default_factory=lambda: {"train": "train", "test": "test"})
     columns: Mapping[str, str] = field(default_factory=dict)
+    class_names: Literal["same", "by_number"] = "same"
 
     def read(self, split: str, kind: Kind, labels: tuple[str, ...] | None) -> AnySplit:
         """All the examples of a split. Raises `DataError`."""
+        same = self.class_names == "same"
         held_out = "validation" not in self.splits and split in ("train", "validation")
         own = "train" if held_out else split
         if own not in self.splits:
@@ -41,11 +45,11 @@ class HubSource:
         examples: AnySplit
         if kind == "image":
             columns = {"image": "image", "label": "label", **self.columns}
-            examples = read_image_dataset(self.name, self.config, self.splits[own], columns, labels=labels or ())
+            examples = read_image_dataset(self.name, self.config, self.splits[own], columns, labels=labels or (), same_names=same)
         else:
             texts = ("text", "text2") if kind == "text_pair" else ("text",)
             columns = {name: self.columns.get(name, name) for name in (*texts, "label")}
-            examples = read_dataset(self.name, self.config, self.splits[own], columns, labels=labels)
+            examples = read_dataset(self.name, self.config, self.splits[own], columns, labels=labels, same_names=same)
         return _held_out(examples, split, self.name) if held_out else examples
 
 

@@ -74,7 +74,10 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """`finetune` holds fields of the fine-tuning config, and `finetune_of` those in which a task differs."""
+    """`finetune` holds fields of the fine-tuning config, and `finetune_of` those in which a task differs.
+
+    `control` is the task that negation must keep; a comparison of paradigms trains no model on it, also when it is one of `tasks`.
+    """
 
     name: str
     description: str
@@ -218,8 +221,8 @@ def parse_suite(content: Any, name: str, where: str) -> Suite:
         for key, other in (("start", choice.start), ("like", choice.like))
         if other is not None and (other not in names or other == choice.name)
     ]
-    if content.get("control") in tasks:
-        problems.append(f"`control` must not be one of the tasks. Got {content['control']!r}.")
+    if content.get("control") in tasks and len(tasks) < 2:
+        problems.append(f"`control` must not be the only task. Got {content['control']!r}.")
     if not methods and not paradigms and not problems:
         problems.append("`methods` or `paradigms` is needed and must not be empty.")
     if problems:
