@@ -17,7 +17,11 @@ diagnose_app = typer.Typer(
 )
 
 Models = Annotated[
-    list[str], typer.Argument(help="Fine-tuned models, whose records name their tasks, or TASK=MODEL; folders or files.")
+    list[str] | None,
+    typer.Argument(
+        help="Fine-tuned models, whose records name their tasks, or TASK=MODEL; folders or files. "
+        "RUN:ROW takes those of a row of a comparison of paradigms, RUN:ROW:1 those of its seed 1."
+    ),
 ]
 Base = Annotated[str, typer.Option("--base", "-b", help="The pre-trained model: gives architecture, tokenizer, heads.")]
 Data = Annotated[Path | None, typer.Option("--data", help="Folder of task folders; looked at before the shipped tasks.")]
@@ -32,7 +36,8 @@ Results = Annotated[Path, typer.Argument(help="The paradigms.json of `thetau sui
 
 @diagnose_app.command("tau-jp")
 def tau_jp(
-    models: Models,
+    models: Models = None,
+    *,
     out: Out,
     base: Base = "all-MiniLM-L6-v2",
     data: Data = None,
@@ -49,7 +54,7 @@ def tau_jp(
     from thetau.diagnostics.interference import interference
     from thetau.plots.diagnose import interference_chart
 
-    opened = _open(models, base, data, split, limit, max_length, image_size, cache)
+    opened = _open(_models(models), base, data, split, limit, max_length, image_size, cache)
     result = interference(opened.space, opened.linear, opened.vectors, split=split)
     rows = [
         [f"{pair.a} · {pair.b}", f"{pair.tau_jp:.4g}", f"{pair.cosine:+.3f}", f"{100 * pair.normalised:.1f}"]
@@ -68,7 +73,8 @@ _TAU_JP = ("pair", "τJp", "cosine", "normalised accuracy")
 
 @diagnose_app.command()
 def disentanglement(
-    models: Models,
+    models: Models = None,
+    *,
     out: Out,
     base: Base = "all-MiniLM-L6-v2",
     data: Data = None,
@@ -91,11 +97,12 @@ def disentanglement(
     from thetau.errors import RecipeError
     from thetau.plots.diagnose import disentanglement_chart
 
-    if len(models) != 2:
-        raise RecipeError([f"the disentanglement error is of two models. Got {len(models)}."], "models")
+    given = _models(models)
+    if len(given) != 2:
+        raise RecipeError([f"the disentanglement error is of two models. Got {len(given)}."], "models")
     if distance not in ("disagreement", "kl"):
         raise RecipeError([f"`--distance` must be disagreement or kl. Got {distance!r}."], "options")
-    opened = _open(models, base, data, split, limit, max_length, image_size, cache)
+    opened = _open(given, base, data, split, limit, max_length, image_size, cache)
     a, b = opened.vectors
     result = measure(
         opened.space,
@@ -119,7 +126,8 @@ def disentanglement(
 
 @diagnose_app.command()
 def kernel(
-    models: Models,
+    models: Models = None,
+    *,
     out: Out,
     base: Base = "all-MiniLM-L6-v2",
     data: Data = None,
@@ -137,7 +145,7 @@ def kernel(
     from thetau.evaluate.spaces import WeightSpace
     from thetau.plots.diagnose import kernel_chart
 
-    opened = _open(models, base, data, split, limit, max_length, image_size, cache)
+    opened = _open(_models(models), base, data, split, limit, max_length, image_size, cache)
     model = WeightSpace(opened.evaluator, opened.weights, opened.vectors)
     result = kernel_test(model, opened.linear, opened.evaluator, list(opened.vectors), split=split)
     _write(result, kernel_chart, out, "kernel")
@@ -178,7 +186,7 @@ def cosine(
         name, equals, listed = entry.partition("=")
         if not equals or not listed or name in groups:
             raise RecipeError([f"`--group` must be NAME=MODEL,MODEL,…, each name once. Got {entry!r}."], "options")
-        tuned = [open_tuned(model) for model in listed.split(",")]
+        tuned = [open_tuned(model) for model in _models(listed.split(","))]
         one_space(tuned, encoder)
         groups[name] = read_vectors(tuned, encoder, weights)
     result = cosines(groups)
@@ -243,6 +251,28 @@ def cost(results: Results, out: Out) -> None:
         for row in result.rows
     ]
     _table("", rows, "paradigm", "trained", "s a step", "relative", "peak GB so far")
+
+
+def _models(given: Sequence[str] | None) -> list[str]:
+    """The models that were named, those of a run's row in place of `RUN:ROW`."""
+    from thetau.errors import RecipeError
+    from thetau.evaluate.paradigms import load_paradigm_results
+
+    found: list[str] = []
+    for entry in given or []:
+        run, colon, row = entry.partition(":")
+        listing = Path(run) / "paradigms.json"
+        if Path(entry).exists() or not colon or not listing.is_file():
+            found.append(entry)
+            continue
+        name, _, seed = row.partition(":")
+        rows = [one for one in load_paradigm_results(listing).of(name) if str(one.seed) == (seed or "0") and one.models]
+        if not rows:
+            raise RecipeError([f"{listing}: no row {name!r} of seed {seed or 0} with models of its own."], "models")
+        found += [str(Path(run) / folder) for folder in rows[0].models.values()]
+    if not found:
+        raise RecipeError(["name at least one fine-tuned model."], "models")
+    return found
 
 
 class _Opened:

@@ -82,6 +82,7 @@ class ParadigmRow:
     - `space`: where its vectors are evaluated. `joint`: one model for all tasks, so that there is nothing to add.
     - `elsewhere`: the same vectors added in the other space: linear ones in the model, others in its linear form (post hoc).
     - `merged`: row of a method → the vector that it makes of all, at its λ.
+    - `models`: task → folder of its model, from the run's own.
     - `others_kept`: pre-trained accuracy on the other tasks that a single vector at α = 1 keeps, a mean over ordered pairs.
     """
 
@@ -100,6 +101,7 @@ class ParadigmRow:
     trace: tuple[TracePoint, ...] = ()
     others_kept: float | None = None
     cost: Cost | None = None
+    models: dict[str, str] = field(default_factory=dict)
 
 
 @final
@@ -182,7 +184,7 @@ def run_paradigms(
             merged = (
                 {} if row.joint is not None else {one.name: run.merged(choice, seed, one, built[one.name]) for one in choices}
             )
-            rows.append(replace(row, merged=merged))
+            rows.append(replace(row, merged=merged, models=run.models(choice, seed)))
             results = run.results(rows, seeds)
             results.save(out / "paradigms.json")
     return results
@@ -326,6 +328,13 @@ class _Run:
                 f"  {choice.name}, {task.name}, seed {config.seed}: loss {result.first_loss:.2f} → {result.last_loss:.2f}, {result.seconds:.0f} s"
             )
         return result
+
+    def models(self, choice: ParadigmChoice, seed: int) -> dict[str, str]:
+        """Where a row's models lie in the run's folder; none for a joint one."""
+        config, _ = self.tuned_config(choice, seed)
+        if config.how.joint:
+            return {}
+        return {task.name: str(self.trained(choice, task, config).out.relative_to(self.out)) for task in self.tasks}
 
     def joint(self, config: FinetuneConfig) -> FinetuneResult:
         """All tasks in one model, with as many steps as the individuals together."""
