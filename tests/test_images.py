@@ -40,19 +40,14 @@ from thetau.tasks.images import (
     read_npz,
 )
 from thetau.tasks.probe import LinearHead, class_means_head, linear_probe_head
-from tiny import WORDS
 from tiny import one_thread as one_thread
+from tiny_vision import frame, made, saved, write_npz
 
 transformers = pytest.importorskip("transformers")
 PIL = pytest.importorskip("PIL.Image")
 
 LABELS = ("cat", "dog", "bird")
-SIZES: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
 Array = np.ndarray[Any, Any]
-
-
-def frame(*shape: int, seed: int = 0) -> Array:
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
 def file_of(image: Array, kind: str = "png") -> bytes:
@@ -100,12 +95,6 @@ def test_images_and_labels_must_be_equally_many() -> None:
 
 
 # npz
-
-
-def write_npz(path: Path, **arrays: Any) -> Path:
-    whole = {"train_images": frame(6, 5, 4, 3), "train_labels": np.array([0, 1, 2] * 2, dtype=np.uint8)} | arrays
-    np.savez_compressed(path, **{name: array for name, array in whole.items() if array is not None})
-    return path
 
 
 @pytest.mark.parametrize("shape", [(6, 5, 4), (6, 5, 4, 3)])
@@ -445,49 +434,7 @@ def test_bad_sizes_and_crops(fields: dict[str, Any], message: str) -> None:
 # Encoders
 
 
-def made(kind: str) -> Any:
-    """A tiny random model of transformers."""
-    vision = {**SIZES, "intermediate_size": 32}
-    text = {
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "vocab_size": len(WORDS) + 4,
-    }
-    text |= {"max_position_embeddings": 16, "bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        match kind:
-            case "dinov2":
-                model = transformers.Dinov2Model(transformers.Dinov2Config(**SIZES))
-            case "vit":
-                model = transformers.ViTModel(transformers.ViTConfig(**vision))
-            case "vit-classifier":
-                model = transformers.ViTForImageClassification(transformers.ViTConfig(**vision))
-            case "clip":
-                model = transformers.CLIPModel(transformers.CLIPConfig(vision_config=vision, text_config=text, projection_dim=8))
-            case "clip-vision":
-                model = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**vision))
-            case _:
-                model = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**vision, projection_dim=8))
-        for parameter in model.parameters():  # away from transformers' zeros and ones, so that every tensor counts
-            torch.nn.init.normal_(parameter, std=0.3)
-    return model.eval()
-
-
 KINDS = ("dinov2", "vit", "vit-classifier", "clip", "clip-vision", "clip-projection")
-
-
-def saved(folder: Path, model: Any, dtype: torch.dtype = torch.float32) -> Path:
-    model.config.architectures = [type(model).__name__]
-    bars = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
-    model.to(dtype).save_pretrained(folder)
-    model.float()
-    if bars:
-        transformers.utils.logging.enable_progress_bar()
-    return folder
 
 
 def expected(model: Any, images: Tensor) -> Tensor:
