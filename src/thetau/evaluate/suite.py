@@ -117,6 +117,7 @@ class _Run:
             tasks,
             limits={"validation": limits.validation, "test": limits.test},
             max_length=limits.max_length,
+            image_size=limits.image_size,
             cache=out / "cache",
             on_tokens=self.advance,
         )
@@ -166,6 +167,7 @@ class _Run:
                 self.out / "finetuned" / task.name / _settings_key(config),
                 config,
                 base=self.suite.backbone,
+                heads=self.evaluator.heads,
                 tick=partial(self.trained, share, text),
             )
             if result.cached:
