@@ -22,6 +22,7 @@ lint: $(VENV)/.ready  ## style and types
 
 docs: $(VENV)/.ready  ## the pages, strictly
 	$(BIN)/python tools/make_docs.py
+	$(BIN)/python tools/make_paradigms.py
 	$(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.ready .venv-mergekit/.ready  ## the engine against the floor and mergekit, the solvers against plain loops; writes benchmarks/results

@@ -61,11 +61,14 @@ def figures_page() -> str:
         "",
     ]
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+        if path.stem == "paradigms":  # has a page of its own
+            continue
         result = json.loads(path.read_text(encoding="utf-8"))
         command = "make demo readme" if path.stem == "demo" else _command(path.stem, result)
         lines += [f"## {path.stem}", "", f"`{command}`", ""]
         if "machine" in result:
-            lines += [", ".join(f"{key} {value}" for key, value in result["machine"].items()), ""]
+            about = result["machine"]
+            lines += [about if isinstance(about, str) else ", ".join(f"{key} {value}" for key, value in about.items()), ""]
         for title, rows in _tables(result):
             lines += [f"**{title}**", "", *_markdown(rows), ""]
     return "\n".join(lines)
