@@ -56,11 +56,13 @@ def finetune(
     """Fine-tune a model on one task, or jointly on several. The head is frozen. The same run twice is done once; an interrupted one goes on.
 
     thetau finetune --model all-MiniLM-L6-v2 --task sms_spam --paradigm attention -o models/sms_spam
+
+    Several GPUs, or with --cpu processes, share each batch: accelerate launch --num_processes 2 -m thetau finetune ...
     """
     from thetau.cli.common import parse_fields
     from thetau.finetune import FinetuneConfig
     from thetau.finetune import finetune as run
-    from thetau.finetune.progress import bar
+    from thetau.finetune.progress import bar, is_first
     from thetau.models import load_encoder
     from thetau.tasks import load_task
 
@@ -99,6 +101,8 @@ def finetune(
             start=start,
             tick=lambda step, loss: progress.advance(1, f"fine-tune {name}, loss {loss:.3f}"),
         )
+    if not is_first():
+        return
     if result.cached:
         typer.echo(f"{out}: already holds this run (same config, data and base); nothing done.")
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +31,9 @@ def adapted(encoder: Encoder, config: FinetuneConfig) -> Iterator[Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         try:
-            model: Any = get_peft_model(backbone, settings)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for what it is renaming
+                model: Any = get_peft_model(backbone, settings)
         except ValueError as error:
             reason = str(error).strip().splitlines()[0]
             raise DataError(f"lora_targets={config.lora_targets}: peft cannot adapt these modules ({reason}).") from error
@@ -48,7 +51,8 @@ def save_adapter(model: Any, folder: Path, base: str) -> None:
     """adapter_config.json and adapter_model.safetensors; `base` is what the adapter says it belongs to."""
     for settings in model.peft_config.values():
         settings.base_model_name_or_path = base
-    model.save_pretrained(str(folder))
+    # Embeddings are no target here; "auto" would ask the hub for the base to see whether they were resized.
+    model.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -19,7 +19,7 @@ from thetau.finetune.config import FinetuneConfig
 from thetau.finetune.lesson import Lesson, to_device
 from thetau.finetune.penalty import Penalty
 from thetau.finetune.processes import Processes
-from thetau.finetune.state import StateFolder
+from thetau.finetune.state import Saved, StateFolder, random_state, set_random_state
 from thetau.finetune.views import LinearView, ModelView, View
 from thetau.models.parts import chosen_names
 from thetau.tasks.head import AnyHead
@@ -75,8 +75,9 @@ def train(
     - `start`: τ to begin from, by parameter name (linear paradigms).
     - `frozen`: parameters that no scope trains.
     - `state`: where a resumable state is kept every `config.save_every` steps, and found.
-    - `snapshot(step, trained)`: called before the first step and after each, with what is trained (τ in linear paradigms).
-    - `tick(step, loss)`: called after each step.
+    - `snapshot(step, trained)`: called before the first step and after each, with what is trained (τ in linear paradigms); in the first
+      process only.
+    - `tick(step, loss)`: called after each step, in every process.
 
     The result depends on the arguments alone: the caller's random state is neither read nor changed. Raises `DataError` when the loss
     diverges, when nothing is trained, or when the model has no linear form.
@@ -101,7 +102,8 @@ def train(
     first = 0 if saved is None else saved.step
     losses: list[float] = [] if saved is None else list(saved.losses)
     penalties: list[float] = [] if saved is None else list(saved.penalties)
-    with torch.random.fork_rng(devices=[]):
+    _same_start(first, processes, state)
+    with torch.random.fork_rng(devices=[processes.device] if processes.device.type == "cuda" else []):
         torch.manual_seed(config.seed + 1000003 * processes.rank)
         try:
             view: View = LinearView(module, names, start) if how.linear else ModelView(module, names)
@@ -110,8 +112,9 @@ def train(
             penalty = Penalty([_placed(one, processes) for one in against], config, first) if how.penalty else None
             if saved is not None:
                 _restore(saved.tensors, learnt, optimiser)
+                _restore_random(saved, config, processes)
             if snapshot is not None and first == 0:
-                snapshot(0, view.trained)
+                processes.once(snapshot, 0, view.trained)
             for step, (turn, indices) in enumerate(islice(_batches(lessons, config), first, config.steps), start=first):
                 rate = learning_rate(step, config)
                 for group in optimiser.param_groups:
@@ -125,9 +128,9 @@ def train(
                 view.decay(rate * config.weight_decay)
                 optimiser.step()
                 if snapshot is not None:
-                    snapshot(step + 1, view.trained)
-                if state is not None and config.save_every and (step + 1) % config.save_every == 0 and processes.first:
-                    state.save(step + 1, _content(learnt, optimiser), losses, penalties)
+                    processes.once(snapshot, step + 1, view.trained)
+                if state is not None and config.save_every and (step + 1) % config.save_every == 0:
+                    processes.once(state.save, step + 1, _content(learnt, optimiser, processes), losses, penalties)
                 if tick is not None:
                     tick(step + 1, losses[-1])
             view.finish()
@@ -216,13 +219,21 @@ def _gradients(
                 extra += term.item()
     view.collect()
     if processes.count > 1:
-        sums = torch.tensor([total, extra], device=processes.device)
-        for tensor in learnt.values():
-            if tensor.grad is None:
-                tensor.grad = torch.zeros_like(tensor)
-        processes.sum([tensor.grad for tensor in learnt.values() if tensor.grad is not None])
-        processes.sum([sums])
-        total, extra = (float(value) for value in sums)
+        total, extra = _sum(learnt.values(), total, extra, processes)
+    return total, extra
+
+
+def _sum(learnt: Iterable[Tensor], total: float, extra: float, processes: Processes) -> tuple[float, float]:
+    """Sum gradients, loss and penalty over the processes. What has no gradient in any of them gets none, so that the optimiser passes over
+    it, as it does in one process.
+    """
+    tensors = list(learnt)
+    sums = torch.tensor([total, extra, *(float(tensor.grad is not None) for tensor in tensors)], device=processes.device)
+    grads = [torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for tensor in tensors]
+    processes.sum([sums, *grads])
+    total, extra, *holders = sums.tolist()
+    for tensor, grad, holder in zip(tensors, grads, holders, strict=True):
+        tensor.grad = grad if holder else None
     return total, extra
 
 
@@ -248,9 +259,10 @@ def _optimiser(view: View, learnt: Mapping[str, Tensor], config: FinetuneConfig)
     )
 
 
-def _content(learnt: Mapping[str, Tensor], optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _content(learnt: Mapping[str, Tensor], optimiser: torch.optim.Optimizer, processes: Processes) -> dict[str, Tensor]:
     """All that the next step depends on."""
-    content: dict[str, Tensor] = {"random": torch.get_rng_state()}
+    states = processes.gather(random_state(processes.device))
+    content = {_random_name(rank): one for rank, one in enumerate(states)}
     for name, tensor in learnt.items():
         content[f"trained/{name}"] = tensor
         content |= {f"{key}/{name}": value for key, value in optimiser.state.get(tensor, {}).items()}
@@ -258,7 +270,6 @@ def _content(learnt: Mapping[str, Tensor], optimiser: torch.optim.Optimizer) -> 
 
 
 def _restore(content: Mapping[str, Tensor], learnt: Mapping[str, Tensor], optimiser: torch.optim.Optimizer) -> None:
-    torch.set_rng_state(content["random"])
     with torch.no_grad():
         for name, tensor in learnt.items():
             tensor.copy_(content[f"trained/{name}"])
@@ -267,6 +278,28 @@ def _restore(content: Mapping[str, Tensor], learnt: Mapping[str, Tensor], optimi
                 optimiser.state[tensor] = {
                     key: value.to(tensor.device if key != "step" else "cpu") for key, value in found.items()
                 }
+
+
+def _restore_random(saved: Saved, config: FinetuneConfig, processes: Processes) -> None:
+    """This process's random state; one that the state does not know, as the run had fewer processes, begins its own."""
+    found = saved.tensors.get(_random_name(processes.rank))
+    if found is None:
+        torch.manual_seed(random.Random(f"{config.seed}/{processes.rank}/{saved.step}").getrandbits(63))
+    else:
+        set_random_state(found, processes.device)
+
+
+def _random_name(rank: int) -> str:
+    return f"random/{rank}" if rank else "random"
+
+
+def _same_start(first: int, processes: Processes, state: StateFolder | None) -> None:
+    steps = [int(step) for step in processes.gather(torch.tensor(first))]
+    if len(set(steps)) > 1:
+        folder = None if state is None else state.folder
+        raise DataError(
+            f"all processes must begin at one step, but they find states of steps {steps}. The folder must be one that all of them see: {folder}."
+        )
 
 
 def _guessing(lesson: Lesson) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,10 +31,15 @@ class Bar:
         self.progress.console.print(line, highlight=False)
 
 
+def is_first() -> bool:
+    """Whether this process speaks for the run: the only one, or the first of those that a launcher started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def bar(text: str, total: int | float, unit: str, console: Any = None) -> Iterator[Bar]:
-    """A bar on stderr (or `console`) while the block runs, shown where that is a terminal. `unit` names what is counted in the rate; an empty one shows
-    percent.
+    """A bar on stderr (or `console`) while the block runs, shown where that is a terminal, and of several processes by the first alone.
+    `unit` names what is counted in the rate; an empty one shows percent.
     """
     from rich.console import Console
     from rich.progress import (
@@ -54,5 +60,7 @@ def bar(text: str, total: int | float, unit: str, console: Any = None) -> Iterat
     counted = [MofNCompleteColumn(), Rate()] if unit else [TaskProgressColumn()]
     columns = [TextColumn("{task.description}"), BarColumn(), *counted, TimeRemainingColumn(compact=True), TextColumn("left")]
     console = console or Console(stderr=True)
-    with Progress(*columns, console=console, speed_estimate_period=120, disable=not console.is_terminal) as progress:
+    with Progress(
+        *columns, console=console, speed_estimate_period=120, disable=not (console.is_terminal and is_first())
+    ) as progress:
         yield Bar(progress=progress, row=progress.add_task(text, total=total), total=total)

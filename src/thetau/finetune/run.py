@@ -81,6 +81,10 @@ def finetune(
     - `start`: a checkpoint of the tangent space over the same base; its τ is trained further.
     - `heads`: task → its frozen head, where it was made before; with `config.train_head`, where its training begins.
     - `snapshots`: steps after which the weights are kept, as `out/snapshots/<step>.safetensors`.
+
+    Under `accelerate launch` (`pip install 'thetau[train]'`) every process calls this and takes a share of each batch; `tick` is called
+    in all of them, the first one writes: `accelerate launch --num_processes 4 -m thetau finetune …`, or a script of one's own. Without a
+    GPU, add `--cpu`.
     """
     if weights_hash(encoder.weights()) != encoder.base_hash:
         raise DataError(
@@ -139,10 +143,9 @@ def finetune(
 
         with adapted(encoder, config) as model:
             record |= measured(train(encoder.module, lessons, config, **options))
-            if processes.first:
-                adapter = {name: tensor for name, tensor in model.state_dict().items() if "lora_" in name}
-                record["weights_hash"] = weights_hash(adapter)
-                write_folder(out, lambda folder: save_adapter(model, folder, base), record, learnt)
+            adapter = {name: tensor for name, tensor in model.state_dict().items() if "lora_" in name}
+            record["weights_hash"] = weights_hash(adapter)
+            processes.once(write_folder, out, lambda folder: save_adapter(model, folder, base), record, learnt)
     else:
         try:
             record |= measured(
@@ -161,9 +164,7 @@ def finetune(
         finally:
             encoder.load(before, base)
         record["weights_hash"] = weights_hash(weights)
-        if processes.first:
-            write_checkpoint(out, weights, encoder.folder, record, kept.folder, learnt)
-    processes.wait()
+        processes.once(write_checkpoint, out, weights, encoder.folder, record, kept.folder, learnt)
     if state is not None and processes.first:
         state.remove()
     return _result(record, out, cached=False)

@@ -1,4 +1,5 @@
-"""The state of an unfinished run on disk: what is trained, the optimiser's moments, the random state, the losses so far.
+"""The state of an unfinished run on disk: what is trained, the optimiser's moments, each process's random state, the
+losses so far.
 
 One safetensors file, replaced whole at each save. A run that finds it goes on where it was, to the same bits.
 """
@@ -88,6 +89,15 @@ class StateFolder:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def random_state() -> Tensor:
-    """torch's random state on the CPU, as a tensor."""
-    return torch.get_rng_state()
+def random_state(device: torch.device) -> Tensor:
+    """torch's random state: of the CPU, and of the GPU where the model is on one."""
+    state = torch.get_rng_state()
+    return torch.cat([state, torch.cuda.get_rng_state(device)]) if device.type == "cuda" else state
+
+
+def set_random_state(state: Tensor, device: torch.device) -> None:
+    """Go on from a `random_state`."""
+    size = torch.get_rng_state().numel()
+    torch.set_rng_state(state[:size].clone())
+    if device.type == "cuda" and state.numel() > size:
+        torch.cuda.set_rng_state(state[size:].clone(), device)
