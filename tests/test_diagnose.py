@@ -175,8 +175,8 @@ def test_the_divergence_in_one_direction(bench: Bench) -> None:
     assert both[0].error != both[1].error
     with pytest.raises(DataError, match="two different tasks"):
         disentanglement(bench.linear("linear"), bench.evaluator, ("animals", "animals"))
-    with pytest.raises(DataError, match="different finite numbers"):
-        disentanglement(bench.linear("linear"), bench.evaluator, NAMES, grid=(1.0, 1.0))
+    with pytest.raises(DataError, match="finite numbers that rise"):
+        disentanglement(bench.linear("linear"), bench.evaluator, NAMES, grid=(1.0, 0.0))
 
 
 # Kernel behaviour
@@ -215,12 +215,12 @@ def test_the_commands_write_json_and_charts(bench: Bench, tmp_path: Path) -> Non
     for distance in ("kl", "disagreement"):
         told = invoke("diagnose", "disentanglement", *linear, *own, "--points", 3, "--distance", distance, "--limit", 10)
         assert "animals 10, weather 10 examples" in told
-        assert load_result(Disentanglement, tmp_path / "disentanglement.json").distance == distance
+        assert load_result(Disentanglement, tmp_path / f"disentanglement-animals-weather-{distance}.json").distance == distance
     invoke("diagnose", "kernel", *standard, *own)
     assert {row.task for row in load_result(KernelTest, tmp_path / "kernel.json").rows} == set(NAMES)
     groups = [f"standard={','.join(map(str, standard))}", f"linear={','.join(map(str, linear))}"]
     assert "mean |cos|" in invoke("diagnose", "cosine", "-g", groups[0], "-g", groups[1], "--base", bench.base, "-o", tmp_path)
-    for name in ("tau_jp", "disentanglement", "kernel", "cosine"):
+    for name in ("tau_jp", "disentanglement-animals-weather-kl", "kernel", "cosine"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert "belongs to the tangent space" in refused("diagnose", "tau-jp", standard[0], linear[1], *own)
     assert "of two models. Got 1" in refused("diagnose", "disentanglement", standard[0], *own)

@@ -370,10 +370,13 @@ def test_shipped_suites_are_valid_and_stay_inside_their_limits() -> None:
     assert {"demo", "text"} <= set(shipped_suites())
     for name in shipped_suites():
         suite = load_suite(name)
-        assert suite.limits.validation <= 200
-        assert suite.limits.test <= 500
         if suite.paradigms:
             assert suite.control is not None
+        if name in ("clip8", "glue"):  # of the papers' size
+            continue
+        assert suite.limits.validation <= 200
+        assert suite.limits.test <= 500
+        if name in ("arithmetic", "vision"):
             continue
         assert {choice.method for choice in suite.methods} >= {
             "average",

@@ -114,7 +114,7 @@ def disentanglement(
         split=split,
         name="tangent" if opened.space is opened.linear else "weights",
     )
-    _write(result, disentanglement_chart, out, "disentanglement")
+    _write(result, disentanglement_chart, out, f"disentanglement-{a}-{b}-{result.distance}")
     cells = [value for row in result.error for value in row]
     inside = [
         result.error[i][j] for i, x in enumerate(result.grid) for j, y in enumerate(result.grid) if 0 <= x <= 1 and 0 <= y <= 1

@@ -122,6 +122,8 @@ def single_tasks(results: ParadigmResults) -> SingleTasks:
     for name in results.names():
         found = [row.individual or row.joint for row in results.of(name)]
         kept = [one for one in found if one is not None]
+        if not kept:
+            continue
         accuracy = {task: mean(one[task].value for one in kept) for task in results.tasks}
         rows.append(SingleTask(name=name, accuracy=accuracy, average=mean(accuracy.values()), seeds=len(kept)))
     return SingleTasks(
@@ -135,7 +137,9 @@ def single_tasks(results: ParadigmResults) -> SingleTasks:
 @final
 @dataclass(frozen=True, kw_only=True)
 class CostRow:
-    """One paradigm: parameters that there are and that are trained, mean seconds a step, peak resident memory of the process."""
+    """One paradigm: parameters that there are and that are trained, mean seconds a step, and the most resident memory that the process
+    had held by then, which only rises along a run: `make step` measures the memory of a step by itself.
+    """
 
     name: str
     parameters: int

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import isfinite
 from typing import Literal, final
 
@@ -62,8 +63,8 @@ def disentanglement(
     """
     if tasks[0] == tasks[1]:
         raise DataError(f"the disentanglement error is of two different tasks. Got {tasks[0]!r} twice.")
-    if not grid or not all(map(isfinite, grid)) or len(set(grid)) != len(grid):
-        raise DataError(f"the grid of α must be different finite numbers. Got {list(grid)}.")
+    if not grid or not all(map(isfinite, grid)) or any(a >= b for a, b in pairwise(grid)):
+        raise DataError(f"the grid of α must be finite numbers that rise. Got {list(grid)}.")
     if distance not in ("disagreement", "kl"):
         raise DataError(f"`distance` must be disagreement or kl. Got {distance!r}.")
     parts: dict[str, Matrix] = {}

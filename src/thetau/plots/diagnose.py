@@ -43,12 +43,8 @@ def disentanglement_chart(result: Disentanglement, path: Path) -> None:
     """ξ over the grid; the cross is the pre-trained model, the square the range 0..1 in which α is sought. Raises `OutputError`."""
     chart = figure(6, 5.2)
     axes = chart.add_subplot()
-    low, high = min(result.grid), max(result.grid)
-    # The grid is drawn as points between which the picture interpolates nothing: cells around each value.
-    half = (high - low) / max(1, len(result.grid) - 1) / 2 or 0.5
-    picture = axes.imshow(
-        result.error, origin="lower", extent=(low - half, high + half, low - half, high + half), cmap="viridis_r", aspect="equal"
-    )
+    picture = axes.pcolormesh(result.grid, result.grid, result.error, cmap="viridis_r", shading="nearest")
+    axes.set_aspect("equal")
     axes.plot([0], [0], "x", color="#c2382e", markersize=9, markeredgewidth=2)
     axes.plot([0, 1, 1, 0, 0], [0, 0, 1, 1, 0], color="#c2382e", linewidth=1.2)
     axes.set_xlabel(f"α of {result.tasks[1]}", color=MUTED)
