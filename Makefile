@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A caller's active environment must not leak in.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: demo test lint docs bench kills memory fuzz paradigms step plans readme data clean
+.PHONY: demo test lint docs bench kills memory fuzz paradigms diagnose step plans readme data clean
 
 demo: $(VENV)/.ready  ## fine-tune, merge with every method, evaluate: a table, results.json and results.png
 	$(BIN)/thetau suite run demo --out $(RUN)
@@ -43,6 +43,18 @@ fuzz: $(VENV)/.ready  ## hostile inputs, for MINUTES=10; writes benchmarks/resul
 paradigms: $(VENV)/.ready  ## the τJp and attention-only papers' tables on small tasks, SEEDS=1; resumes in runs/arithmetic
 	$(BIN)/thetau suite run arithmetic --paradigm all --seeds $(or $(SEEDS),1) --out runs/arithmetic
 	cp runs/arithmetic/paradigms.json benchmarks/results/paradigms.json
+
+diagnose: $(VENV)/.ready  ## τJp, disentanglement, kernel behaviour and cosines of the comparison's vectors; after `make paradigms`
+	for row in standard linear "τJp cyclic" attention; do \
+	  $(BIN)/thetau diagnose tau-jp "runs/arithmetic:$$row" --limit 100 --max-length 32 -o "benchmarks/results/diagnostics/$$row" && \
+	  $(BIN)/thetau diagnose kernel "runs/arithmetic:$$row" --limit 100 --max-length 32 -o "benchmarks/results/diagnostics/$$row" || exit 1; \
+	done
+	for row in linear "τJp cyclic"; do \
+	  $(BIN)/thetau diagnose disentanglement "runs/arithmetic:$$row:0:clinc_domain,hwu64_scenario" --limit 300 --max-length 32 \
+	    -o "benchmarks/results/diagnostics/$$row" || exit 1; \
+	done
+	$(BIN)/thetau diagnose cosine -g standard=runs/arithmetic:standard -g linear=runs/arithmetic:linear \
+	  -g "τJp=runs/arithmetic:τJp cyclic" -g attention=runs/arithmetic:attention -o benchmarks/results/diagnostics
 
 step: $(VENV)/.ready  ## a linearised step against a standard one; writes benchmarks/results/linearised_step.json
 	$(BIN)/python benchmarks/linearised_step.py

@@ -157,6 +157,11 @@ def test_a_text_to_text_model_scores_the_labels(tmp_path: Path) -> None:
 def test_the_same_files_may_be_read_as_sentences(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "bert")
     assert load_encoder(folder, "sentence").kind == "sentence"
+    data = make_task(tmp_path / "data", "animals")
+    words = ["evaluate", "--model", str(folder), "--base", str(folder), "--task", str(data)]
+    assert "has no template for a masked" in str(CliRunner().invoke(app, words).exception)
+    assert CliRunner().invoke(app, [*words, "--kind", "sentence"]).exit_code == 0
+    assert "Did you mean 'sentence'" in str(CliRunner().invoke(app, [*words, "--kind", "sentense"]).exception)
 
 
 def test_a_regression_is_learnt_under_a_ridge_and_under_words(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ Models = Annotated[
     list[str] | None,
     typer.Argument(
         help="Fine-tuned models, whose records name their tasks, or TASK=MODEL; folders or files. "
-        "RUN:ROW takes those of a row of a comparison of paradigms, RUN:ROW:1 those of its seed 1."
+        "RUN:ROW takes those of a row of a comparison of paradigms, RUN:ROW:1 those of its seed 1, RUN:ROW:0:A,B those of tasks A and B."
     ),
 ]
 Base = Annotated[str, typer.Option("--base", "-b", help="The pre-trained model: gives architecture, tokenizer, heads.")]
@@ -265,11 +265,15 @@ def _models(given: Sequence[str] | None) -> list[str]:
         if Path(entry).exists() or not colon or not listing.is_file():
             found.append(entry)
             continue
-        name, _, seed = row.partition(":")
+        name, _, rest = row.partition(":")
+        seed, _, tasks = rest.partition(":")
         rows = [one for one in load_paradigm_results(listing).of(name) if str(one.seed) == (seed or "0") and one.models]
         if not rows:
             raise RecipeError([f"{listing}: no row {name!r} of seed {seed or 0} with models of its own."], "models")
-        found += [str(Path(run) / folder) for folder in rows[0].models.values()]
+        wanted = tasks.split(",") if tasks else list(rows[0].models)
+        if unknown := [task for task in wanted if task not in rows[0].models]:
+            raise RecipeError([f"{listing}, row {name!r}: no task {unknown[0]!r}. Known: {', '.join(rows[0].models)}."], "models")
+        found += [str(Path(run) / rows[0].models[task]) for task in wanted]
     if not found:
         raise RecipeError(["name at least one fine-tuned model."], "models")
     return found

@@ -30,6 +30,9 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="At most so many examples a task, always the same ones.", min=1)] = None,
     max_length: Annotated[int, typer.Option(help="Tokens of an example; longer ones are cut.", min=3)] = 64,
     image_size: Annotated[int | None, typer.Option(help="Pixels a side of an image; by default the model's own.", min=1)] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="How the base is read: sentence, image, mask or text_to_text; by default as its files say.")
+    ] = None,
     heads: Annotated[
         Path | None, typer.Option(help="A fine-tuned model's folder whose trained heads are used; by default the model's own.")
     ] = None,
@@ -55,11 +58,12 @@ def evaluate(
     from thetau.finetune.output import trained_heads
     from thetau.finetune.progress import bar
     from thetau.models import load_encoder, locate, read_weights
+    from thetau.models.loading import kind_named
     from thetau.models.locate import packaged_models
     from thetau.tasks import load_task
 
     tasks = [load_task(name, data) for name in task]
-    encoder = load_encoder(base)
+    encoder = load_encoder(base, kind_named(kind))
     where = locate(model) if model in packaged_models() else Path(model)
     tangent = space is Space.tangent or (space is Space.auto and where.exists() and is_tangent(where))
     weights = read_weights(where if where.exists() else model, base=encoder.folder)

@@ -51,6 +51,10 @@ def finetune(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, …; a GPU is taken where there is one.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the order of examples and of dropout. Default 0.")] = None,
     save_every: Annotated[int, typer.Option(help="Steps between resumable states; 0 for none.")] = 100,
+    kind: Annotated[
+        str | None,
+        typer.Option(help="How the model is read: sentence, image, mask or text_to_text; by default as its files say."),
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any other field of the config, as penalty_batch=4.")] = None,
 ) -> None:
     """Fine-tune a model on one task, or jointly on several. The head is frozen. The same run twice is done once; an interrupted one goes on.
@@ -64,6 +68,7 @@ def finetune(
     from thetau.finetune import finetune as run
     from thetau.finetune.progress import bar, is_first
     from thetau.models import load_encoder
+    from thetau.models.loading import kind_named
     from thetau.tasks import load_task
 
     given: dict[str, Any] = {
@@ -88,7 +93,7 @@ def finetune(
     config = FinetuneConfig.of({"paradigm": paradigm, "save_every": save_every, **options}, "thetau finetune")
     tasks = [load_task(name, data) for name in task]
     others = [load_task(name, data) for name in against or []]
-    encoder = load_encoder(model)
+    encoder = load_encoder(model, kind_named(kind))
     name = "+".join(one.name for one in tasks)
     with bar(f"fine-tune {name}", config.steps, "steps") as progress:
         result = run(

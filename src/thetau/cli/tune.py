@@ -40,6 +40,9 @@ def tune(
     test: Annotated[int | None, typer.Option(help="At most so many test examples a task.", min=1)] = None,
     max_length: Annotated[int, typer.Option(help="Tokens of an example; longer ones are cut.", min=3)] = 64,
     image_size: Annotated[int | None, typer.Option(help="Pixels a side of an image; by default the model's own.", min=1)] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="How the base is read: sentence, image, mask or text_to_text; by default as its files say.")
+    ] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder in which evaluations are kept, so that they are done once.")] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write the result here as JSON too.")] = None,
 ) -> None:
@@ -57,6 +60,7 @@ def tune(
     from thetau.evaluate.cache import write_atomically
     from thetau.evaluate.tuned import make_space, one_space, open_tuned, read_vectors
     from thetau.models import load_encoder
+    from thetau.models.loading import kind_named
     from thetau.tasks import load_task
 
     check_folder(json)
@@ -69,7 +73,7 @@ def tune(
     if (negate or analogy or left_out) and method != "sum":
         raise RecipeError(["--method is for addition; here vectors are summed."], "options")
     tuned = [open_tuned(model) for model in models]
-    encoder = load_encoder(base)
+    encoder = load_encoder(base, kind_named(kind))
     tangent = one_space(tuned, encoder)
     names = [model.task for model in tuned]
     parts = [part.strip() for part in (analogy or "").split(",") if part.strip()]

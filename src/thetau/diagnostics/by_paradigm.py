@@ -137,7 +137,8 @@ def single_tasks(results: ParadigmResults) -> SingleTasks:
 @final
 @dataclass(frozen=True, kw_only=True)
 class CostRow:
-    """One paradigm: parameters that there are and that are trained, mean seconds a step, and the most resident memory that the process
+    """One paradigm: parameters that there are and that are trained, mean seconds a step (of the fastest seed, the
+    least disturbed), and the most resident memory that the process
     had held by then, which only rises along a run: `make step` measures the memory of a step by itself.
     """
 
@@ -164,7 +165,7 @@ def costs(results: ParadigmResults) -> Costs:
     measured = {name: rows for name, rows in found.items() if rows}
     if not measured:
         raise DataError(f"suite {results.suite}: no cost was measured in it.")
-    first = mean(cost.seconds_a_step for cost in next(iter(measured.values())))
+    first = min(cost.seconds_a_step for cost in next(iter(measured.values())))
     return Costs(
         suite=results.suite,
         rows=tuple(
@@ -172,8 +173,8 @@ def costs(results: ParadigmResults) -> Costs:
                 name=name,
                 parameters=rows[0].parameters,
                 trained=rows[0].trained,
-                seconds_a_step=mean(cost.seconds_a_step for cost in rows),
-                relative=mean(cost.seconds_a_step for cost in rows) / first,
+                seconds_a_step=min(cost.seconds_a_step for cost in rows),
+                relative=min(cost.seconds_a_step for cost in rows) / first,
                 peak_gigabytes=max(cost.peak_gigabytes for cost in rows),
             )
             for name, rows in measured.items()

@@ -30,9 +30,16 @@ def load_encoder(model: str | Path, kind: Kind | None = None) -> Encoder:
             return load_mask_encoder(folder)
         case "text_to_text":
             return load_text_to_text(folder)
-    raise CheckpointError(
-        f"{folder}: the kind of an encoder must be one of {', '.join(get_args(Kind))}. Got {kind!r}.{nearest(str(kind), get_args(Kind))}"
-    )
+    raise CheckpointError(f"{folder}: the kind of an encoder must be one of {', '.join(get_args(Kind))}. Got {kind!r}.")
+
+
+def kind_named(name: str | None) -> Kind | None:
+    """The kind of this name; None for none. Raises `CheckpointError`."""
+    known: tuple[Kind, ...] = get_args(Kind)
+    found = next((kind for kind in known if kind == name), None)
+    if name is not None and found is None:
+        raise CheckpointError(f"the kind of an encoder must be one of {', '.join(known)}. Got {name!r}.{nearest(name, known)}")
+    return found
 
 
 def kind_of(folder: Path) -> Kind:
