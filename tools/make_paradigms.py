@@ -310,11 +310,11 @@ def diagnosed() -> list[str]:
             errors.append(
                 [f"{name}, {' and '.join(one.tasks)}", f"{mean(inside):.3f}", f"{mean(every):.3f}", str(min(one.n.values()))]
             )
-    head = ["paradigm", "τJp", "|cosine|", "pairs keep", "Spearman", "relative error", "model", "linear form"]
+    head = ["paradigm", "τJp", "cosine, abs.", "pairs keep", "Spearman", "relative error", "model", "linear form"]
     return [
         "## Interference and kernel behaviour",
         "",
-        "`make diagnose`, first seed, at most 100 test examples a task, so all of it is coarse. τJp and |cosine| are means over pairs of "
+        "`make diagnose`, first seed, at most 100 test examples a task, so all of it is coarse. τJp and the absolute cosine are means over pairs of "
         "tasks, *pairs keep* the normalised accuracy of the sums of two vectors, *Spearman* the correlation of τJp with it over the pairs "
         "(negative: the paper's Fig. 2). *Relative error* is ‖f − f₀ − Jτ‖ / ‖f − f₀‖ of each task's model, beside its accuracy in the "
         "model and in the linear form (the attention-only paper's test of kernel behaviour).",
