@@ -143,11 +143,11 @@ def open(what: Openable, *, base: Combination | Openable | None = None, name: st
 
 def _packaged(what: Openable) -> Openable:
     """The folder of a packaged model, for its name; anything else as it is."""
-    if not isinstance(what, str) or "/" in what or Path(what).exists():
+    if not isinstance(what, str) or "/" in what:
         return what
     from thetau.models.locate import locate, packaged_models  # models stands above this layer, its table of names does not
 
-    return locate(what) if what in packaged_models() else what
+    return locate(what) if what in packaged_models() and not Path(what).exists() else what
 
 
 def merge(
