@@ -12,9 +12,10 @@ from thetau.bases.cluster import Groups, Similarity
 from thetau.checkpoint import Source
 from thetau.engine.executor import Engine
 from thetau.engine.guard import FAR
-from thetau.engine.types import Method
+from thetau.engine.types import Method, PerTask
 from thetau.errors import AlignmentError, RecipeError
 from thetau.facade import Expression, gram, merge
+from thetau.methods import TaskArithmetic
 from thetau.vectors.combination import require_vector
 from thetau.vectors.identity import identities
 
@@ -139,6 +140,14 @@ def merge_groups(
             listed = [vectors[name] for name in members]
             found[basis] = merge(listed, inner, names=members, seed=seed, exclude=exclude, engine=engine)
     return found
+
+
+def weighted(
+    parts: Mapping[str, tuple[float, Expression]], *, exclude: Sequence[str] = (), engine: Engine | None = None
+) -> Expression:
+    """Σ weight · vector, lazily, each vector being taken as a difference first: scaled models would lose what they differ by to rounding."""
+    method = TaskArithmetic(scale=PerTask({name: weight for name, (weight, _) in parts.items()}))
+    return merge([vector for _, vector in parts.values()], method, names=list(parts), exclude=exclude, engine=engine)
 
 
 def require_basis(vector: Expression, basis: str) -> Expression:

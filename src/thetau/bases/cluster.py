@@ -93,7 +93,9 @@ def spectrum(similarity: Similarity) -> Spectrum:
     laplacian = np.diag(weights.sum(1)) - weights
     values = np.clip(np.linalg.eigvalsh(laplacian), 0, None)
     return Spectrum(
-        eigenvalues=tuple(map(float, values)), gaps=tuple(map(float, np.diff(values))), components=int(_components(weights).max()) + 1
+        eigenvalues=tuple(map(float, values)),
+        gaps=tuple(map(float, np.diff(values))),
+        components=int(_components(weights).max()) + 1,
     )
 
 

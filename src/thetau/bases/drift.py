@@ -42,13 +42,14 @@ def drift_of(
     how: dict[str, Any] = {"seed": settings.seed, "exclude": settings.exclude, "engine": engine}
     again = merge_groups(found, own, bank.inner, **how)
     apart = merge_groups(found, offline.groups, bank.inner, **how)
-    listed = [*bank.vectors().values(), *again.values(), *apart.values()]
+    stored = bank.vectors()
+    apart_from = [stored[name] - again[name] for name in stored]  # differences first: inner products would lose what is small
+    listed = [*stored.values(), *apart.values(), *again.values(), *apart_from]
     products = gram(listed, exclude=settings.exclude, engine=engine)
-    same = {}
-    for place, name in enumerate(bank.bases):
-        square = products[place, place] - 2 * products[place, place + count] + products[place + count, place + count]
-        same[name] = float((square.clamp(min=0) / products[place + count, place + count].clamp(min=1e-300)).sqrt())
-    cosine = cosines(products)[:count, 2 * count :].numpy()
+    square = products.diagonal().clamp(min=0)
+    whole, left = square[-2 * count : -count], square[-count:]
+    same = dict(zip(stored, (left / whole.clamp(min=1e-300)).sqrt().tolist(), strict=True))
+    cosine = cosines(products)[:count, count : count + len(apart)].numpy()
     from scipy.optimize import linear_sum_assignment
 
     rows, columns = linear_sum_assignment(-np.abs(cosine))

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thetau.bases.bank import Bank, Basis, Change, State, changing, open_bank
-from thetau.bases.build import merge_groups, refuse_other_base, space_of
+from thetau.bases.build import merge_groups, refuse_other_base, space_of, weighted
 from thetau.bases.cluster import Similarity, cluster
 from thetau.bases.drift import drift_of
 from thetau.bases.members import at_hand, describe
@@ -146,7 +146,11 @@ def forget(
             linear = whole is not None and rest is not None and basis.how != "given"
             if linear and name in found:
                 assert whole is not None and rest is not None
-                left = rest / whole * now.vector(basis.name) - rest * found[name]
+                left = weighted(
+                    {"basis": (rest / whole, now.vector(basis.name)), "task": (-rest, found[name])},
+                    exclude=now.state.settings.exclude,
+                    engine=engine,
+                )
                 made = _rewritten(change, now, basis, others, left, "member" if len(others) == 1 else "online", engine)
                 said = [f"{name}: its vector was subtracted from {basis.name}; {_exactness(now, basis, made, name, rest, whole)}"]
             elif all(task in found for task in others):

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thetau.bases.bank import Bank, Basis, Change, Member, Rows, full, lower
+from thetau.bases.build import weighted
 from thetau.bases.store import bytes_of, coefficient, lossless, write_basis
 from thetau.engine.executor import Engine
 from thetau.facade import Expression, gram, merge
@@ -132,8 +133,8 @@ def _joined(
     raw = all(node.basis is None or len(node.members) == 1 for node in nodes)
     given = [node for node in nodes if node.basis is not None and bank.bases[node.basis].how == "given"]
     if any(weights.values()):
-        terms = [weight * node.vector for weight, node in zip(weights.values(), nodes, strict=True)]
-        total = sum(terms[1:], start=terms[0])
+        parts = {name: (weight, node.vector) for (name, weight), node in zip(weights.items(), nodes, strict=True)}
+        total = weighted(parts, exclude=bank.state.settings.exclude, engine=engine)
         if given:
             return total, "given", _Remark("joined to a basis that was given as one model: it counts as its members' mean.")
         return total, "merged" if raw else "online", _Remark()
