@@ -319,7 +319,9 @@ def _operands(base: Expression, given: Sequence[str]) -> tuple[list[str], list[E
     for text in given:
         name, equals, path = text.partition("=")
         named = bool(equals) and not Path(text).exists()
-        vectors.append(as_vector(open_weights(path if named else text, base=base), base))
+        file = path if named else text
+        label = Path(file).name.removesuffix(".safetensors") if Path(file).exists() else None
+        vectors.append(as_vector(open_weights(file, base=base, name=label), base))
         own.append(name if named else None)
     found = identities(vectors)
     return [name or other for name, other in zip(own, found, strict=True)], vectors
