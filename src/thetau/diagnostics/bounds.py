@@ -90,10 +90,12 @@ def bounds(
         evaluator.encoder.load(space.weights({name: 1.0}), name)
         operator = LossOperator(evaluator.encoder, evaluator.heads[name], evaluator.inputs(name, split), moved)
         gradient = operator.gradient()
+        steep = math.sqrt(dot(gradient, gradient))
+        slopes[name] = {other: _along(gradient, moved, live[other]) for other in names}
+        del gradient  # as long as the model
         found = None
         if smoothness:
             found = spectral_norm(operator.product, operator.start(), tolerance=tolerance, max_iterations=max_iterations)
-        slopes[name] = {other: _along(gradient, moved, live[other]) for other in names}
         norm = math.sqrt(geometry.squared({name: 1.0}))
         constants.append(
             TaskConstants(
@@ -101,7 +103,7 @@ def bounds(
                 n=own.n,
                 norm=norm,
                 ratio=norm / theta if theta else 0.0,
-                gradient=math.sqrt(dot(gradient, gradient)),
+                gradient=steep,
                 smoothness=found,
                 base=before[name],
                 own=own.value,

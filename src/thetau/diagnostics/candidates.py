@@ -147,7 +147,7 @@ def _judge(
     second = others[0] if others else None
     clear = between = None
     if second is not None:
-        clear = away[first] / away[second]
+        clear = away[first] / away[second] if away[second] else 1.0
         between = (apart[first][second] ** 2 + away[first] ** 2 - away[second] ** 2) / (2 * apart[first][second] ** 2)
     verdict: Literal["from", "itself", "ambiguous", "none"] = "from"
     if away[first] <= ROUNDING * norms[first]:

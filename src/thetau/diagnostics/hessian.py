@@ -73,7 +73,8 @@ class LossOperator:
         """A random vector of unit length, always the same for a seed."""
         generator = torch.Generator().manual_seed(seed)
         made = [torch.randn(value.shape, generator=generator).to(value) for value in self._values]
-        return _scaled(made, 1 / _norm(made))
+        length = _norm(made)
+        return [part / length for part in made]
 
     def gradient(self) -> list[Tensor]:
         """Of the mean loss. Raises `DataError` where it is not finite."""
@@ -105,6 +106,7 @@ class LossOperator:
                 found = derivative(leaves, loss)
             for sum_, part in zip(total, found, strict=True):
                 sum_.add_(part.detach())
+            del features, loss, found  # before the next batch's graph is made
         if not all(bool(torch.isfinite(part).all()) for part in total):
             raise DataError("a derivative of the loss is NaN or infinite at these weights, so that no bound follows from it.")
         return total
@@ -130,8 +132,7 @@ def spectral_norm(
         eigenvalue = dot(vector, image)
         residual = None
         if eigenvalue:
-            gap = [found - eigenvalue * part for found, part in zip(image, vector, strict=True)]
-            residual = _norm(gap) / abs(eigenvalue)
+            residual = _distance(image, vector, eigenvalue) / abs(eigenvalue)
         if value == 0:  # nothing but 0 follows
             change, steady = 0.0, _STEADY
             break
@@ -140,7 +141,9 @@ def spectral_norm(
             steady = steady + 1 if change <= tolerance else 0
         if steady >= _STEADY:
             break
-        vector = _scaled(image, 1 / value)
+        vector = image
+        for part in vector:
+            part.mul_(1 / value)
     return Smoothness(
         value=value,
         eigenvalue=eigenvalue,
@@ -161,5 +164,7 @@ def _norm(a: Sequence[Tensor]) -> float:
     return math.sqrt(math.fsum(float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2 for x in a))
 
 
-def _scaled(a: Sequence[Tensor], factor: float) -> list[Tensor]:
-    return [x * factor for x in a]
+def _distance(a: Sequence[Tensor], b: Sequence[Tensor], factor: float) -> float:
+    """‖a − factor · b‖, without a third vector in memory."""
+    squares = (float(torch.linalg.vector_norm(x - factor * y, dtype=torch.float64)) ** 2 for x, y in zip(a, b, strict=True))
+    return math.sqrt(math.fsum(squares))

@@ -83,9 +83,9 @@ def gradient_condition(gradient: float, distances: Sequence[float], second_order
     most = gradient * math.fsum(distances)
     share = 0.0 if most == 0 else most / second_order if second_order else math.inf
     return Condition(
-        rule="∇L(θ_i) ≈ 0",
+        rule=f"∇L(θ_i) ≈ 0: at most {100 * GRADIENT:g} % of the second-order term",
         met=share <= GRADIENT,
-        got=f"‖∇‖ = {gradient:.3g}, which could add {100 * share:.3g} % of the second-order term",
+        got=f"‖∇‖ = {gradient:.3g}, which could add {100 * share:.3g} %",
     )
 
 
