@@ -124,9 +124,7 @@ def _show(result: Bounds) -> None:
     for sentence in _unmet(groups):
         typer.echo(sentence)
     if result.unconverged:
-        typer.echo(
-            f"L has not converged and is only a lower estimate: {', '.join(result.unconverged)}. Raise --max-iterations or --tolerance."
-        )
+        typer.echo(f"L has not converged and is only a lower estimate: {', '.join(result.unconverged)}. Raise --max-iterations.")
 
 
 def _kind(row: Comparison) -> str:
