@@ -26,6 +26,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from thetau.evaluate.bases import bases_addition, basis_ood, outer_space
+from thetau.evaluate.partitions import (
+    Bench,
+    PartitionStudy,
+    compare_savings,
+    partition_label,
+    study_partitions,
+    value_of_partition,
+)
+from thetau.evaluate.similarity import TargetSimilarity
 
 import thetau
 from thetau import methods
@@ -42,20 +52,10 @@ from thetau.bases import (
 from thetau.bases.cluster import Clustering, Similarity, agreement
 from thetau.engine.types import PerTask
 from thetau.evaluate.arithmetic import negation
-from thetau.evaluate.bases import bases_addition, basis_ood, outer_space
 from thetau.evaluate.cache import Cache, write_atomically
 from thetau.evaluate.evaluator import Evaluator
 from thetau.evaluate.measures import Measure
 from thetau.evaluate.normalised import average
-from thetau.evaluate.partitions import (
-    Bench,
-    PartitionStudy,
-    compare_savings,
-    partition_label,
-    study_partitions,
-    value_of_partition,
-)
-from thetau.evaluate.similarity import similarity_of_vector
 from thetau.finetune import FinetuneConfig, finetune
 from thetau.models import load_encoder, read_weights
 from thetau.tasks import load_task
@@ -405,10 +405,8 @@ class Study:
                 values = {}
                 rows = []
                 for groups in all_partitions(self.four):
-                    labels = ["+".join(members) for members in groups.values()]
-                    similar = similarity_of_vector(
-                        target, self.vectors[target], lambda _, labels=labels: {one: cosine[one] for one in labels}
-                    )
+                    among = {"+".join(members): cosine["+".join(members)] for members in groups.values()}
+                    similar = TargetSimilarity(task=target, how="vector", cosines=among)
                     best = similar.ranked()[0]
                     if best not in values:
                         space, parts = outer_space(self.evaluator, self.weights, {best: bases[best]}, None, tangent=False)
@@ -574,12 +572,18 @@ def mixed_section(study: Study) -> Any:
     for task in setting.mixed:
         norms["first"][task] = study.vectors[task].norm()
         norms["second"][task] = (thetau.open(models[task]) - thetau.open(second)).norm()
-    from thetau.diagnostics import candidates
+    from thetau.diagnostics import inspect
 
-    verdict = candidates(
-        [study.base, thetau.open(second, name="second base")],
-        [thetau.open(path, name=f"second/{task}") for task, path in models.items()],
+    looked = inspect(
+        study.base,
+        [
+            thetau.open(path, name=f"{which}/{task}")
+            for which, some in (("first", paths), ("second", models))
+            for task, path in some.items()
+        ],
+        candidates=[thetau.open(second, name="second base")],
     )
+    verdict = looked.candidates
     return {
         "alpha": alpha,
         "norms": norms,

@@ -8,6 +8,7 @@ import typer
 
 from thetau._version import __version__
 from thetau.cli.basis import basis_app
+from thetau.cli.bounds import bounds
 from thetau.cli.diagnose import diagnose_app
 from thetau.cli.evaluate import evaluate
 from thetau.cli.finetune import finetune
@@ -54,4 +55,5 @@ app.command()(evaluate)
 app.command()(tune)
 app.add_typer(basis_app, name="basis")
 app.add_typer(suite_app, name="suite")
+diagnose_app.command()(bounds)
 app.add_typer(diagnose_app, name="diagnose")
