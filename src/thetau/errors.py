@@ -39,6 +39,10 @@ class OutputError(ThetauError):
     """An output cannot be written; nothing that looks whole was left behind."""
 
 
+class BankError(ThetauError):
+    """A bank of bases cannot be read, or cannot do what is asked of it."""
+
+
 class DataError(ThetauError):
     """A task's data, labels or model do not fit each other."""
 

@@ -195,35 +195,42 @@ def transform(
 
 
 def gram(vectors: Sequence[Combination], *, exclude: Sequence[str] = (), engine: Engine | None = None) -> Tensor:
-    """Inner products `[len(vectors), len(vectors)]`, float64, in one streaming pass."""
-    totals = grams(vectors, exclude=exclude, engine=engine)
-    return torch.stack([totals[name] for name in sorted(totals)]).sum(0)
+    """Inner products `[len(vectors), len(vectors)]`, float64, in one streaming pass that holds no more than a few such matrices."""
+    found = _grams(vectors, Gram(), exclude, engine)
+    assert isinstance(found, Tensor)
+    return found
 
 
 def grams(vectors: Sequence[Combination], *, exclude: Sequence[str] = (), engine: Engine | None = None) -> dict[str, Tensor]:
     """Inner products by tensor, `[len(vectors), len(vectors)]` each, in one streaming pass."""
+    found: dict[str, Tensor] = _grams(vectors, Gram(per_tensor=True), exclude, engine)
+    return found
+
+
+def _grams(vectors: Sequence[Combination], statistic: Gram, exclude: Sequence[str], engine: Engine | None) -> Any:
     order = [f"{index:06d}" for index in range(len(vectors))]  # sorts as given
-    stage = _Measure()
     merged = Merge(
         dict(zip(order, vectors, strict=True)),
-        Chain(transforms=(stage,), reduction=_Identity()),
+        Chain(transforms=(_Measure(statistic),), reduction=_Identity()),
         label="inner products",
         exclude=exclude,
         engine=engine,
     )
     merged.prepare()
     assert merged.states is not None
-    found: dict[str, Tensor] = merged.states[0]
-    return found
+    return merged.states[0]
 
 
 class _Measure:
-    """A transform that changes nothing and asks for the Gram matrix of each tensor."""
+    """A transform that changes nothing and asks for a Gram matrix."""
 
     per_task = True
 
+    def __init__(self, statistic: Gram) -> None:
+        self.statistic = statistic
+
     def requires(self) -> Gram:
-        return Gram(per_tensor=True)
+        return self.statistic
 
     def prepare(self, result: object, tasks: tuple[str, ...]) -> object:
         return result

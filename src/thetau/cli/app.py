@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from thetau._version import __version__
+from thetau.cli.basis import basis_app
+from thetau.cli.bounds import bounds
 from thetau.cli.diagnose import diagnose_app
 from thetau.cli.evaluate import evaluate
 from thetau.cli.finetune import finetune
@@ -51,5 +53,7 @@ app.add_typer(vector_app, name="vector")
 app.command()(finetune)
 app.command()(evaluate)
 app.command()(tune)
+app.add_typer(basis_app, name="basis")
 app.add_typer(suite_app, name="suite")
+diagnose_app.command()(bounds)
 app.add_typer(diagnose_app, name="diagnose")

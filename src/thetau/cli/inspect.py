@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 def inspect(
     base: Annotated[str, typer.Argument(help="The base: folder, file or hub id.")],
     models: Annotated[list[str] | None, typer.Argument(help="Fine-tuned models, LoRA adapters or saved task vectors.")] = None,
+    candidate: Annotated[
+        list[str] | None,
+        typer.Option("--candidate", "-c", help="Another model that may be the true base; may be repeated. BASE is one of them."),
+    ] = None,
     exclude: Exclude = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor: shape, dtype, kind, norms.")] = False,
     json: Annotated[Path | None, typer.Option("--json", help="Write the result here as JSON too.")] = None,
@@ -25,6 +29,10 @@ def inspect(
     """Tensors, dtypes, norms, cosine matrix, what does not align, and whether BASE looks like the models' base.
 
     thetau inspect base sst2 mnli
+
+    With --candidate it says which of several bases each model was fine-tuned from:
+
+    thetau inspect base sst2 mnli --candidate other-base
     """
     import json as serialiser
 
@@ -37,6 +45,7 @@ def inspect(
     result = look(
         opened,
         [open_weights(model, base=opened) for model in models or []],
+        candidates=[open_base(other) for other in candidate or []],
         exclude=exclude or [],
         engine=engine(workers, None, quiet),
     )
@@ -86,6 +95,20 @@ def show(result: Inspection, *, tensors: bool = False) -> None:
         for name, values in zip(result.compared, result.cosine, strict=True):
             cosine.add_row(name, *(f"{value:+.3f}" for value in values))
         console.print(cosine)
+    if result.candidates is not None:
+        console.print("\n‖θ − θ₀‖ by candidate, and over ‖θ₀‖")
+        away = Table("", *result.candidates.compared, box=None, pad_edge=False)
+        for judged in result.candidates.models:
+            away.add_row(judged.model, *(f"{far:.4g} ({judged.ratio[name]:.4f})" for name, far in judged.distance.items()))
+        for name, others in zip(result.candidates.compared, result.candidates.apart, strict=True):
+            away.add_row(f"candidate {name}", *(f"{far:.4g}" for far in others))
+        known = {one.name: one.cosine for one in result.candidates.candidates}
+        mean = ["–" if known[name] is None else f"{known[name]:+.3f}" for name in result.candidates.compared]
+        away.add_row("mean cosine of the vectors", *mean)
+        console.print(away)
+        for one in result.candidates.candidates:
+            for problem in one.problems:
+                console.print(f"candidate {one.name}: {problem}")
     for model in (result.base, *result.models):
         for problem in model.problems:
             console.print(f"{model.name}: {problem}")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from thetau.checkpoint import dtype_name, kind_of
+from thetau.diagnostics.candidates import Candidates, judge
 from thetau.engine.executor import Engine
 from thetau.engine.guard import FAR
 from thetau.errors import AlignmentError, CheckpointError
@@ -60,7 +61,7 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """The whole picture. `cosine` is between the task vectors of `compared`, in that order."""
+    """The whole picture. `cosine` is between the task vectors of `compared`, in that order; `candidates` where some were given."""
 
     base: Model
     models: tuple[Model, ...]
@@ -68,6 +69,7 @@ class Inspection:
     tensors: tuple[TensorRow, ...]
     compared: tuple[str, ...]
     cosine: tuple[tuple[float, ...], ...]
+    candidates: Candidates | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -93,40 +95,35 @@ class Inspection:
                 f"All task vectors point the same way (mean cosine {common:.2f}): the models probably share another base, "
                 f"nearer to them than {self.base.name}."
             )
-        elif self.compared and not far:
+        elif self.compared and not far and self.candidates is None:
             said.append(f"{self.base.name} looks like the base of all {len(self.compared)} models that fit it.")
-        return said
+        return said + ([] if self.candidates is None else self.candidates.sentences())
 
 
 def inspect(
-    base: Expression, models: Sequence[Expression], *, exclude: Sequence[str] = (), engine: Engine | None = None
+    base: Expression,
+    models: Sequence[Expression],
+    *,
+    candidates: Sequence[Expression] = (),
+    exclude: Sequence[str] = (),
+    engine: Engine | None = None,
 ) -> Inspection:
     """One streaming pass over the base and every model that fits it.
+
+    With `candidates`, other models that may be the true base, the same pass tells how far each model lies from each of them.
 
     Raises:
         CheckpointError: the base itself holds NaN or infinite values; a model that does is described with that problem.
     """
     names = identities(models)
-    fitting: dict[str, Expression] = {}
-    problems: dict[str, tuple[str, ...]] = {}
-    for name, model in zip(names, models, strict=True):
-        try:
-            vector = as_vector(model, base)
-            _align(base, vector, exclude)
-        except AlignmentError as error:
-            problems[name] = tuple(str(error).splitlines())
-        else:
-            fitting[name] = vector
+    fitting, problems = _fitting(base, dict(zip(names, models, strict=True)), exclude)
+    points, refused = _fitting(base, dict(zip(identities([base, *candidates])[1:], candidates, strict=True)), exclude)
     try:
-        totals = grams([base, *fitting.values()], exclude=exclude, engine=engine)
+        totals = grams([base, *fitting.values(), *_ways(points)], exclude=exclude, engine=engine)
     except CheckpointError:  # a damaged one must not hide the others
-        for name, vector in list(fitting.items()):
-            try:
-                vector.norm(exclude=exclude, engine=engine)
-            except CheckpointError as error:
-                problems[name] = (str(error),)
-                del fitting[name]
-        totals = grams([base, *fitting.values()], exclude=exclude, engine=engine)
+        _drop_damaged(fitting, problems, exclude, engine)
+        _drop_damaged(points, refused, exclude, engine)
+        totals = grams([base, *fitting.values(), *_ways(points)], exclude=exclude, engine=engine)
     gram = torch.stack([totals[name] for name in sorted(totals)]).sum(0)
     theta = math.sqrt(float(gram[0, 0]))
     norms = {name: math.sqrt(float(gram[index, index])) for index, name in enumerate(fitting, 1)}
@@ -141,7 +138,83 @@ def inspect(
         parts=_parts(base, totals, compared),
         tensors=_tensors(base, totals, compared),
         compared=compared,
-        cosine=tuple(map(tuple, cosines(gram[1:, 1:]).tolist())) if compared else (),
+        cosine=tuple(map(tuple, cosines(gram[1 : 1 + len(compared), 1 : 1 + len(compared)]).tolist())) if compared else (),
+        candidates=_candidates(base, dict(zip(names, models, strict=True)), gram, compared, points, refused, candidates),
+    )
+
+
+def _fitting(
+    base: Expression, given: Mapping[str, Expression], exclude: Sequence[str]
+) -> tuple[dict[str, Expression], dict[str, tuple[str, ...]]]:
+    """The vectors of those that fit the base, and the problems of the others, by name."""
+    fitting: dict[str, Expression] = {}
+    problems: dict[str, tuple[str, ...]] = {}
+    for name, model in given.items():
+        try:
+            vector = as_vector(model, base)
+            _align(base, vector, exclude)
+        except AlignmentError as error:
+            problems[name] = tuple(str(error).splitlines())
+        else:
+            fitting[name] = vector
+    return fitting, problems
+
+
+def _drop_damaged(
+    fitting: dict[str, Expression], problems: dict[str, tuple[str, ...]], exclude: Sequence[str], engine: Engine | None
+) -> None:
+    for name, vector in list(fitting.items()):
+        try:
+            vector.norm(exclude=exclude, engine=engine)
+        except CheckpointError as error:
+            problems[name] = (str(error),)
+            del fitting[name]
+
+
+def _ways(points: Mapping[str, Expression]) -> list[Expression]:
+    """From the base to each candidate, then between any two of them: these are exactly 0 where two are the same."""
+    listed = list(points.values())
+    return [*listed, *(a - b for i, a in enumerate(listed) for b in listed[:i])]
+
+
+def _candidates(
+    base: Expression,
+    models: Mapping[str, Expression],
+    gram: torch.Tensor,
+    compared: Sequence[str],
+    points: Mapping[str, Expression],
+    refused: Mapping[str, Sequence[str]],
+    given: Sequence[Expression],
+) -> Candidates | None:
+    """`gram` is of the base, the vectors of `compared`, the ways to `points` and those between them."""
+    if not given:
+        return None
+    names = [identities([base, *given])[0], *points]
+    whole = {name for name, model in models.items() if len(model.terms) == 1 and not model.terms[0][1].partial}
+    judged = [name for name in compared if name in whole]
+    first = 1 + len(compared)
+    place = [*range(first, first + len(points)), *(1 + compared.index(name) for name in judged)]
+    inner = torch.zeros(1 + len(place), 1 + len(place), dtype=torch.float64)  # the base is the origin
+    inner[1:, 1:] = gram[place][:, place]
+    square = inner.diagonal()
+    squared = square[:, None] + square[None, :] - 2 * inner
+    between = first + len(points)
+    for i in range(len(points)):
+        for j in range(i):
+            squared[1 + i, 1 + j] = squared[1 + j, 1 + i] = gram[between, between]
+            between += 1
+    lengths = [gram[0, 0], *(gram[0, 0] + 2 * gram[0, k] + gram[k, k] for k in place[: len(points)])]
+    return judge(
+        names,
+        judged,
+        squared,
+        [math.sqrt(max(0.0, float(length))) for length in lengths],
+        problems=refused,
+        not_judged={
+            name: f"is a task vector or an adapter over {base.name or base.label}, near it by construction, and is not judged."
+            for name in compared
+            if name not in whole
+        },
     )
 
 

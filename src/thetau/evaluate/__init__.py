@@ -10,7 +10,11 @@ from thetau.evaluate.arithmetic import analogy as analogy
 from thetau.evaluate.arithmetic import negation as negation
 from thetau.evaluate.arithmetic import out_of_distribution as out_of_distribution
 from thetau.evaluate.evaluator import Evaluator as Evaluator
+from thetau.evaluate.measures import Loss as Loss
 from thetau.evaluate.measures import Measure as Measure
+from thetau.evaluate.mixing import Family as Family
+from thetau.evaluate.mixing import MixedBases as MixedBases
+from thetau.evaluate.mixing import mixed_bases as mixed_bases
 from thetau.evaluate.normalised import average as average
 from thetau.evaluate.normalised import normalised as normalised
 from thetau.evaluate.results import SuiteResults as SuiteResults
@@ -24,7 +28,10 @@ __all__ = [
     "Addition",
     "Analogy",
     "Evaluator",
+    "Family",
+    "Loss",
     "Measure",
+    "MixedBases",
     "Negation",
     "OutOfDistribution",
     "ScaleSearch",
@@ -35,6 +42,7 @@ __all__ = [
     "choose_scale",
     "load_results",
     "markdown_table",
+    "mixed_bases",
     "negation",
     "normalised",
     "out_of_distribution",

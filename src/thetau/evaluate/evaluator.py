@@ -12,12 +12,12 @@ from torch import Tensor
 from thetau.errors import DataError
 from thetau.evaluate.accuracy import Accuracy
 from thetau.evaluate.cache import Cache
-from thetau.evaluate.measures import Measure, measure
+from thetau.evaluate.measures import Loss, Measure, measure
 from thetau.models import Encoder, weights_hash
 from thetau.tasks import Task, encode, make_head
 from thetau.tasks.encoding import features
 from thetau.tasks.head import AnyHead
-from thetau.tasks.inputs import Inputs
+from thetau.tasks.inputs import Inputs, label_tensor
 from thetau.tasks.metrics import Score
 
 
@@ -102,6 +102,30 @@ class Evaluator:
                 with torch.inference_mode():
                     told = head.predict(features(self.encoder, inputs, self.done))
                 found = measure(metric, told, inputs.labels)
+                self._cache.put(found, parts)
+            else:
+                self.done(self.size(name, split))
+            result[name] = found
+        return result
+
+    def losses(
+        self, weights: Mapping[str, Tensor], split: str, tasks: Iterable[str] | None = None, *, origin: str = "weights"
+    ) -> dict[str, Loss]:
+        """The mean loss of each task's head on what `weights` (the base's names) make of its split; all tasks by default."""
+        key = weights_hash(weights)
+        loaded = False
+        result: dict[str, Loss] = {}
+        for name in self.tasks if tasks is None else tasks:
+            inputs, head = self.inputs(name, split), self.heads[name]
+            parts = [key, self.encoder.form, inputs.hash, head.hash(), "loss"]
+            found = self._cache.get(Loss, parts)
+            if found is None:
+                if not loaded:
+                    self.encoder.load(weights, origin)
+                    loaded = True
+                with torch.inference_mode():
+                    value = head.loss(features(self.encoder, inputs, self.done).float(), label_tensor(inputs.labels))
+                found = Loss(value=float(value), n=len(inputs))
                 self._cache.put(found, parts)
             else:
                 self.done(self.size(name, split))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
 
 from torch import Tensor
 
@@ -12,6 +14,15 @@ from thetau.tasks.task import Metric
 
 Measure = Accuracy | Score
 """What an evaluation gives: `value` with `n` and a 95 % interval `low`..`high`; an accuracy also has counts."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """A head's mean loss over `n` examples."""
+
+    value: float
+    n: int
 
 
 def measure(metric: Metric, predictions: Tensor, labels: Sequence[int | float]) -> Measure:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from thetau.errors import DataError, OutputError
 from thetau.evaluate.evaluator import Evaluator
-from thetau.evaluate.measures import Measure, measure
+from thetau.evaluate.measures import Loss, Measure, measure
 from thetau.models import weights_hash
 from thetau.models.linear import LinearModel
 from thetau.tasks.encoding import ordered_batches
@@ -66,9 +66,12 @@ class WeightSpace:
         return self.accuracies(coefficients, [task], split)[task]
 
     def accuracies(self, coefficients: Mapping[str, float], tasks: Iterable[str], split: str) -> dict[str, Measure]:
-        """The same on several tasks, with one set of weights."""
-        origin = " + ".join(f"{value:g}·{name}" for name, value in coefficients.items() if value) or "the base"
-        return self._evaluator.evaluate(self.weights(coefficients), split, tasks, origin=origin)
+        """The same on several tasks: one model, made and loaded once."""
+        return self._evaluator.evaluate(self.weights(coefficients), split, tasks, origin=_origin(coefficients))
+
+    def losses(self, coefficients: Mapping[str, float], tasks: Iterable[str], split: str) -> dict[str, Loss]:
+        """The mean loss on each of `tasks`: one model, made and loaded once."""
+        return self._evaluator.losses(self.weights(coefficients), split, tasks, origin=_origin(coefficients))
 
     def features(self, coefficients: Mapping[str, float], task: str, split: str) -> Tensor:
         """Run the model."""
@@ -138,6 +141,10 @@ class TangentSpace:
         if path is not None:
             _write(path, terms)
         return terms
+
+
+def _origin(coefficients: Mapping[str, float]) -> str:
+    return " + ".join(f"{value:g}·{name}" for name, value in coefficients.items() if value) or "the base"
 
 
 def _write(path: Path, terms: tuple[Tensor, Tensor]) -> None:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
+
+
+def label_tensor(labels: Sequence[int | float]) -> Tensor:
+    """Labels as a loss takes them, `[example]`: int64 for classes, float32 for numbers."""
+    whole = all(isinstance(label, int) for label in labels)
+    return torch.tensor(list(labels), dtype=torch.int64 if whole else torch.float32)
 
 
 @runtime_checkable

@@ -1,0 +1,283 @@
+"""A bank from task vectors, offline: one pass for their inner products, one to write the bases (and what the inner method asks for).
+
+Zeng et al. 2025, <https://arxiv.org/abs/2502.01015>, Algorithm 1. The folder appears whole, under its name, at the very end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from thetau._version import __version__
+from thetau.bases.bank import Bank, Basis, Member, Operation, Settings, State, lower, write_manifest
+from thetau.bases.build import merge_groups, named_vectors, refuse_far, refuse_other_base, similarities, space_of
+from thetau.bases.cluster import OPPOSED, Clustering, Groups, Similarity, cluster, named_groups
+from thetau.bases.members import describe
+from thetau.bases.store import bytes_of, check_store, coefficient, lossless, write_basis
+from thetau.engine.executor import Engine, gigabytes
+from thetau.engine.types import Method
+from thetau.errors import OutputError, RecipeError
+from thetau.facade import Expression, gram
+from thetau.facade import open as open_weights
+from thetau.methods import Average, plain
+
+
+def build(
+    path: str | os.PathLike[str],
+    vectors: Sequence[Expression],
+    base: Expression,
+    *,
+    names: Sequence[str] | None = None,
+    inner: Method | None = None,
+    k: int | Literal["auto"] = "auto",
+    k_min: int = 1,
+    k_max: int | None = None,
+    clusters: Clustering | None = None,
+    given: Mapping[tuple[str, ...], Expression] | None = None,
+    opposed: float | None = OPPOSED,
+    join: float | None = None,
+    max_bases: int | None = None,
+    max_bytes: int | None = None,
+    store: Mapping[str, Any] | None = None,
+    exclude: Sequence[str] = (),
+    seed: int = 0,
+    allow_far: bool = False,
+    engine: Engine | None = None,
+) -> Bank:
+    """Make a bank of bases in the new folder `path`.
+
+    Args:
+        vectors: task vectors over `base`, at least two (one with `k=1`, to begin a bank that grows).
+        names: what the tasks are called; by default the vectors' own names.
+        inner: merge_in, any method; the mean by default.
+        k, k_min, k_max, opposed: as in `cluster`.
+        clusters: a whole partition, instead of clustering: `given_groups`, `random_partition`.
+        given: members of a cluster → the vector that is its basis (joint training on their data, say), instead of `inner`.
+        join, max_bases, max_bytes: for later insertions, and the budget of this build; see `Settings`.
+        store: `{"form": "dense", "dtype": …}`, or a compressed form with its fields.
+        allow_far: take vectors that are too long for fine-tuning of this base.
+
+    Raises:
+        AlignmentError: vectors are models, zero, of other bases or of two paradigms, or do not fit.
+        RecipeError: an option is out of range, or the budget is too small.
+        OutputError: the folder exists or cannot be written; nothing is left behind.
+    """
+    target = Path(path)
+    began = time.perf_counter()
+    listed = named_vectors(vectors, names)
+    inner = inner or Average()
+    form = check_store(store or {"form": "dense", "dtype": "float32"})
+    _check_budget(max_bases, max_bytes, join)
+    source = base.terms[0][1]
+    refuse_other_base(listed, source)
+    space = space_of(listed, source)
+    with _new_folder(target) as folder:
+        similarity = similarities(listed, base, exclude=exclude, engine=engine)
+        read = bytes_of([base, *listed.values()])
+        if not allow_far:
+            refuse_far(similarity, base.label)
+        size = sum(spec.elements for spec in next(iter(listed.values())).specs().values()) * 4
+        top = _top(k_max, max_bases, max_bytes, size, form)
+        found = clusters or _cluster(similarity, k, k_min, top, opposed, seed)
+        groups = _checked(found, listed, top)
+        vectors_of = merge_groups(
+            listed, groups, inner, given=_by_basis(given or {}, groups), seed=seed, exclude=exclude, engine=engine
+        )
+        bases: dict[str, Basis] = {}
+        written = 0
+        for name, vector in vectors_of.items():
+            how: Literal["member", "merged", "given"] = (
+                "given" if tuple(groups[name]) in _keys(given) else "member" if len(groups[name]) == 1 else "merged"
+            )
+            options: dict[str, Any] = {"store": form, "exclude": exclude, "engine": engine}
+            basis, more = write_basis(folder, f"{name}-000001.safetensors", name, groups[name], vector, how, **options)
+            bases[name] = basis
+            read, written = read + more, written + basis.nbytes
+        if max_bytes is not None and written > max_bytes:
+            raise RecipeError(
+                [
+                    f"the bases take {gigabytes(written)}, more than `max_bytes`, {gigabytes(max_bytes)}. Give a smaller k, or store them smaller."
+                ],
+                "bank",
+            )
+        products, more = _products(folder, similarity, groups, inner, bases, form, exclude, engine)
+        norms = products.diagonal().clamp(min=0).sqrt().tolist()
+        bases = {name: replace(basis, norm=norm) for (name, basis), norm in zip(bases.items(), norms, strict=True)}
+        label = found.label()
+        members: dict[str, Member] = {
+            name: describe(name, label[name], vector, similarity.norms[name]) for name, vector in listed.items()
+        }
+        operation = Operation(
+            kind="build",
+            names=tuple(listed),
+            read=read + more,
+            written=written,
+            seconds=round(time.perf_counter() - began, 3),
+            said=(f"{len(listed)} tasks in {len(groups)} bases; k chosen by: {found.chosen}.", *found.notes),
+        )
+        state = State(
+            base=source.label,
+            base_fingerprint=source.fingerprint(),
+            base_norm=similarity.base_norm or 0.0,
+            space=space,
+            settings=Settings(
+                inner=plain(inner),
+                opposed=opposed,
+                join=join,
+                max_bases=max_bases,
+                max_bytes=max_bytes,
+                store=form,
+                exclude=tuple(exclude),
+                seed=seed,
+            ),
+            members=members,
+            bases=bases,
+            gram=lower(similarity.gram),
+            basis_gram=tuple(map(tuple, products.tolist())),
+            spectrum=found.spectrum,
+            log=(operation,),
+            thetau=__version__,
+        )
+        write_manifest(folder, state)
+    return Bank(target, state).use_base(base)
+
+
+def _check_budget(max_bases: int | None, max_bytes: int | None, join: float | None) -> None:
+    problems = [
+        f"`{name}` must be at least 1. Got {value}."
+        for name, value in (("max_bases", max_bases), ("max_bytes", max_bytes))
+        if value is not None and value < 1
+    ]
+    if join is not None and not 0 <= join <= 1:
+        problems.append(f"`join` must be in [0, 1]. Got {join:g}.")
+    if problems:
+        raise RecipeError(problems, "bank")
+
+
+def _top(k_max: int | None, max_bases: int | None, max_bytes: int | None, size: int, form: Mapping[str, Any]) -> int | None:
+    """The largest number of bases that bounds and budget allow; a byte budget bounds it before the work only for dense bases."""
+    width = {"float32": 4, "bfloat16": 2, "float16": 2}.get(str(form.get("dtype"))) if form.get("form") == "dense" else None
+    fits = None if max_bytes is None or width is None else max_bytes // max(1, size // 4 * width)
+    if fits == 0:
+        raise RecipeError(
+            [f"`max_bytes` must hold at least one basis, {gigabytes(size)} in float32. Got {gigabytes(max_bytes or 0)}."], "bank"
+        )
+    return min((limit for limit in (k_max, max_bases, fits) if limit is not None), default=None)
+
+
+def _cluster(
+    similarity: Similarity, k: int | Literal["auto"], k_min: int, top: int | None, opposed: float | None, seed: int
+) -> Clustering:
+    names = similarity.names
+    if len(names) == 1 and k == 1:
+        return Clustering(groups=named_groups([names]), k=1, chosen="given", notes=("A bank of one task.",))
+    if len(names) == 1:
+        raise RecipeError(
+            ["clustering needs at least two task vectors. Got 1. To begin a bank that grows by insertion, give k = 1."], "bank"
+        )
+    if k != "auto" and top is not None and k > top:
+        raise RecipeError([f"`k` must be at most {top}, which `k_max` or the budget allows. Got {k}."], "bank")
+    bound = None if top is None or (top >= len(names) and k == "auto") else min(top, len(names))
+    return cluster(similarity, k, k_min=k_min, k_max=bound, opposed=opposed, seed=seed)
+
+
+def _checked(found: Clustering, vectors: Mapping[str, Expression], top: int | None) -> Groups:
+    listed = sorted(name for members in found.groups.values() for name in members)
+    if listed != sorted(vectors):
+        raise RecipeError(
+            [f"the clusters must be of the tasks {', '.join(sorted(vectors))}, each once. Got {', '.join(listed)}."], "bank"
+        )
+    if top is not None and len(found.groups) > top:
+        raise RecipeError(
+            [
+                f"there would be {len(found.groups)} bases, and `k_max` or the budget allows {top}. Give a smaller k, or do not split "
+                "opposed vectors (`--opposed none`)."
+            ],
+            "bank",
+        )
+    return found.groups
+
+
+def _keys(given: Mapping[tuple[str, ...], Expression] | None) -> set[tuple[str, ...]]:
+    return {tuple(sorted(members)) for members in given or {}}
+
+
+def _by_basis(given: Mapping[tuple[str, ...], Expression], groups: Groups) -> dict[str, Expression]:
+    """The given bases under their clusters' names."""
+    names = {tuple(members): name for name, members in groups.items()}
+    lost = [members for members in _keys(given) if members not in names]
+    if lost:
+        there = "; ".join(", ".join(members) for members in groups.values())
+        raise RecipeError([f"a basis is given for {', '.join(lost[0])}, which is no cluster. Clusters: {there}."], "bank")
+    return {names[tuple(sorted(members))]: vector for members, vector in given.items()}
+
+
+def _products(
+    folder: Path,
+    similarity: Similarity,
+    groups: Groups,
+    inner: Method,
+    bases: Mapping[str, Basis],
+    form: Mapping[str, Any],
+    exclude: Sequence[str],
+    engine: Engine | None,
+) -> tuple[Tensor, int]:
+    """Inner products of the bases: from those of the tasks where a basis is linear in them, else from the files."""
+    factors = [None if bases[name].how == "given" else coefficient(inner, len(members)) for name, members in groups.items()]
+    if lossless(form) and all(factor is not None for factor in factors):
+        weights = torch.zeros(len(groups), len(similarity.names), dtype=torch.float64)
+        for row, (members, factor) in enumerate(zip(groups.values(), factors, strict=True)):
+            weights[row, [similarity.names.index(name) for name in members]] = float(factor or 0)
+        return weights @ similarity.gram @ weights.T, 0
+    stored = [open_weights(folder / basis.file, name=name) for name, basis in bases.items()]
+    return gram(stored, exclude=exclude, engine=engine), bytes_of(stored)
+
+
+@contextlib.contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """A sibling folder that becomes `target` at the end, or is removed."""
+    if target.exists() or target.is_symlink():
+        raise OutputError(f"{target}: exists. A bank is never mixed with older files: give a new name, or remove it first.")
+    if not target.parent.is_dir():
+        raise OutputError(f"{target}: the folder {target.parent} does not exist. Make it, then run again.")
+    partial = target.with_name(f".{target.name}.partial")
+    lock_path = target.with_name(f".{target.name}.lock")
+    try:
+        lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written: {error.strerror}.") from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutputError(f"{target}: another run is making it. Wait for that run, or give another name.") from error
+        try:
+            shutil.rmtree(partial, ignore_errors=True)  # left by a run that died
+            partial.mkdir()
+            yield partial
+            handle = os.open(partial, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+            if target.exists():
+                raise OutputError(f"{target}: appeared while it was being made. Give a new name, or remove it first.")
+            partial.rename(target)
+        except OSError as error:
+            raise OutputError(f"{target}: cannot be written: {error.strerror}.") from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                lock_path.unlink()
+    finally:
+        os.close(lock)

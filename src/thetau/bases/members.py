@@ -1,0 +1,56 @@
+"""The vectors of a bank's tasks: what is recorded of each, and which of them are still at hand."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+from thetau.bases.bank import Bank, Member
+from thetau.checkpoint import Source
+from thetau.errors import ThetauError
+from thetau.facade import Expression, as_vector
+from thetau.facade import open as open_weights
+
+
+def describe(name: str, basis: str, vector: Expression, norm: float) -> Member:
+    """What a bank keeps of a vector that it takes in."""
+    added = _added(vector)
+    label = added[0][1].label if len(added) == 1 else vector.label
+    return Member(name=name, basis=basis, source=label, fingerprint=fingerprint_of(vector), norm=norm)
+
+
+def fingerprint_of(vector: Expression) -> str:
+    """Tells a vector from others: that of its one model or saved form, or a digest over several."""
+    added = _added(vector)
+    if len(added) == 1 and added[0][0] == 1:
+        return added[0][1].fingerprint()
+    parts = sorted(f"{weight:.17g}·{source.fingerprint()}" for weight, source in added)
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()
+
+
+def _added(vector: Expression) -> list[tuple[float, Source]]:
+    """The terms beside the base."""
+    base = vector.reference.key if vector.reference is not None else None
+    return [(weight, source) for weight, source in vector.terms if source.key != base]
+
+
+def at_hand(bank: Bank, given: Mapping[str, Expression] | None = None) -> tuple[dict[str, Expression], dict[str, str]]:
+    """The tasks' vectors, given or still where they were, and for every other task why there is none.
+
+    A vector that is not the one that went into the bank does not count.
+    """
+    found: dict[str, Expression] = {}
+    lost: dict[str, str] = {}
+    for name, member in bank.members.items():
+        try:
+            vector = (given or {}).get(name)
+            if vector is None:
+                vector = as_vector(open_weights(member.source, base=bank.base()), bank.base())
+        except ThetauError as error:
+            lost[name] = str(error)
+            continue
+        if fingerprint_of(vector) != member.fingerprint:
+            lost[name] = f"{vector.label}: is not the vector that went into the bank as {name} (their fingerprints differ)."
+        else:
+            found[name] = vector.named(name)
+    return found, lost

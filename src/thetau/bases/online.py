@@ -1,0 +1,483 @@
+"""The online bank: insert, forget, rebuild, each in storage that grows with the bases and not with the tasks.
+
+Zeng et al. 2025, <https://arxiv.org/abs/2502.01015>, Fig. 2 and Section 5.2 describe the setting; the operations are ours. What a bank
+cannot know any more (inner products with tasks that were merged away before) it says it does not know.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from thetau.bases.bank import Bank, Basis, Change, State, changing, open_bank
+from thetau.bases.build import merge_groups, refuse_other_base, space_of, weighted
+from thetau.bases.cluster import Similarity, cluster
+from thetau.bases.drift import drift_of
+from thetau.bases.members import at_hand, describe
+from thetau.bases.regroup import Node, exact_members, regroup, with_tasks
+from thetau.bases.store import FLOAT_ERROR, bytes_of, coefficient, write_basis
+from thetau.engine.executor import Engine, gigabytes
+from thetau.engine.guard import FAR
+from thetau.errors import AlignmentError, BankError
+from thetau.facade import Expression, gram
+from thetau.vectors.combination import require_vector
+
+JOIN = 0.2  # similarity from which a vector joins, where nothing is known of the clusters yet
+Given = Mapping[str, Expression]
+
+
+def insert(
+    bank: Bank | str | os.PathLike[str],
+    vector: Expression,
+    name: str,
+    *,
+    to: str | None = None,
+    allow_far: bool = False,
+    drift: bool = False,
+    originals: Given | None = None,
+    engine: Engine | None = None,
+    wait: float = 600.0,
+) -> Bank:
+    """Add a task vector: it joins the basis that it is similar to, opens one, or has the two nearest bases joined to make room.
+
+    One pass over the bases tells the similarities. The similarity of a vector and a cluster is the mean over the cluster's members,
+    which their mean gives exactly (for methods that are not linear: the cosine with the basis).
+
+    Args:
+        bank: the bank, or its folder.
+        vector: a task vector over the bank's base.
+        name: what the task is called; new to the bank.
+        to: the basis that it joins, or `new` for one of its own, whatever the similarities say.
+        allow_far: take a vector that is too long for fine-tuning of this base.
+        drift: measure how far the bank then is from one built offline; reads all the original vectors (or `originals`) again.
+
+    Raises:
+        BankError: the name is taken, the budget has no room for even one basis, or the bank is damaged or held by another process.
+        AlignmentError: the vector is zero, of another base, of another paradigm, or does not fit.
+    """
+    opened = _opened(bank)
+    require_vector(vector, "A bank of bases")
+    with changing(opened.path, wait=wait) as change:
+        now = _fresh(opened, change)
+        if name in now.members:
+            raise BankError(f"{now.path}: has a task {name!r} already. Forget it first, or give another name (`--name`).")
+        base = now.base().terms[0][1]
+        refuse_other_base({name: vector}, base)
+        if now.members and space_of({name: vector}, base) != now.space:
+            raise AlignmentError(
+                f"{name}: belongs to {_space(space_of({name: vector}, base))}, the vectors of {now.path} to {_space(now.space)}."
+            )
+        nodes = {key: Node(vector=v, members=now.bases[key].members, basis=key) for key, v in now.vectors().items()}
+        new = f"+{name}"
+        nodes[new] = Node(vector=vector.named(name), members=(name,))
+        listed = [node.vector for node in nodes.values()]
+        change.read += bytes_of(listed)
+        products = gram(listed, exclude=now.state.settings.exclude, engine=engine)
+        norm = float(products[-1, -1].clamp(min=0).sqrt())
+        _check_length(name, norm, now, allow_far)
+        links = _links(now, nodes, products, {**{m.name: m.norm for m in now.members.values()}, name: norm})
+        parts, said = _place(now, nodes, links, new, to, vector)
+        found = regroup(change, now, nodes, products, parts, engine=engine)
+        members = {
+            task: replace(now.members[task], basis=basis) if task in now.members else describe(task, basis, vector, norm)
+            for basis, one in found.bases.items()
+            for task in one.members
+        }
+        order = list(nodes)
+        known = {(name, task): float(products[-1, order.index(key)]) for task, key in exact_members(now).items()}
+        unknown = [task for task in now.members if task not in exact_members(now)]
+        if unknown:
+            said.append(f"Inner products of {name} with {_some(unknown)} are unknowable: these were merged away before.")
+        state = replace(
+            now.state,
+            members=dict(sorted(members.items())),
+            bases=found.bases,
+            gram=with_tasks(now.state.gram, sorted(now.members), members, {**known, (name, name): norm**2}),
+            basis_gram=_rows(found.gram),
+            space=now.space if now.members else space_of({name: vector}, base),
+        )
+        _check_budget(now.path, state.settings.max_bytes, found.bases)
+        every = {**(originals or {}), name: vector}
+        return _finish(change, state, now, "insert", (name,), (*said, *found.said), drift, every, engine)
+
+
+def forget(
+    bank: Bank | str | os.PathLike[str],
+    name: str,
+    *,
+    vectors: Given | None = None,
+    drop_basis: bool = False,
+    drift: bool = False,
+    engine: Engine | None = None,
+    wait: float = 600.0,
+) -> Bank:
+    """Remove a task's contribution, as exactly as the bank still can, and say how exact that is.
+
+    A task that stands alone is removed with its basis. From a mean or a sum its own vector is subtracted, where that is at hand
+    (`vectors`, or still where it was). Otherwise the basis is merged anew from the other members' vectors, where these are at hand.
+
+    Args:
+        vectors: task → vector, where these lie elsewhere now.
+        drop_basis: where nothing else can be done, remove the whole basis; its other tasks are lost with it.
+
+    Raises:
+        BankError: there is no such task, or its contribution cannot be taken out with what is at hand; nothing was changed.
+    """
+    opened = _opened(bank)
+    with changing(opened.path, wait=wait) as change:
+        now = _fresh(opened, change)
+        basis = now.basis(now.basis_of(name))
+        others = tuple(task for task in basis.members if task != name)
+        gone: tuple[str, ...] = (name,)
+        bases = dict(now.bases)
+        if not others:
+            del bases[basis.name]
+            said = [f"{name}: gone with its basis {basis.name}; exact."]
+        else:
+            found, lost = at_hand(now, vectors)
+            whole, rest = coefficient(now.inner, len(basis.members)), coefficient(now.inner, len(others))
+            linear = whole is not None and rest is not None and basis.how != "given"
+            if linear and name in found:
+                assert whole is not None and rest is not None
+                left = weighted(
+                    {"basis": (rest / whole, now.vector(basis.name)), "task": (-rest, found[name])},
+                    exclude=now.state.settings.exclude,
+                    engine=engine,
+                )
+                made = _rewritten(change, now, basis, others, left, "member" if len(others) == 1 else "online", engine)
+                said = [f"{name}: its vector was subtracted from {basis.name}; {_exactness(now, basis, made, name, rest, whole)}"]
+            elif all(task in found for task in others):
+                settings = now.state.settings
+                left = merge_groups(
+                    found, {basis.name: others}, now.inner, seed=settings.seed, exclude=settings.exclude, engine=engine
+                )[basis.name]
+                made = _rewritten(change, now, basis, others, left, "member" if len(others) == 1 else "merged", engine)
+                said = [f"{name}: {basis.name} was merged anew from the vectors of {_some(others)}; exact."]
+            elif drop_basis:
+                gone, made = basis.members, None
+                said = [
+                    f"{name}: gone with its basis {basis.name}; exact, and {_some(others)} {'are' if len(others) > 1 else 'is'} lost too."
+                ]
+            else:
+                reasons = " ".join(lost[task] for task in (name, *others) if task in lost)
+                how = f"merged by {now.state.settings.inner['name']}" if basis.how != "given" else "given as one model"
+                raise BankError(
+                    f"{now.path}: cannot take {name} out of {basis.name} ({', '.join(basis.members)}, {how}). "
+                    f"Give {'its vector, or ' if linear else ''}the vectors of {_some(others)} (`--vector NAME=PATH`), or drop the whole basis "
+                    f"(`--drop-basis`). {reasons}"
+                )
+            if made is None:
+                del bases[basis.name]
+            else:
+                bases[basis.name] = made
+        kept = {task: member for task, member in now.members.items() if task not in gone}
+        after = Bank(now.path, replace(now.state, bases=bases, members=kept))
+        products, bases = _measured(change, after, engine)
+        state = replace(
+            after.state,
+            bases=bases,
+            gram=with_tasks(now.state.gram, sorted(now.members), kept, {}),
+            basis_gram=_rows(products),
+        )
+        said.append("The old file is deleted, not overwritten; copies and backups of the bank still hold it.")
+        return _finish(change, state, now, "forget", gone, tuple(said), drift, vectors, engine)
+
+
+def rebuild(
+    bank: Bank | str | os.PathLike[str],
+    *,
+    k: int | Literal["auto"] = "auto",
+    k_min: int = 1,
+    k_max: int | None = None,
+    vectors: Given | None = None,
+    drift: bool = False,
+    engine: Engine | None = None,
+    wait: float = 600.0,
+) -> Bank:
+    """Cluster anew, from the tasks' own vectors where these are at hand, and from the stored bases where they are not.
+
+    Tasks that were merged before, and whose vectors are gone, stay together: their inner products are unknowable.
+
+    Raises:
+        BankError: the bank is damaged, empty or held by another process. RecipeError: `k` is out of range.
+    """
+    opened = _opened(bank)
+    with changing(opened.path, wait=wait) as change:
+        now = _fresh(opened, change)
+        found, lost = at_hand(now, vectors)
+        nodes: dict[str, Node] = {}
+        said: list[str] = []
+        for key, basis in now.bases.items():
+            if all(task in found for task in basis.members):
+                nodes |= {task: Node(vector=found[task], members=(task,)) for task in basis.members}
+            else:
+                nodes[" + ".join(basis.members)] = Node(vector=now.vector(key), members=basis.members, basis=key)
+                if len(basis.members) > 1:
+                    gone = [task for task in basis.members if task in lost]
+                    said.append(f"{', '.join(basis.members)}: stay together; the vectors of {_some(gone)} are not at hand.")
+        if len(nodes) < 2:
+            raise BankError(f"{now.path}: has {len(nodes)} part{'s' * (len(nodes) != 1)} that could be clustered, and needs two.")
+        nodes = {key: nodes[key] for key in sorted(nodes)}
+        listed = [node.vector for node in nodes.values()]
+        change.read += bytes_of(listed)
+        products = gram(listed, exclude=now.state.settings.exclude, engine=engine)
+        similarity = Similarity(names=tuple(nodes), gram=products, base_norm=now.state.base_norm)
+        settings = now.state.settings
+        most = _most(now, max((basis.nbytes for basis in now.bases.values()), default=1))
+        top = min(n for n in (k_max, most, len(nodes) - 1 if k_max is None else None) if n is not None)
+        if k != "auto" and most is not None and k > most:
+            raise BankError(f"{now.path}: the budget holds {most} bases. Got k = {k}.")
+        clustering = cluster(similarity, k, k_min=min(k_min, top), k_max=top, opposed=settings.opposed, seed=settings.seed)
+        said += clustering.notes
+        if most is not None and len(clustering.groups) > most:
+            raise BankError(
+                f"{now.path}: with opposed vectors apart there would be {len(clustering.groups)} bases, and the budget holds {most}. "
+                "Raise it, or give a smaller k."
+            )
+        parts = {name: list(members) for name, members in clustering.groups.items()}
+        made = regroup(change, now, nodes, products, parts, engine=engine)
+        members = {task: replace(now.members[task], basis=basis) for basis, one in made.bases.items() for task in one.members}
+        single = {node.members[0]: place for place, node in enumerate(nodes.values()) if len(node.members) == 1}
+        known = {(a, b): float(products[i, j]) for a, i in single.items() for b, j in single.items()}
+        state = replace(
+            now.state,
+            members=dict(sorted(members.items())),
+            bases=made.bases,
+            gram=with_tasks(now.state.gram, sorted(now.members), members, known),
+            basis_gram=_rows(made.gram),
+            spectrum=clustering.spectrum,
+        )
+        _check_budget(now.path, settings.max_bytes, made.bases)
+        return _finish(change, state, now, "rebuild", tuple(state.members), (*said, *made.said), drift, vectors, engine)
+
+
+def _opened(bank: Bank | str | os.PathLike[str]) -> Bank:
+    return bank if isinstance(bank, Bank) else open_bank(bank)
+
+
+def _fresh(opened: Bank, change: Change) -> Bank:
+    """The newest state, with the base that was opened for the old one."""
+    return Bank(change.path, change.state).use_base(opened.base())
+
+
+def _check_length(name: str, norm: float, bank: Bank, allow_far: bool) -> None:
+    if norm == 0:
+        raise AlignmentError(f"{name}: the task vector is zero, so it has no direction. The model equals its base: leave it out.")
+    if not allow_far and norm > FAR * bank.state.base_norm > 0:
+        raise AlignmentError(
+            f"{name}: its task vector has {norm / bank.state.base_norm:.2f} of the length of {bank.base_label}; fine-tuning gives less "
+            f"than {FAR:g}. It is probably of another base: `thetau inspect` tells. Leave it out, or allow it (`--allow-far`)."
+        )
+
+
+def _links(
+    bank: Bank, nodes: Mapping[str, Node], products: Float[Tensor, "node node"], norms: Mapping[str, float]
+) -> Float[Tensor, "node node"]:
+    """Similarity of nodes: the mean over pairs of members where the inner method is linear, else the cosine."""
+    scale = []
+    for place, node in enumerate(nodes.values()):
+        given = node.basis is not None and bank.bases[node.basis].how == "given"
+        factor = None if given else coefficient(bank.inner, len(node.members))
+        if factor is None:
+            length = float(products[place, place].clamp(min=0).sqrt())
+        else:  # the members' mean is basis / (factor · n); its partner is their root mean square length
+            square = sum(norms[task] ** 2 for task in node.members) / len(node.members)
+            length = square**0.5 * factor * len(node.members)
+        scale.append(1 / length if length else 0.0)
+    weights = torch.tensor(scale, dtype=torch.float64)
+    return products * weights[:, None] * weights[None, :]
+
+
+def join_threshold(bank: Bank) -> float:
+    """From which similarity a vector joins: the setting, or halfway between the means inside clusters and between them.
+
+    Where no two tasks share a basis: the largest similarity of two tasks that were kept apart. Where nothing is known: 0.2.
+    """
+    if bank.state.settings.join is not None:
+        return bank.state.settings.join
+    names, matrix = bank.known()
+    inside: list[float] = []
+    between: list[float] = []
+    for i, a in enumerate(names):
+        for j, b in enumerate(names[:i]):
+            value = abs(float(matrix[i, j]) / (bank.members[a].norm * bank.members[b].norm))
+            if value == value:
+                (inside if bank.members[a].basis == bank.members[b].basis else between).append(value)
+    if inside and between:
+        return (sum(inside) / len(inside) + sum(between) / len(between)) / 2
+    if between:
+        return max(between)
+    return min(inside, default=JOIN)
+
+
+def _place(
+    bank: Bank, nodes: Mapping[str, Node], links: Float[Tensor, "node node"], new: str, to: str | None, vector: Expression
+) -> tuple[dict[str, list[str]], list[str]]:
+    """The new bases as groups of nodes, and why."""
+    order = list(nodes)
+    parts = {key: [key] for key in order if key != new}
+    own = _next(bank)
+    name = new[1:]
+    size = max((basis.nbytes for basis in bank.bases.values()), default=0) or bytes_of([vector])
+    most = _most(bank, size)
+    if most is not None and most < 1:
+        raise BankError(
+            f"{bank.path}: the budget of {gigabytes(bank.state.settings.max_bytes or 0)} holds no basis of {gigabytes(size)}."
+        )
+    if to is not None and to != "new":
+        bank.basis(to)
+        parts[to].append(new)
+        return parts, [f"{name}: joined {to}, as told."]
+    similar = {key: float(links[-1, place]) for place, key in enumerate(order) if key != new}
+    opposed = bank.state.settings.opposed
+    apart = -1.0 if opposed is None else opposed
+    near = {key: value for key, value in similar.items() if value >= apart}
+    best = max(near, key=lambda key: (abs(near[key]), key), default=None)
+    threshold = join_threshold(bank)
+    if to is None and best is not None and abs(near[best]) >= threshold:
+        parts[best].append(new)
+        return parts, [
+            f"{name}: joined {best} ({_some(bank.bases[best].members)}), similarity {near[best]:.3f}; {threshold:.3f} is enough."
+        ]
+    why = (
+        "as told"
+        if to == "new"
+        else f"its largest similarity is {similar[best]:.3f}, below {threshold:.3f}"
+        if best
+        else "the first one"
+    )
+    if most is None or len(bank.bases) < most:
+        parts[own] = [new]
+        return parts, [f"{name}: opened {own}; {why}."]
+    pairs = {
+        (a, b): float(links[i, j])
+        for i, a in enumerate(order)
+        for j, b in enumerate(order[:i])
+        if float(links[i, j]) >= apart and not (to == "new" and new in (a, b))
+    }
+    if not pairs:
+        raise BankError(
+            f"{bank.path}: the budget of {most} bases is full, and no two of them may be joined. Raise it, or forget a task."
+        )
+    a, b = max(pairs, key=lambda pair: (abs(pairs[pair]), pair))
+    keep, other = (b, a) if a == new or a > b else (a, b)
+    value = pairs[(a, b)]
+    if new in (a, b):
+        parts[keep].append(new)
+        return parts, [
+            f"{name}: joined {keep}, its nearest ({value:.3f}): the budget of {most} bases is full, and no two bases are nearer."
+        ]
+    del parts[other]
+    parts[keep] = [keep, other]
+    parts[own] = [new]
+    return parts, [
+        f"{name}: opened {own}; {why}.",
+        f"{keep} and {other} were joined (similarity {value:.3f}) to keep to the budget of {most} bases.",
+    ]
+
+
+def _next(bank: Bank) -> str:
+    numbers = [int(name[1:]) for name in bank.bases if name[1:].isdigit()]
+    return f"b{max(numbers, default=0) + 1}"
+
+
+def _most(bank: Bank, size: int) -> int | None:
+    """How many bases the budget allows."""
+    settings = bank.state.settings
+    limits = [settings.max_bases, None if settings.max_bytes is None else settings.max_bytes // max(1, size)]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _check_budget(path: Path, most: int | None, bases: Mapping[str, Basis]) -> None:
+    total = sum(basis.nbytes for basis in bases.values())
+    if most is not None and total > most:
+        raise BankError(
+            f"{path}: the bases would take {gigabytes(total)}, and the budget is {gigabytes(most)}. Raise it, store them smaller, or forget "
+            "a task. Nothing was changed."
+        )
+
+
+def _rewritten(
+    change: Change,
+    bank: Bank,
+    basis: Basis,
+    members: tuple[str, ...],
+    vector: Expression,
+    how: Literal["member", "merged", "online"],
+    engine: Engine | None,
+) -> Basis:
+    settings = bank.state.settings
+    made, read = write_basis(
+        change.path,
+        change.file(basis.name),
+        basis.name,
+        members,
+        vector,
+        how,
+        store=settings.store,
+        exclude=settings.exclude,
+        engine=engine,
+    )
+    change.read += read
+    change.written += made.nbytes
+    return made
+
+
+def _measured(change: Change, bank: Bank, engine: Engine | None) -> tuple[Tensor, dict[str, Basis]]:
+    """Inner products of the bases as they are stored, and the bases with their norms."""
+    if not bank.bases:
+        return torch.zeros(0, 0, dtype=torch.float64), {}
+    listed = list(bank.vectors().values())
+    change.read += bytes_of(listed)
+    products = gram(listed, exclude=bank.state.settings.exclude, engine=engine)
+    norms = products.diagonal().clamp(min=0).sqrt().tolist()
+    return products, {name: replace(one, norm=norm) for (name, one), norm in zip(bank.bases.items(), norms, strict=True)}
+
+
+def _exactness(bank: Bank, basis: Basis, made: Basis, name: str, rest: float, whole: float) -> str:
+    """How exact a subtraction is: what rounding, or the stored form, leaves of the task, relative to the new basis."""
+    size = rest / whole * basis.norm
+    left = (rest * bank.members[name].norm + size) * FLOAT_ERROR + basis.error * size
+    if basis.error:
+        return f"not exact: it was stored with a relative error of up to {basis.error:.2g}; up to {left:.3g} of length remains in all."
+    return f"exact but for rounding to float32 (at most {left:.2g} of length in all)."
+
+
+def _finish(
+    change: Change,
+    state: State,
+    before: Bank,
+    kind: str,
+    names: tuple[str, ...],
+    said: tuple[str, ...],
+    drift: bool,
+    originals: Given | None,
+    engine: Engine | None,
+) -> Bank:
+    after = Bank(change.path, state).use_base(before.base())
+    found = None
+    if drift:
+        found, read = drift_of(after, originals, engine=engine)
+        change.read += read
+    done = change.commit(state, change.operation(kind, names, said, found))
+    return done.use_base(before.base())
+
+
+def _rows(matrix: Tensor) -> tuple[tuple[float, ...], ...]:
+    return tuple(map(tuple, matrix.tolist()))
+
+
+def _some(names: tuple[str, ...] | list[str]) -> str:
+    shown = ", ".join(names[:6])
+    return shown if len(names) <= 6 else f"{shown} and {len(names) - 6} more"
+
+
+def _space(space: str) -> str:
+    return "the tangent space" if space == "tangent" else "the model's weights"

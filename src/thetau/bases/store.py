@@ -1,0 +1,93 @@
+"""How a basis is put on the disk, and what a change reads and writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from thetau.bases.bank import Basis, digest_of
+from thetau.engine.executor import Engine
+from thetau.engine.plan import plan
+from thetau.engine.types import Method
+from thetau.errors import RecipeError
+from thetau.facade import Expression, dtype_of
+from thetau.facade import open as open_weights
+from thetau.methods import Average, TaskArithmetic
+
+FLOAT_ERROR = 2.0**-24  # of one rounding to float32
+
+
+def check_store(store: Mapping[str, Any]) -> dict[str, Any]:
+    """How bases are stored, checked: `{"form": "dense", "dtype": …}`, or a compressed form with its fields.
+
+    Raises:
+        RecipeError: it is no form that there is.
+    """
+    given = dict(store)
+    if given.get("form") == "dense":
+        if set(given) - {"form", "dtype"}:
+            raise RecipeError([f"a dense basis has a `dtype` alone. Got {given}."], "store")
+        dtype_of(given.get("dtype", "float32"))
+        return {"form": "dense", "dtype": given.get("dtype", "float32")}
+    form_of(given)
+    return given
+
+
+def lossless(store: Mapping[str, Any]) -> bool:
+    """Whether what is stored is what was computed, in float32."""
+    return store.get("form") == "dense" and store.get("dtype") == "float32"
+
+
+def write_basis(
+    folder: Path,
+    file: str,
+    name: str,
+    members: tuple[str, ...],
+    vector: Expression,
+    how: Literal["member", "merged", "online", "given"],
+    *,
+    store: Mapping[str, Any],
+    exclude: Iterable[str] = (),
+    engine: Engine | None = None,
+) -> tuple[Basis, int]:
+    """Write a basis's file, and say what it is and how many bytes were read for it. Its norm is measured by the caller.
+
+    Raises:
+        OutputError: it cannot be written. CheckpointError: an input is damaged.
+    """
+    read = plan(vector, engine=engine or Engine()).read
+    error = 0.0
+    if store.get("form") == "dense":
+        vector.save(folder / file, dtype=store.get("dtype", "float32"), exclude=list(exclude), engine=engine)
+        if store.get("dtype", "float32") != "float32":
+            error = {"bfloat16": 2.0**-9, "float16": 2.0**-12}.get(str(store["dtype"]), 2.0**-9)  # of one rounding, at most
+    else:
+        error = compress(vector, folder / file, form_of(store), exclude=list(exclude), engine=engine).error
+    stored = open_weights(folder / file).terms[0][1]
+    basis = Basis(
+        name=name,
+        members=tuple(sorted(members)),
+        file=file,
+        nbytes=(folder / file).stat().st_size,
+        fingerprint=stored.fingerprint(),
+        digest=digest_of(folder / file),
+        norm=0.0,
+        how=how,
+        error=error,
+    )
+    return basis, read
+
+
+def bytes_of(vectors: Iterable[Expression]) -> int:
+    """Bytes of the files below some vectors, each once."""
+    sources = {source.key: source for vector in vectors for source in vector.sources()}
+    return sum(spec.nbytes for source in sources.values() for spec in source.specs.values())
+
+
+def coefficient(inner: Method, count: int) -> float | None:
+    """c where a basis of `count` members is c · Σ τ_i: exactly linear in its members; None for every other method."""
+    if isinstance(inner, Average | TaskArithmetic) and isinstance(inner.scale, int | float) and inner.scale:
+        scale = float(inner.scale)
+        return 1.0 if count == 1 else scale / count if isinstance(inner, Average) else scale
+    return None
