@@ -269,7 +269,7 @@ def _bind(method: Method, tasks: Sequence[str]) -> Method:
         value = getattr(method, field.name)
         if isinstance(value, Method):
             changed[field.name] = _bind(value, tasks)
-        elif isinstance(value, tuple | list) and field.name == "scale":
+        elif isinstance(value, tuple | list) and field.name in ("scale", "clusters"):
             if len(value) != len(tasks):
                 raise RecipeError([f"`{field.name}` has {len(value)} values for {len(tasks)} tasks."], "merge")
             changed[field.name] = PerTask(dict(zip(tasks, value, strict=True)))
