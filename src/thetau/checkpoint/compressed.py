@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from math import prod
-from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -32,7 +31,9 @@ from thetau.errors import CheckpointError
 FORMAT = 1
 FORMS = ("sparse", "low_rank", "quantised")
 KINDS = ("sparse", "low_rank", "scaled", "dense")
-BLOCK = 1 << 16  # elements of a block of rows: between two offsets, and of one product U·V, so that no way of reading changes a bit
+BLOCK = (
+    1 << 16
+)  # elements of a block of rows: between two offsets, and of one product U·V, so that no way of reading changes a bit
 SCALED_ROW = 16  # shorter rows share one scale, which would otherwise take more room than it saves
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 REMEDY = "Copy the file again, or write it again with `thetau vector compress`."
@@ -122,9 +123,12 @@ class CompressedSource:
         """What is stored of a tensor, by part."""
         return {which: self.stored.specs[part(which, name)] for which in layout(self._kinds[name], (), torch.float32)}
 
-    def kind(self, name: str) -> str:
-        """How a tensor is stored: sparse, low_rank, scaled or dense."""
-        return self._kinds[name]
+    def by_kind(self) -> dict[str, list[str]]:
+        """Which tensors are stored how: sparse, low_rank, scaled or dense."""
+        found: dict[str, list[str]] = {}
+        for name, kind in self._kinds.items():
+            found.setdefault(kind, []).append(name)
+        return found
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows of the vector, in float32: `[stop - start, *shape[1:]]`.
@@ -235,7 +239,9 @@ class CompressedSource:
         try:
             table = json.loads(self.metadata.get("thetau.tensors", ""))
         except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{self.label}: `thetau.tensors` in the metadata is no JSON table ({error}). {REMEDY}") from error
+            raise CheckpointError(
+                f"{self.label}: `thetau.tensors` in the metadata is no JSON table ({error}). {REMEDY}"
+            ) from error
         if not isinstance(table, dict) or not table:
             raise CheckpointError(f"{self.label}: `thetau.tensors` in the metadata must name at least one tensor. {REMEDY}")
         return table
@@ -243,7 +249,7 @@ class CompressedSource:
     def _entry(self, name: str, entry: Any) -> tuple[str, tuple[int, ...]]:
         kind, shape = (entry.get("kind"), entry.get("shape")) if isinstance(entry, dict) else (None, None)
         fine = isinstance(shape, list) and len(shape) <= 64 and all(type(n) is int and n >= 0 for n in shape)
-        if kind not in KINDS or not fine or prod(n or 1 for n in shape or ()) >= 1 << 60:
+        if kind not in KINDS or not fine or prod([n or 1 for n in shape or ()]) >= 1 << 60:
             self._damaged(name, f"`thetau.tensors` must give its kind ({', '.join(KINDS)}) and its shape, not {str(entry)[:80]}")
         return str(kind), tuple(shape or ())
 
@@ -262,13 +268,14 @@ class CompressedSource:
             got = held[which]
             if (got.shape, got.dtype) != (want, of):
                 self._damaged(
-                    name, f"its part {which!r} must be {of} {list(want)} for shape {list(shape)}, not {got.dtype} {list(got.shape)}"
+                    name,
+                    f"its part {which!r} must be {of} {list(want)} for shape {list(shape)}, not {got.dtype} {list(got.shape)}",
                 )
-        if kept > prod(shape):
-            self._damaged(name, f"has {kept} values for {prod(shape)} entries")
-        if kind == "low_rank" and rank == 0 and prod(shape):
+        elements = self.specs[name].elements
+        if kept > elements:
+            self._damaged(name, f"has {kept} values for {elements} entries")
+        if kind == "low_rank" and rank == 0 and elements:
             self._damaged(name, "is a product of rank 0")
 
     def _damaged(self, name: str, what: str) -> NoReturn:
-        place = Path(self.label).name if len(self.label) > 200 else self.label
-        raise CheckpointError(f"{place}: tensor {name!r}: {what}. {REMEDY}")
+        raise CheckpointError(f"{self.label}: tensor {name!r}: {what}. {REMEDY}")

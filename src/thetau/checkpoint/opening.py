@@ -26,9 +26,9 @@ SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*/config.j
 def open_source(what: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | Source, *, base: Source | None = None) -> Source:
     """Open weights lazily: only headers are read.
 
-    `what` is a safetensors file (of a model, or of a task vector, dense or compressed); a folder with shards and an index, one safetensors file, torch files or a LoRA adapter (which needs
-    `base`); a torch file; a hub id, `org/name` or `org/name@revision` (prefix `hub:` where a folder of that name exists); a state
-    dict; or a module.
+    `what` is a safetensors file, of a model or of a task vector, dense or compressed; a folder with shards and an index, one
+    safetensors file, torch files or a LoRA adapter (which needs `base`); a torch file; a hub id, `org/name` or
+    `org/name@revision` (prefix `hub:` where a folder of that name exists); a state dict; or a module.
 
     Raises:
         CheckpointError: nothing readable is there, or it is not what it says it is.

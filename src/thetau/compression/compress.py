@@ -102,10 +102,8 @@ def compress(
     def room(item: Item) -> Room:
         return encoder.room(output.specs[item.name], windows(item.name) if encoder.looks else ())
 
-    if encoder.looks:
-        rooms = {item.name: found for item, found in engine.run(items, room, "Counting")}
-    else:
-        rooms = {item.name: room(item) for item in items}
+    counted = engine.run(items, room, "Counting") if encoder.looks else ((item, room(item)) for item in items)
+    rooms = {item.name: found for item, found in counted}
     specs = {
         part(which, name): Spec(name=part(which, name), shape=shape, dtype=dtype, file=str(target))
         for name, one in rooms.items()
@@ -214,4 +212,3 @@ def _metadata(
 
 def _ratio(error: float, square: float) -> float:
     return math.sqrt(error / square) if square else 0.0
-

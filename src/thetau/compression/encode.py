@@ -60,8 +60,13 @@ class Encoder(Protocol):
         """Bytes held beside the windows."""
         ...
 
-    def room(self, spec: Spec, windows: Windows) -> Room: ...
-    def encode(self, spec: Spec, room: Room, again: Callable[[], Windows], put: Put) -> Loss: ...
+    def room(self, spec: Spec, windows: Windows) -> Room:
+        """What a tensor will take."""
+        ...
+
+    def encode(self, spec: Spec, room: Room, again: Callable[[], Windows], put: Put) -> Loss:
+        """Write its parts; `again` reads it from the start."""
+        ...
 
 
 @final
@@ -180,7 +185,9 @@ class PrecisionEncoder:
         if room.kind == "dense":
             return dense(spec, self.form.values, again(), put)
         by_row = spec.row_elements >= SCALED_ROW
-        whole = None if by_row else _scale(torch.stack([_largest(rows.reshape(1, -1)) for _, rows in again()] or [torch.zeros(1)]))
+        whole = (
+            None if by_row else _scale(torch.stack([_largest(rows.reshape(1, -1)) for _, rows in again()] or [torch.zeros(1)]))
+        )
         if whole is not None:
             put("scale", 0, whole)
         square = error = 0.0

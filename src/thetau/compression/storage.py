@@ -138,7 +138,11 @@ def storage(
             held = dict(zip(tasks, vectors, strict=True))
             if name != "dense":
                 method = LocalizeStitch(
-                    density=density, trim=trim, sharing=ROWS[name], clusters=given if clusters is not None else None, rounding=rounding
+                    density=density,
+                    trim=trim,
+                    sharing=ROWS[name],
+                    clusters=given if clusters is not None else None,
+                    rounding=rounding,
                 )
                 held = dict(stored(vectors, method, names=tasks, **options))
             row = rows[place]
