@@ -266,10 +266,15 @@ def _form(density: float | None, scope: str, rank: int | None, dtype: str | None
         RecipeError: they say none, or several.
     """
     from thetau.compression import LowRank, Precision, Sparse
+    from thetau.compression.forms import DTYPES
+    from thetau.methods.checks import choice
 
     if density is not None and rank is not None:
         raise RecipeError(["give `--density` or `--rank`, not both: one form a file."], "options")
     try:
+        choice("options", "scope", scope, ("vector", "tensor"))
+        if dtype is not None:
+            choice("options", "dtype", dtype, DTYPES if density is not None or rank is not None else ("bfloat16", "float16", "int8"))
         if density is not None:
             return Sparse(density=density, scope=cast("Any", scope), dtype=cast("Any", dtype or "float32"))
         if rank is not None:

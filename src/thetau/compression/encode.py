@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import Protocol, final
+from typing import Protocol, final, runtime_checkable
 
 import numpy as np
 import torch
@@ -48,6 +48,7 @@ class Loss:
     kept: int
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """A form at work. `room` comes first for every tensor, `encode` once for each after that; both may run in several threads."""
 

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from thetau.checkpoint import FLOATS, Spec
 from thetau.checkpoint.compressed import layout, nbytes
-from thetau.compression.compress import compress
 from thetau.compression.forms import DTYPES, Dtype, Sparse
-from thetau.compression.stitch import Clusters, numbers, stored
+from thetau.compression.stitching import Clusters, numbers, stored
+from thetau.compression.write import compress
 from thetau.engine.executor import Engine
 from thetau.engine.kernels import Result
 from thetau.engine.merge import Merge
