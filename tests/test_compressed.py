@@ -408,7 +408,9 @@ def test_damage_is_refused_by_file_and_tensor(tmp_path: Path, what: str) -> None
     with pytest.raises(CheckpointError, match=message) as caught:
         thetau.open(bad).terms[0][1].read("w")
     assert str(bad) in str(caught.value)
-    assert "Copy the file again, or write it again with `thetau vector compress`" in str(caught.value) or "Update" in str(caught.value)
+    assert "Copy the file again, or write it again with `thetau vector compress`" in str(caught.value) or "Update" in str(
+        caught.value
+    )
 
 
 @pytest.mark.parametrize("form", [LowRank(rank=2), Precision(dtype="int8")], ids=repr)
@@ -478,7 +480,7 @@ def test_a_vector_that_changes_between_the_passes_is_refused(tmp_path: Path, mon
         return Writer(*arguments, **options)
 
     monkeypatch.setattr("thetau.compression.write.Writer", late)
-    with pytest.raises(CheckpointError, match="tensor 'w' changed while it was read. Nothing was written"):
+    with pytest.raises(CheckpointError, match=r"tensor 'w' changed while it was read\. Nothing was written"):
         compress(tau, tmp_path / "tau.safetensors", Sparse(density=None))
     assert not leftovers(tmp_path)
 
@@ -500,7 +502,9 @@ thetau.compress(tau, sys.argv[1], thetau.Sparse(density=None))
 
 def test_a_killed_run_leaves_no_file_and_no_obstacle(tmp_path: Path) -> None:
     out = tmp_path / "tau.safetensors"
-    done = subprocess.run([sys.executable, "-c", KILLED, str(out)], env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(out)], env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120, check=False
+    )
     assert done.returncode == -signal.SIGKILL
     assert not out.exists()
     assert leftovers(tmp_path), "it was killed while it wrote"
@@ -522,7 +526,9 @@ def test_merged_vectors_compress_too(tmp_path: Path) -> None:
 
 
 def test_compress_info_and_apply(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, text = run(capsys, "vector", "compress", "-b", "base", "-m", "a", "--density", "0.05", "-o", "t.safetensors", "--json", "t.json")
+    code, text = run(
+        capsys, "vector", "compress", "-b", "base", "-m", "a", "--density", "0.05", "-o", "t.safetensors", "--json", "t.json"
+    )
     assert code == 0, text
     told = json.loads(Path("t.json").read_text())
     assert "sparse, density 0.05 of the vector, float32: " in text
@@ -534,7 +540,11 @@ def test_compress_info_and_apply(folder: Path, capsys: pytest.CaptureFixture[str
     assert "stored sparse: 15 tensors" in text or "stored sparse: 16 tensors" in text
     assert 'compression: {"density":0.05,"scope":"vector","dtype":"float32"}' in text
     assert run(capsys, "vector", "apply", "-b", "base", "-v", "t.safetensors", "-q", "-o", "back")[0] == 0
-    back, base, tau = load_file("back/model.safetensors"), load_file("base/model.safetensors"), thetau.open("t.safetensors").state_dict()
+    back, base, tau = (
+        load_file("back/model.safetensors"),
+        load_file("base/model.safetensors"),
+        thetau.open("t.safetensors").state_dict(),
+    )
     for name, value in tau.items():
         assert torch.equal(back[name], base[name] + value)
 
@@ -560,7 +570,10 @@ def test_the_other_forms(folder: Path, capsys: pytest.CaptureFixture[str], argum
         ([], "give either `--model` (with `--base`) or `--vector`."),
         (["-m", "a"], "`--model` needs `--base`, the model that it was fine-tuned from."),
         (["-b", "base", "-m", "a"], "say how: `--density 0.05`, `--rank 16` or `--dtype bfloat16` (float16, int8)."),
-        (["-b", "base", "-m", "a", "--rank", "2", "--density", "0.1"], "give `--density` or `--rank`, not both: one form a file."),
+        (
+            ["-b", "base", "-m", "a", "--rank", "2", "--density", "0.1"],
+            "give `--density` or `--rank`, not both: one form a file.",
+        ),
         (["-b", "base", "-m", "a", "--density", "2"], "`Sparse(density=...)` must be in (0, 1]"),
         (["-b", "base", "-m", "a", "--dtype", "int4"], "must be one of bfloat16, float16, int8. Got 'int4'."),
     ],

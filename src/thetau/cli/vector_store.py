@@ -274,7 +274,9 @@ def _form(density: float | None, scope: str, rank: int | None, dtype: str | None
     try:
         choice("options", "scope", scope, ("vector", "tensor"))
         if dtype is not None:
-            choice("options", "dtype", dtype, DTYPES if density is not None or rank is not None else ("bfloat16", "float16", "int8"))
+            choice(
+                "options", "dtype", dtype, DTYPES if density is not None or rank is not None else ("bfloat16", "float16", "int8")
+            )
         if density is not None:
             return Sparse(density=density, scope=cast("Any", scope), dtype=cast("Any", dtype or "float32"))
         if rank is not None:
