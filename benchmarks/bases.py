@@ -26,16 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from thetau.evaluate.bases import bases_addition, basis_ood, outer_space
-from thetau.evaluate.partitions import (
-    Bench,
-    PartitionStudy,
-    compare_savings,
-    partition_label,
-    study_partitions,
-    value_of_partition,
-)
-from thetau.evaluate.similarity import TargetSimilarity
 
 import thetau
 from thetau import methods
@@ -52,10 +42,20 @@ from thetau.bases import (
 from thetau.bases.cluster import Clustering, Similarity, agreement
 from thetau.engine.types import PerTask
 from thetau.evaluate.arithmetic import negation
+from thetau.evaluate.bases import bases_addition, basis_ood, outer_space
 from thetau.evaluate.cache import Cache, write_atomically
 from thetau.evaluate.evaluator import Evaluator
 from thetau.evaluate.measures import Measure
 from thetau.evaluate.normalised import average
+from thetau.evaluate.partitions import (
+    Bench,
+    PartitionStudy,
+    compare_savings,
+    partition_label,
+    study_partitions,
+    value_of_partition,
+)
+from thetau.evaluate.similarity import TargetSimilarity
 from thetau.finetune import FinetuneConfig, finetune
 from thetau.models import load_encoder, read_weights
 from thetau.tasks import load_task

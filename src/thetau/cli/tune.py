@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from thetau.cli.tables import parse_grid, percent, table
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -89,23 +91,23 @@ def tune(
     weights = encoder.weights()
     vectors = read_vectors(tuned, encoder, weights)
     space = make_space(evaluator, weights, vectors, tangent=tangent, cache=cache)
-    grid = _grid(alphas)
+    grid = parse_grid(alphas)
     result: Any
     if negate:
         assert control is not None
         result = [negation(space, name, control, grid=grid or NEGATION) for name in names]
-        table = _negations(result)
+        shown = _negations(result)
     elif parts:
         result = find_analogy(space, *parts, grid=grid or ADDITION)
-        table = _analogy(result)
+        shown = _analogy(result)
     elif left_out:
         result = out_of_distribution(space, names, grid=grid or ADDITION)
-        table = _left_out(result)
+        shown = _left_out(result)
     else:
         if set_ and method == "sum":
             raise DataError("--set gives fields of a --method; a sum has none.")
         result = _added(space, evaluator, tuned, method, parse_fields(set_ or []), grid or ADDITION, tangent=tangent, cache=cache)
-        table = _addition(result, method)
+        shown = _addition(result, method)
     if json is not None:
         from pydantic import TypeAdapter
 
@@ -114,23 +116,7 @@ def tune(
         write_atomically(json, TypeAdapter(Any).dump_json(content, indent=1) + b"\n")
     from rich.console import Console
 
-    Console().print(table)
-
-
-def _grid(given: str | None) -> tuple[float, ...] | None:
-    from math import isfinite
-
-    from thetau.errors import RecipeError
-
-    if given is None:
-        return None
-    try:
-        values = tuple(float(part) for part in given.split(","))
-    except ValueError as error:
-        raise RecipeError([f"--alphas must be numbers with commas between them. Got {given!r}."], "options") from error
-    if not all(map(isfinite, values)):
-        raise RecipeError([f"--alphas must be finite. Got {given!r}."], "options")
-    return values
+    Console().print(shown)
 
 
 def _added(
@@ -161,59 +147,46 @@ def _added(
     return addition(merged, names, grid=grid, vectors={"merged": 1.0}, individual=individual)
 
 
-def _table(caption: str, *columns: str) -> Table:
-    from rich.table import Table
-
-    table = Table(caption=caption, caption_justify="left")
-    for number, name in enumerate(columns):
-        table.add_column(name, justify="left" if number == 0 else "right", no_wrap=True)
-    return table
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}"
-
-
 def _addition(found: Addition, method: str) -> Table:
     what = "the sum" if method == "sum" else method
-    table = _table(
+    made = table(
         f"{what} on test, in percent; α is the best of {len(found.trials)} by average normalised validation accuracy",
         *("task", "n", "individual", "α = 1", f"α = {found.tuned.alpha:g}", "95 % interval"),
     )
     for name, one in found.tuned.accuracy.items():
-        interval = f"{_percent(one.low)} – {_percent(one.high)}"
+        interval = f"{percent(one.low)} – {percent(one.high)}"
         alone, at_one = found.individual[name].value, found.one_shot.accuracy[name].value
-        table.add_row(name, str(one.n), _percent(alone), _percent(at_one), _percent(one.value), interval)
-    table.add_section()
+        made.add_row(name, str(one.n), percent(alone), percent(at_one), percent(one.value), interval)
+    made.add_section()
     mean = sum(one.value for one in found.individual.values()) / len(found.individual)
-    table.add_row("average", "", _percent(mean), _percent(found.one_shot.absolute), _percent(found.tuned.absolute), "")
-    table.add_row("normalised", "", "", _percent(found.one_shot.normalised), _percent(found.tuned.normalised), "")
-    return table
+    made.add_row("average", "", percent(mean), percent(found.one_shot.absolute), percent(found.tuned.absolute), "")
+    made.add_row("normalised", "", "", percent(found.one_shot.normalised), percent(found.tuned.normalised), "")
+    return made
 
 
 def _negations(found: Sequence[Negation]) -> Table:
-    table = _table(
+    made = table(
         "in percent, on test; α has the lowest validation value of the task that keeps 95 % of the control's. "
         "α = 0: nothing above it does",
         *("task", "α", "target", "before", "control", "before"),
     )
     for one in found:
         kept = (one.tuned.target.value, one.pretrained_target.value, one.tuned.control.value, one.pretrained_control.value)
-        table.add_row(one.task, f"{one.tuned.alpha:g}", *map(_percent, kept))
-    return table
+        made.add_row(one.task, f"{one.tuned.alpha:g}", *map(percent, kept))
+    return made
 
 
 def _analogy(found: Analogy) -> Table:
-    table = _table(
+    made = table(
         f"{found.a} is to {found.b} as {found.c} is to {found.d}; on test, in percent, n = {found.base.n}",
         *("", "pre-trained", "α = 1", f"α = {found.alpha:g}"),
     )
-    table.add_row(found.d, *map(_percent, (found.base.value, found.one_shot.value, found.tuned.value)))
-    return table
+    made.add_row(found.d, *map(percent, (found.base.value, found.one_shot.value, found.tuned.value)))
+    return made
 
 
 def _left_out(found: Sequence[OutOfDistribution]) -> Table:
-    table = _table("the sum of the other tasks' vectors, on test, in percent", "task left out", "α", "pre-trained", "merged")
+    made = table("the sum of the other tasks' vectors, on test, in percent", "task left out", "α", "pre-trained", "merged")
     for one in found:
-        table.add_row(one.task, f"{one.alpha:g}", _percent(one.base.value), _percent(one.merged.value))
-    return table
+        made.add_row(one.task, f"{one.alpha:g}", percent(one.base.value), percent(one.merged.value))
+    return made

@@ -78,6 +78,7 @@ class NegationOutcome:
 class Negation:
     """One task's negation. `tuned` is the α of lowest target accuracy among those that keep the control task.
 
+    `vector`: what was subtracted where that is not the task's own vector, such as its basis.
     α = 0 always keeps it, so there is always one; `tuned.alpha == 0` says that no α above 0 does, and then nothing was forgotten.
     """
 
@@ -88,6 +89,7 @@ class Negation:
     one_shot: NegationOutcome
     tuned: NegationOutcome
     trials: tuple[NegationTrial, ...]
+    vector: str | None = None
 
 
 @final
@@ -136,11 +138,10 @@ def addition(
     }
 
     def measure(alpha: float, split: str) -> dict[str, Measure]:
-        scaled = {name: alpha * weight for name, weight in parts.items()}
-        return {task: space.accuracy(scaled, task, split) for task in tasks}
+        return space.accuracies(scaled(parts, alpha), tasks, split)
 
     trials = []
-    for alpha in _grid(grid):
+    for alpha in checked_grid(grid):
         found = measure(alpha, "validation")
         trials.append(AdditionTrial(alpha=alpha, absolute=average(found), normalised=normalised(found, own["validation"])))
     best = max(trials, key=lambda trial: (trial.normalised, -trial.alpha)).alpha
@@ -152,24 +153,33 @@ def addition(
     return Addition(individual=dict(own["test"]), one_shot=outcome(1.0), tuned=outcome(best), trials=tuple(trials))
 
 
-def negation(space: Space, task: str, control: str, *, grid: Sequence[float] = NEGATION, share: float = CONTROL) -> Negation:
+def negation(
+    space: Space,
+    task: str,
+    control: str,
+    *,
+    vector: str | None = None,
+    grid: Sequence[float] = NEGATION,
+    share: float = CONTROL,
+) -> Negation:
     """Subtract α τ: the α of lowest validation accuracy on the task among those with control ≥ `share` of the pre-trained model's.
 
-    Among equals the smaller α. Raises `DataError` when the control task is the target.
+    `vector` names what is subtracted, the vector of the task's own name by default. Among equals the smaller α. Raises `DataError`
+    when the control task is the target.
     """
     if task == control:
         raise DataError(f"negation of {task!r}: the control task must be another one.")
     limit = share * space.accuracy({}, control, "validation").value
+    subtracted = task if vector is None else vector
     trials = []
-    for alpha in _grid(grid):
-        gone = {task: -alpha}
-        target = space.accuracy(gone, task, "validation")
-        trials.append(NegationTrial(alpha=alpha, target=target.value, control=space.accuracy(gone, control, "validation").value))
+    for alpha in checked_grid(grid):
+        found = space.accuracies({subtracted: -alpha}, (task, control), "validation")
+        trials.append(NegationTrial(alpha=alpha, target=found[task].value, control=found[control].value))
     kept = [trial for trial in trials if trial.control >= limit]
     best = min(kept, key=lambda trial: (trial.target, trial.alpha)).alpha if kept else 0.0
 
     def outcome(alpha: float) -> NegationOutcome:
-        gone = {task: -alpha}
+        gone = {subtracted: -alpha}
         control_value = space.accuracy(gone, control, "validation").value
         return NegationOutcome(
             alpha=alpha,
@@ -186,6 +196,7 @@ def negation(space: Space, task: str, control: str, *, grid: Sequence[float] = N
         one_shot=outcome(1.0),
         tuned=outcome(best),
         trials=tuple(trials),
+        vector=vector,
     )
 
 
@@ -199,9 +210,9 @@ def out_of_distribution(space: Space, tasks: Sequence[str], *, grid: Sequence[fl
         own = {one: space.accuracy({one: 1.0}, one, "validation") for one in others}
 
         def score(alpha: float, others: Sequence[str] = others, own: Mapping[str, Measure] = own) -> float:
-            return normalised({one: space.accuracy(dict.fromkeys(others, alpha), one, "validation") for one in others}, own)
+            return normalised(space.accuracies(dict.fromkeys(others, alpha), others, "validation"), own)
 
-        alpha = max(_grid(grid), key=lambda value: (score(value), -value))
+        alpha = max(checked_grid(grid), key=lambda value: (score(value), -value))
         merged = space.accuracy(dict.fromkeys(others, alpha), task, "test")
         found.append(OutOfDistribution(task=task, alpha=alpha, base=space.accuracy({}, task, "test"), merged=merged))
     return tuple(found)
@@ -209,10 +220,10 @@ def out_of_distribution(space: Space, tasks: Sequence[str], *, grid: Sequence[fl
 
 def analogy(space: Space, a: str, b: str, c: str, d: str, *, grid: Sequence[float] = ADDITION) -> Analogy:
     """Test "a is to b as c is to d" on task d; α by d's validation accuracy."""
-    trials = []
-    for alpha in _grid(grid):
-        value = space.accuracy(_analogy(a, b, c, alpha), d, "validation").value
-        trials.append(AdditionTrial(alpha=alpha, absolute=value, normalised=value))
+    if len({a, b, c}) < 3:
+        raise DataError(f"an analogy needs three different task vectors. Got {a}, {b}, {c}.")
+    parts = {c: 1.0, b: 1.0, a: -1.0}
+    trials = on_one_task(space, parts, d, grid)
     best = max(trials, key=lambda trial: (trial.absolute, -trial.alpha)).alpha
     return Analogy(
         a=a,
@@ -220,20 +231,26 @@ def analogy(space: Space, a: str, b: str, c: str, d: str, *, grid: Sequence[floa
         c=c,
         d=d,
         base=space.accuracy({}, d, "test"),
-        one_shot=space.accuracy(_analogy(a, b, c, 1.0), d, "test"),
+        one_shot=space.accuracy(parts, d, "test"),
         alpha=best,
-        tuned=space.accuracy(_analogy(a, b, c, best), d, "test"),
-        trials=tuple(trials),
+        tuned=space.accuracy(scaled(parts, best), d, "test"),
+        trials=trials,
     )
 
 
-def _analogy(a: str, b: str, c: str, alpha: float) -> dict[str, float]:
-    if len({a, b, c}) < 3:
-        raise DataError(f"an analogy needs three different task vectors. Got {a}, {b}, {c}.")
-    return {c: alpha, b: alpha, a: -alpha}
+def on_one_task(space: Space, parts: Mapping[str, float], task: str, grid: Sequence[float]) -> tuple[AdditionTrial, ...]:
+    """θ₀ + α Σ weight · vector on one task's validation split, for every α; there is nothing to normalise by."""
+    values = {alpha: space.accuracy(scaled(parts, alpha), task, "validation").value for alpha in checked_grid(grid)}
+    return tuple(AdditionTrial(alpha=alpha, absolute=value, normalised=value) for alpha, value in values.items())
 
 
-def _grid(grid: Sequence[float]) -> Sequence[float]:
+def scaled(parts: Mapping[str, float], alpha: float) -> dict[str, float]:
+    """Every weight times α."""
+    return {name: alpha * weight for name, weight in parts.items()}
+
+
+def checked_grid(grid: Sequence[float]) -> Sequence[float]:
+    """The grid, if it is one. Raises `DataError`."""
     if not grid or len(set(grid)) != len(grid):
         raise DataError(f"the grid of α must be different numbers, at least one. Got {list(grid)}.")
     return grid

@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thetau.errors import RecipeError
+from thetau.engine.executor import Engine
+from thetau.errors import AlignmentError, RecipeError
+from thetau.facade import Expression, merge
+from thetau.facade import open as open_weights
 from thetau.tasks.suite import MethodChoice
 
 
@@ -33,12 +36,19 @@ def _at_one(method: Any) -> Any:
 
 def merged_vector(base: Path, models: Sequence[Path], names: Sequence[str], method: Any) -> dict[str, Tensor]:
     """The merged task vector of fine-tuned checkpoints at λ = 1."""
-    import thetau
+    start = open_weights(base)
+    vectors = {name: open_weights(model) - start for name, model in zip(names, models, strict=True)}
+    return merge_out(vectors, method).state_dict()
 
-    start = thetau.open(base)
-    merged = thetau.merge([thetau.open(model) - start for model in models], method, names=list(names))
-    vector: dict[str, Tensor] = merged.state_dict()
-    return vector
+
+def merge_out(vectors: Mapping[str, Expression], method: Any | None, *, engine: Engine | None = None) -> Expression:
+    """The merge of named vectors, lazily; their sum without a method. Raises `AlignmentError` where there is none to merge."""
+    listed = list(vectors.values())
+    if not listed:
+        raise AlignmentError("A merge needs at least one task vector. Got none.")
+    if method is None:
+        return sum(listed[1:], start=listed[0])
+    return merge(listed, method, names=list(vectors), engine=engine)
 
 
 def at_scale(base: Mapping[str, Tensor], vector: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:

@@ -32,6 +32,10 @@ class Space(Protocol):
         """Of θ₀ + Σ α_t τ_t on a task's split; vectors that are not named count 0."""
         ...
 
+    def accuracies(self, coefficients: Mapping[str, float], tasks: Iterable[str], split: str) -> dict[str, Measure]:
+        """The same on several tasks, the weights made once."""
+        ...
+
     def features(self, coefficients: Mapping[str, float], task: str, split: str) -> Tensor:
         """What the head reads, `[example, feature]`, in the order of the split."""
         ...
@@ -59,7 +63,11 @@ class WeightSpace:
 
     def accuracy(self, coefficients: Mapping[str, float], task: str, split: str) -> Measure:
         """Run the model, or look the result up by the content of the weights."""
-        return self._evaluator.evaluate(self.weights(coefficients), split, [task], origin=_origin(coefficients))[task]
+        return self.accuracies(coefficients, [task], split)[task]
+
+    def accuracies(self, coefficients: Mapping[str, float], tasks: Iterable[str], split: str) -> dict[str, Measure]:
+        """The same on several tasks: one model, made and loaded once."""
+        return self._evaluator.evaluate(self.weights(coefficients), split, tasks, origin=_origin(coefficients))
 
     def losses(self, coefficients: Mapping[str, float], tasks: Iterable[str], split: str) -> dict[str, Loss]:
         """The mean loss on each of `tasks`: one model, made and loaded once."""
@@ -102,6 +110,10 @@ class TangentSpace:
         head = self._evaluator.heads[task]
         inputs = self._evaluator.inputs(task, split)
         return measure(self._evaluator.tasks[task].metric, head.predict(features), inputs.labels)
+
+    def accuracies(self, coefficients: Mapping[str, float], tasks: Iterable[str], split: str) -> dict[str, Measure]:
+        """The same on several tasks."""
+        return {task: self.accuracy(coefficients, task, split) for task in tasks}
 
     def _compute(self, vector: str, task: str, split: str) -> tuple[Tensor, Tensor]:
         inputs = self._evaluator.inputs(task, split)
