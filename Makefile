@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A caller's active environment must not leak in.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: demo test lint docs bench kills memory fuzz paradigms diagnose step plans readme data clean
+.PHONY: demo test lint docs bench kills memory fuzz paradigms diagnose step bases bases-bounds bases-scale plans readme data clean
 
 demo: $(VENV)/.ready  ## fine-tune, merge with every method, evaluate: a table, results.json and results.png
 	$(BIN)/thetau suite run demo --out $(RUN)
@@ -23,6 +23,7 @@ lint: $(VENV)/.ready  ## style and types
 docs: $(VENV)/.ready  ## the pages, strictly
 	$(BIN)/python tools/make_docs.py
 	$(BIN)/python tools/make_paradigms.py
+	$(BIN)/python tools/make_bases.py
 	$(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.ready .venv-mergekit/.ready  ## the engine against the floor and mergekit, the solvers against plain loops; writes benchmarks/results
@@ -58,6 +59,19 @@ diagnose: $(VENV)/.ready  ## τJp, disentanglement, kernel behaviour and cosines
 
 step: $(VENV)/.ready  ## a linearised step against a standard one; writes benchmarks/results/linearised_step.json
 	$(BIN)/python benchmarks/linearised_step.py
+
+bases: $(VENV)/.ready  ## the experiments on task vector bases: DATA=folder of text/ and image/ tasks, VISION=backbone; resumes in runs/bases
+	@test -n "$(DATA)" || { echo "Say where the tasks are: make bases DATA=FOLDER (with text/ and image/ in it, as docs/finetuning.md has it)."; exit 1; }
+	$(BIN)/python benchmarks/bases.py text --data $(DATA)/text --run runs/bases
+	$(BIN)/python benchmarks/bases.py vision --data $(DATA)/image --run runs/bases $(if $(VISION),--backbone $(VISION))
+
+bases-bounds: $(VENV)/.ready  ## loss gaps beside the bounds of the theory, of vectors that `make bases` made; DATA as there
+	@test -n "$(DATA)" || { echo "Say where the tasks are: make bases-bounds DATA=FOLDER."; exit 1; }
+	$(BIN)/thetau diagnose bounds $(foreach task,clinc_domain hwu64_scenario mr sst2 sms_spam trec,runs/bases/text/finetuned/$(task)/*) \
+	  --data $(DATA)/text --examples 64 --max-length 48 -o benchmarks/results/diagnostics/bases
+
+bases-scale: $(VENV)/.ready  ## a bank of 72 vectors of 100 million parameters (29 GB in runs/bases-scale); writes benchmarks/results/bases-scale.json
+	$(BIN)/python benchmarks/bases_scale.py --folder runs/bases-scale
 
 plans: $(VENV)/.ready  ## docs/large.md: how merges of 7B, 70B and 405B would run
 	$(BIN)/python tools/make_plans.py

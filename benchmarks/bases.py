@@ -96,8 +96,8 @@ SETTINGS = {
     "text": Setting(
         backbone="all-MiniLM-L6-v2",
         tasks=(
-            *("ag_news", "clinc_domain", "cr", "mr", "mrpc", "qnli", "rte", "sms_spam", "sst2", "subj", "trec", "tweet_emotion"),
-            *("tweet_hate", "tweet_offensive", "banking77", "dbpedia_topic", "hwu64_scenario"),
+            *("ag_news", "clinc_domain", "cr", "mr", "mrpc", "qnli", "rte", "sms_spam", "sst2", "subj", "trec"),
+            *("tweet_emotion", "banking77", "dbpedia_topic", "hwu64_scenario"),
         ),
         config={"paradigm": "standard", "steps": 200, "batch_size": 16, "lr": 1e-4, "max_length": 48},
         size={"max_length": 48},

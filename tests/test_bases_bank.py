@@ -559,15 +559,24 @@ def test_an_emptied_bank_can_begin_again(folder: Path, tmp_path: Path) -> None:
     assert groups(bank) == {("b1",)}
 
 
-@pytest.mark.parametrize("store", [{"form": "dense", "dtype": "bfloat16"}])
+@pytest.mark.parametrize(
+    "store",
+    [
+        {"form": "precision", "dtype": "bfloat16"},
+        {"form": "precision", "dtype": "int8"},
+        {"form": "sparse", "density": 0.3},
+        {"form": "low_rank", "rank": 3},
+    ],
+    ids=str,
+)
 def test_bases_can_be_stored_smaller(folder: Path, tmp_path: Path, store: dict[str, Any]) -> None:
     bank = made(folder, tmp_path / "bank", store=store)
-    full = made(folder, tmp_path / "full")
-    assert bank.nbytes < full.nbytes
+    assert bank.state.settings.store == store
     for name, basis in bank.bases.items():
         want = mean_of(folder, basis.members)
-        assert 0 < float((values(bank.vector(name)) - want).norm() / want.norm()) <= basis.error
+        assert basis.error == pytest.approx(float((values(bank.vector(name)) - want).norm() / want.norm()), rel=1e-3)
         assert basis.norm == pytest.approx(float(values(bank.vector(name)).norm()), rel=1e-6)
+    assert bank.verify() == []
     done = forget(bank, "b1", engine=ONE)
     assert "not exact: it was stored with a relative error" in done.state.log[-1].said[0]
 
@@ -616,6 +625,7 @@ def test_the_commands(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         (["-k", "x"], "must be a number or auto"),
         (["-k", "9"], "`k` must be between 1 and 3"),
         (["--opposed", "x"], "must be a number in [−1, 0), or none"),
+        (["--store", "sparse=2"], "must be in (0, 1]"),
         (["--store", "x"], "must be float32, bfloat16, float16, int8, sparse=SHARE or rank=NUMBER"),
         (["--partition", "x"], "--partition must be spectral, random, one or all"),
         (["--partition", "random"], "--partition random needs -k"),

@@ -32,12 +32,16 @@ def quick(method: Any) -> Any:
     return replace(method, then=quick(method.then)) if isinstance(method, Awd) else method
 
 
+CLUSTERS = PerTask({"zebra": 1.0, "ape": 0.0, "Cat": 1.0})
 VARIANTS: dict[str, Any] = {
     **{name: methods.get(name)() for name in methods.names()},
     "ties-majority": Ties(cancelled="majority", density=0.5),
     "ties-tensor": Ties(trim="tensor"),
     "dare_ties-untrimmed": DareTies(density=1.0, drop=0.5),
     "breadcrumbs-vector": methods.Breadcrumbs(trim="vector", density=0.5, gamma=0.2),
+    "localize_stitch-mask": methods.LocalizeStitch(density=0.3, sharing="mask", clusters=CLUSTERS),
+    "localize_stitch-twice": methods.LocalizeStitch(density=0.3, sharing="twice", clusters=CLUSTERS, rounding="half_even"),
+    "localize_stitch-all": methods.LocalizeStitch(density=1.0, trim="tensor", sharing="mask", clusters=CLUSTERS),
     "wudi-closed_form": Wudi(solver="closed_form"),
     "wudi-gradient_flow": Wudi(solver="gradient_flow"),
     "wudi-all-mean": Wudi(tensors="all", elsewhere="mean"),

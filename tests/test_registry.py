@@ -13,9 +13,9 @@ import thetau
 from thetau import methods
 from thetau.engine.types import BlockReduction, Chain, Method, StreamReduction
 from thetau.errors import RecipeError
-from thetau.methods import Awd, DareLinear, DareTies, PerPattern, PerTask, TaskArithmetic, Ties, TopK, Wudi
+from thetau.methods import Awd, DareLinear, DareTies, LocalizeStitch, PerPattern, PerTask, TaskArithmetic, Ties, TopK, Wudi
 
-NAMES = ["average", "awd", "dare_linear", "dare_ties", "task_arithmetic", "ties", "topk", "wudi"]
+NAMES = ["average", "awd", "dare_linear", "dare_ties", "localize_stitch", "task_arithmetic", "ties", "topk", "wudi"]
 
 
 def test_the_methods_are_there() -> None:
@@ -69,6 +69,8 @@ VARIANTS: list[Any] = [
     Wudi(tensors=("a.*", "b.*"), elsewhere="sum", solver="closed_form", ridge=0.0),
     Wudi(tensors="all", split_fused=True, lr_absolute=True),
     Awd(then=Ties(density=0.1), scope="tensor"),
+    LocalizeStitch(sharing="twice", clusters=PerTask({"a": 0.0, "b": 1.0}), rounding="half_even", trim="tensor"),
+    LocalizeStitch(sharing="mask", clusters=(0.0, 1.0)),
     Awd(then=Awd(then=Wudi(solver="gradient_flow")), tensors=("x",)),
 ]
 
@@ -163,6 +165,16 @@ RULES: list[tuple[Any, dict[str, Any], str]] = [
     (Ties, {"density": 1.0001}, "must be in (0, 1]. Got 1.0001."),
     (Ties, {"trim": "row"}, "`Ties(trim=...)` must be one of vector, tensor. Got 'row'."),
     (Ties, {"cancelled": "no"}, "`Ties(cancelled=...)` must be one of zero, majority. Got 'no'."),
+    (LocalizeStitch, {"density": 0.0}, "`LocalizeStitch(density=...)` must be in (0, 1]. Got 0.0."),
+    (LocalizeStitch, {"sharing": "thrice"}, "`LocalizeStitch(sharing=...)` must be one of none, mask, twice. Got 'thrice'."),
+    (LocalizeStitch, {"rounding": "up"}, "`LocalizeStitch(rounding=...)` must be one of half_up, half_even. Got 'up'."),
+    (
+        LocalizeStitch,
+        {"clusters": ()},
+        "`LocalizeStitch(clusters=...)` must be a whole number for each task (`PerTask`, or a tuple), or None. Got ().",
+    ),
+    (LocalizeStitch, {"clusters": (0.5, 1.0)}, "or None. Got 0.5."),
+    (LocalizeStitch, {"clusters": 3}, "or None. Got 3."),
     (TopK, {"density": -0.1}, "`TopK(density=...)` must be in (0, 1]. Got -0.1."),
     (DareLinear, {"drop": 1.0}, "`DareLinear(drop=...)` must be in [0, 1). Got 1.0."),
     (DareTies, {"drop": -0.1}, "`DareTies(drop=...)` must be in [0, 1). Got -0.1."),

@@ -12,6 +12,13 @@ from thetau._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from thetau import methods as methods
+    from thetau.compression import LowRank as LowRank
+    from thetau.compression import Precision as Precision
+    from thetau.compression import Sparse as Sparse
+    from thetau.compression import compress as compress
+    from thetau.compression import stitch as stitch
+    from thetau.compression import storage as storage
+    from thetau.compression import stored as stored
     from thetau.engine.executor import Engine as Engine
     from thetau.engine.types import PerPattern as PerPattern
     from thetau.engine.types import PerTask as PerTask
@@ -26,27 +33,41 @@ if TYPE_CHECKING:
 _HOMES = {
     "Engine": "thetau.engine.executor",
     "Expression": "thetau.facade",
+    "LowRank": "thetau.compression",
     "PerPattern": "thetau.engine.types",
     "PerTask": "thetau.engine.types",
+    "Precision": "thetau.compression",
+    "Sparse": "thetau.compression",
     "ThetauWarning": "thetau.facade",
+    "compress": "thetau.compression",
     "gram": "thetau.facade",
     "merge": "thetau.facade",
     "methods": "thetau.methods",
     "open": "thetau.facade",
+    "stitch": "thetau.compression",
+    "storage": "thetau.compression",
+    "stored": "thetau.compression",
     "transform": "thetau.facade",
     "verify": "thetau.facade",
 }
 __all__ = [
     "Engine",
     "Expression",
+    "LowRank",
     "PerPattern",
     "PerTask",
+    "Precision",
+    "Sparse",
     "ThetauWarning",
     "__version__",
+    "compress",
     "gram",
     "merge",
     "methods",
     "open",
+    "stitch",
+    "storage",
+    "stored",
     "transform",
     "verify",
 ]

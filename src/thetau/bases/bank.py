@@ -45,7 +45,7 @@ class Settings:
 
     - `inner`: merge_in as a recipe spells it. `opposed`: δ₁, None never splits.
     - `join`: similarity from which a new vector joins a basis; None: halfway between what clusters have inside and between them.
-    - `max_bases`, `max_bytes`: the budget. `store`: how a basis is stored: a dtype, or the fields of a compressed form.
+    - `max_bases`, `max_bytes`: the budget. `store`: how a basis is stored: `{"form": "dense"}`, or a compressed form with its fields.
     """
 
     inner: dict[str, Any] = field(default_factory=lambda: {"name": "average"})
@@ -53,7 +53,7 @@ class Settings:
     join: float | None = None
     max_bases: int | None = None
     max_bytes: int | None = None
-    store: dict[str, Any] = field(default_factory=lambda: {"form": "dense", "dtype": "float32"})
+    store: dict[str, Any] = field(default_factory=lambda: {"form": "dense"})
     exclude: tuple[str, ...] = ()
     seed: int = 0
 

@@ -23,7 +23,7 @@ from thetau.bases.bank import Bank, Basis, Member, Operation, Settings, State, l
 from thetau.bases.build import merge_groups, named_vectors, refuse_far, refuse_other_base, similarities, space_of
 from thetau.bases.cluster import OPPOSED, Clustering, Groups, Similarity, cluster, named_groups
 from thetau.bases.members import describe
-from thetau.bases.store import bytes_of, check_store, coefficient, lossless, write_basis
+from thetau.bases.store import DENSE, bytes_of, check_store, coefficient, lossless, write_basis
 from thetau.engine.executor import Engine, gigabytes
 from thetau.engine.types import Method
 from thetau.errors import OutputError, RecipeError
@@ -64,7 +64,7 @@ def build(
         clusters: a whole partition, instead of clustering: `given_groups`, `random_partition`.
         given: members of a cluster → the vector that is its basis (joint training on their data, say), instead of `inner`.
         join, max_bases, max_bytes: for later insertions, and the budget of this build; see `Settings`.
-        store: `{"form": "dense", "dtype": …}`, or a compressed form with its fields.
+        store: `{"form": "dense"}`, or `sparse`, `low_rank`, `precision` with the fields of that form (`thetau.compress`).
         allow_far: take vectors that are too long for fine-tuning of this base.
 
     Raises:
@@ -76,7 +76,7 @@ def build(
     began = time.perf_counter()
     listed = named_vectors(vectors, names)
     inner = inner or Average()
-    form = check_store(store or {"form": "dense", "dtype": "float32"})
+    form = check_store(store or DENSE)
     _check_budget(max_bases, max_bytes, join)
     source = base.terms[0][1]
     refuse_other_base(listed, source)
@@ -166,8 +166,7 @@ def _check_budget(max_bases: int | None, max_bytes: int | None, join: float | No
 
 def _top(k_max: int | None, max_bases: int | None, max_bytes: int | None, size: int, form: Mapping[str, Any]) -> int | None:
     """The largest number of bases that bounds and budget allow; a byte budget bounds it before the work only for dense bases."""
-    width = {"float32": 4, "bfloat16": 2, "float16": 2}.get(str(form.get("dtype"))) if form.get("form") == "dense" else None
-    fits = None if max_bytes is None or width is None else max_bytes // max(1, size // 4 * width)
+    fits = None if max_bytes is None or not lossless(form) else max_bytes // max(1, size)
     if fits == 0:
         raise RecipeError(
             [f"`max_bytes` must hold at least one basis, {gigabytes(size)} in float32. Got {gigabytes(max_bytes or 0)}."], "bank"

@@ -7,36 +7,50 @@ from pathlib import Path
 from typing import Any, Literal
 
 from thetau.bases.bank import Basis, digest_of
+from thetau.compression import Form, LowRank, Precision, Sparse, compress
 from thetau.engine.executor import Engine
 from thetau.engine.plan import plan
 from thetau.engine.types import Method
-from thetau.errors import RecipeError
-from thetau.facade import Expression, dtype_of
+from thetau.errors import RecipeError, nearest
+from thetau.facade import Expression
 from thetau.facade import open as open_weights
 from thetau.methods import Average, TaskArithmetic
 
 FLOAT_ERROR = 2.0**-24  # of one rounding to float32
 
 
+_FORMS: dict[str, type[Form]] = {"sparse": Sparse, "low_rank": LowRank, "precision": Precision}
+DENSE: dict[str, Any] = {"form": "dense"}
+
+
 def check_store(store: Mapping[str, Any]) -> dict[str, Any]:
-    """How bases are stored, checked: `{"form": "dense", "dtype": …}`, or a compressed form with its fields.
+    """How bases are stored, checked: `{"form": "dense"}` in float32, or `sparse`, `low_rank`, `precision` with the form's fields.
 
     Raises:
-        RecipeError: it is no form that there is.
+        RecipeError: there is no such form, or a field is out of range.
     """
     given = dict(store)
-    if given.get("form") == "dense":
-        if set(given) - {"form", "dtype"}:
-            raise RecipeError([f"a dense basis has a `dtype` alone. Got {given}."], "store")
-        dtype_of(given.get("dtype", "float32"))
-        return {"form": "dense", "dtype": given.get("dtype", "float32")}
+    if given == DENSE:
+        return given
     form_of(given)
     return given
 
 
+def form_of(store: Mapping[str, Any]) -> Form:
+    """The compressed form of a setting. Raises `RecipeError`."""
+    given = dict(store)
+    name = given.pop("form", None)
+    if name not in _FORMS:
+        raise RecipeError([f"`form` must be dense, {', '.join(_FORMS)}. Got {name!r}.{nearest(str(name), _FORMS)}"], "store")
+    try:
+        return _FORMS[name](**given)
+    except (TypeError, ValueError) as error:
+        raise RecipeError([str(error)], "store") from error
+
+
 def lossless(store: Mapping[str, Any]) -> bool:
     """Whether what is stored is what was computed, in float32."""
-    return store.get("form") == "dense" and store.get("dtype") == "float32"
+    return dict(store) == DENSE
 
 
 def write_basis(
@@ -58,10 +72,8 @@ def write_basis(
     """
     read = plan(vector, engine=engine or Engine()).read
     error = 0.0
-    if store.get("form") == "dense":
-        vector.save(folder / file, dtype=store.get("dtype", "float32"), exclude=list(exclude), engine=engine)
-        if store.get("dtype", "float32") != "float32":
-            error = {"bfloat16": 2.0**-9, "float16": 2.0**-12}.get(str(store["dtype"]), 2.0**-9)  # of one rounding, at most
+    if lossless(store):
+        vector.save(folder / file, exclude=list(exclude), engine=engine)
     else:
         error = compress(vector, folder / file, form_of(store), exclude=list(exclude), engine=engine).error
     stored = open_weights(folder / file).terms[0][1]

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from thetau.checkpoint.compressed import expanded
 from thetau.checkpoint.lora import LoraSource, is_adapter
 from thetau.checkpoint.memory import from_mapping, from_module, open_torch, open_torch_index
 from thetau.checkpoint.remote import is_url, open_url
@@ -25,9 +26,9 @@ SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*/config.j
 def open_source(what: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | Source, *, base: Source | None = None) -> Source:
     """Open weights lazily: only headers are read.
 
-    `what` is a safetensors file; a folder with shards and an index, one safetensors file, torch files or a LoRA adapter (which needs
-    `base`); a torch file; a hub id, `org/name` or `org/name@revision` (prefix `hub:` where a folder of that name exists); a state
-    dict; or a module.
+    `what` is a safetensors file, of a model or of a task vector, dense or compressed; a folder with shards and an index, one
+    safetensors file, torch files or a LoRA adapter (which needs `base`); a torch file; a hub id, `org/name` or
+    `org/name@revision` (prefix `hub:` where a folder of that name exists); a state dict; or a module.
 
     Raises:
         CheckpointError: nothing readable is there, or it is not what it says it is.
@@ -42,10 +43,10 @@ def open_source(what: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | S
         raise TypeError(f"`open` takes a path, a hub id, a state dict or a module. Got {type(what).__name__}.")
     text = os.fspath(what)
     if is_url(text):
-        return open_url(text)
+        return expanded(open_url(text))
     path = Path(text)
     if text and not text.startswith(HUB_PREFIX) and exists(path):
-        return _open_path(path, base)
+        return expanded(_open_path(path, base))
     identifier = text.removeprefix(HUB_PREFIX)
     if HUB_ID.fullmatch(identifier):
         return _open_path(_download(identifier, text), base)

@@ -17,7 +17,7 @@ from thetau.cli.merge import merge
 from thetau.cli.methods import methods
 from thetau.cli.suite import suite_app
 from thetau.cli.tune import tune
-from thetau.cli.vector import vector_app
+from thetau.cli.vector_store import vector_app
 from thetau.cli.verify import verify
 
 app = typer.Typer(

@@ -253,10 +253,10 @@ def rebuild(
 
 def store_of(text: str) -> dict[str, Any]:
     """How a basis is stored, from one word. Raises `RecipeError`."""
-    if text in ("float32", "bfloat16", "float16"):
-        return {"form": "dense", "dtype": text}
-    if text == "int8":
-        return {"form": "quantised", "dtype": "int8"}
+    if text == "float32":
+        return {"form": "dense"}
+    if text in ("bfloat16", "float16", "int8"):
+        return {"form": "precision", "dtype": text}
     form, equals, number = text.partition("=")
     try:
         if equals and form == "sparse":

@@ -14,7 +14,10 @@ from thetau.errors import RecipeError
 if TYPE_CHECKING:
     from thetau.facade import Expression
 
-vector_app = typer.Typer(help="Task vectors as files: extract, add, negate, analogy, apply, info.", no_args_is_help=True)
+vector_app = typer.Typer(
+    help="Task vectors as files: extract, add, negate, analogy, apply, info; compress, localize, stitch, storage.",
+    no_args_is_help=True,
+)
 
 Model = Annotated[str, typer.Option("--model", "-m", help="Fine-tuned model, LoRA adapter or saved task vector.")]
 
@@ -44,7 +47,7 @@ def extract(
 
     thetau vector extract --base base --model sst2 -o sst2-vector.safetensors
     """
-    _, vectors = _operands(base, [model])
+    _, vectors = operands(base, [model])
     save(vectors[0], out, quiet=quiet, dtype=dtype, exclude=exclude or [], engine=engine(workers, max_memory, quiet))
 
 
@@ -71,7 +74,7 @@ def add(
     scales = scale or [1.0]
     if len(scales) not in (1, len(vector)):
         raise RecipeError([f"`--scale` must be given once, or once a vector ({len(vector)}). Got {len(scales)}."], "options")
-    opened, vectors = _operands(base, vector)
+    opened, vectors = operands(base, vector)
     scales = scales * len(vectors) if len(scales) == 1 else scales
     total = sum((s * v for s, v in zip(scales[1:], vectors[1:], strict=True)), start=scales[0] * vectors[0])
     _write(opened, total, out, vector_only, exclude, dtype, workers, max_memory, quiet)
@@ -94,7 +97,7 @@ def negate(
 
     thetau vector negate --base base --model toxic --scale 0.5 -o detoxified
     """
-    opened, vectors = _operands(base, [model])
+    opened, vectors = operands(base, [model])
     _write(opened, -(scale * vectors[0]), out, vector_only, exclude, dtype, workers, max_memory, quiet)
 
 
@@ -117,7 +120,7 @@ def analogy(
 
     thetau vector analogy --base base --a amazon-lm --b amazon-sentiment --c yelp-lm -o yelp-sentiment
     """
-    opened, (first, second, third) = _operands(base, [a, b, c])
+    opened, (first, second, third) = operands(base, [a, b, c])
     _write(opened, scale * (third + second - first), out, vector_only, exclude, dtype, workers, max_memory, quiet)
 
 
@@ -137,7 +140,7 @@ def apply(
 
     thetau vector apply --base base --vector sst2-vector.safetensors -o sst2-again
     """
-    opened, vectors = _operands(base, [vector])
+    opened, vectors = operands(base, [vector])
     _write(opened, scale * vectors[0], out, False, exclude, dtype, workers, max_memory, quiet)
 
 
@@ -147,10 +150,11 @@ def info(
     workers: Workers = None,
     quiet: Quiet = False,
 ) -> None:
-    """Tensors, parameters, norm and provenance of a saved task vector.
+    """Tensors, parameters, norm, form and provenance of a saved task vector.
 
     thetau vector info sst2-vector.safetensors
     """
+    from thetau.checkpoint.compressed import CompressedSource
     from thetau.facade import open as open_weights
 
     opened = open_weights(vector)
@@ -163,12 +167,21 @@ def info(
     metadata = getattr(opened.terms[0][1], "metadata", {})
     typer.echo(f"{vector}: task vector of {len(specs)} tensors, {sum(s.elements for s in specs.values()):,} parameters")
     typer.echo(f"norm {opened.norm(engine=engine(workers, None, quiet)):.6g}")
-    for key in ("thetau.version", "thetau.base", "thetau.recipe"):
+    if isinstance(source := opened.terms[0][1], CompressedSource):
+        held = sum(spec.nbytes for spec in source.stored.specs.values())
+        dense = sum(spec.nbytes for spec in specs.values())
+        share = f" ({100 * held / dense:.1f} %)" if dense else ""
+        typer.echo(
+            f"form {source.form.replace('_', ' ')}, format {metadata['thetau.format']}: {held:,} of {dense:,} bytes{share}"
+        )
+        for kind, names in source.by_kind().items():
+            typer.echo(f"stored {kind.replace('_', ' ')}: {len(names)} tensors")
+    for key in ("thetau.version", "thetau.base", "thetau.density", "thetau.compression", "thetau.recipe"):
         if key in metadata:
             typer.echo(f"{key.removeprefix('thetau.')}: {metadata[key]}")
 
 
-def _operands(base: str, operands: list[str]) -> tuple[Expression, list[Expression]]:
+def operands(base: str, operands: list[str]) -> tuple[Expression, list[Expression]]:
     """The base, and each operand as a task vector: a saved one, or a model minus the base."""
     from thetau.facade import as_vector, open_base
     from thetau.facade import open as open_weights

@@ -237,19 +237,14 @@ def save(
     vector = combination.is_vector
     reference = combination.reference or next((s for s in combination.sources() if s.degree == 1), None)
     record = _record(output, reference, provenance or {})
-    kind = "task_vector" if vector else "model"
-    metadata = {"thetau.kind": kind, "thetau.version": __version__, "thetau.recipe": _compact(record["recipe"])}
-    if vector and reference is not None:
-        metadata["thetau.base"] = reference.fingerprint()
-    if set(_spaces(combination, reference).values()) == {"tangent"}:
-        metadata["thetau.space"] = "tangent"  # of vectors that belong to the linear form, their sums and merges do too
+    metadata = metadata_of(combination, record["recipe"])
     metadata["thetau.run"] = hashlib.sha256(_compact([record, metadata, output.specs, shard_bytes]).encode()).hexdigest()
     folder = reference.folder if reference is not None and not vector else None
     files = {"thetau.json": record, **_config(folder, dtype)}
     items = output.items(engine)
     engine.check(items, "Writing")
     if resume and _is_done(target, metadata["thetau.run"]):
-        return _report(output, target, reference, f"{target}: was complete already.")
+        return report_of(output, target, reference, f"{target}: was complete already.")
     keys = [source.key for source in _leaves(combination, reference) if not source.key.startswith("memory:")]
     run = hashlib.sha256(_compact([metadata["thetau.run"], keys]).encode()).hexdigest()
     with Writer(target, output.specs, metadata, shard_bytes=shard_bytes, run=run, resume=resume) as writer:
@@ -260,7 +255,7 @@ def save(
                 merge.prepare()
         for item, crc in engine.run(left, _Write(output, writer.slots, engine, shared=engine.executor != "local"), "Writing"):
             writer.done(item.name, crc)
-        changed = [file for source in _leaves(combination, reference) for file in getattr(source, "changed_files", list)()]
+        changed = changed_inputs(combination)
         if changed:
             raise CheckpointError(
                 f"{changed[0]}: changed while it was read ({len(changed)} files did). Nothing was written: run again when it is at rest."
@@ -270,7 +265,28 @@ def save(
             for name, spec in output.specs.items()
         }
         writer.commit(copy_from=folder, files=files)
-    return _report(output, target, reference, kept)
+    return report_of(output, target, reference, kept)
+
+
+def metadata_of(combination: Combination, recipe: Mapping[str, Any]) -> dict[str, str]:
+    """What a file says of itself: its kind, how it was made, its base, its space."""
+    reference = combination.reference or next((s for s in combination.sources() if s.degree == 1), None)
+    kind = "task_vector" if combination.is_vector else "model"
+    metadata = {"thetau.kind": kind, "thetau.version": __version__, "thetau.recipe": _compact(recipe)}
+    bases = {getattr(source, "metadata", {}).get("thetau.base") for source in _leaves(combination, reference)}
+    if combination.is_vector and reference is not None:
+        metadata["thetau.base"] = reference.fingerprint()
+    elif combination.is_vector and len(bases) == 1 and None not in bases:
+        metadata["thetau.base"] = str(bases.pop())  # saved vectors of one base, without it
+    if set(_spaces(combination, reference).values()) == {"tangent"}:
+        metadata["thetau.space"] = "tangent"  # of vectors that belong to the linear form, their sums and merges do too
+    return metadata
+
+
+def changed_inputs(combination: Combination) -> list[str]:
+    """Files below a combination that are no longer what was opened."""
+    reference = combination.reference
+    return [file for source in _leaves(combination, reference) for file in getattr(source, "changed_files", list)()]
 
 
 def _spaces(combination: Combination, reference: Source | None) -> dict[str, str]:
@@ -323,7 +339,7 @@ def state_dict(
     for _ in engine.run(output.items(engine), fill, "Evaluating"):
         pass
     reference = combination.reference or next((s for s in combination.sources() if s.degree == 1), None)
-    return out, _report(output, None, reference)
+    return out, report_of(output, None, reference)
 
 
 def _models(combination: Combination) -> dict[str, Source]:
@@ -391,7 +407,8 @@ def _config(folder: Path | None, dtype: torch.dtype | None) -> dict[str, Any]:
     return {"config.json": config}
 
 
-def _report(output: Output, path: Path | None, reference: Source | None, *said: str) -> Report:
+def report_of(output: Output, path: Path | None, reference: Source | None, *said: str) -> Report:
+    """What a walk over an output has to say, once everything was read."""
     notes = [line for line in said if line]
     warnings: list[str] = []
     base = reference.label if reference is not None else "the base"

@@ -10,6 +10,7 @@ from thetau.methods.dare import DareLinear as DareLinear
 from thetau.methods.dare import DareTies as DareTies
 from thetau.methods.della import Della as Della
 from thetau.methods.della import DellaLinear as DellaLinear
+from thetau.methods.localize_stitch import LocalizeStitch as LocalizeStitch
 from thetau.methods.model_stock import ModelStock as ModelStock
 from thetau.methods.registry import Field as Field
 from thetau.methods.registry import build as build

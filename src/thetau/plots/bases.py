@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from thetau.plots.figure import INK, MUTED, PALETTE, figure, plain, save
 
@@ -61,4 +62,39 @@ def draw_clusters(names: list[str], cosine: Tensor, groups: Groups, spectrum: Sp
         right.set_title("spectrum of the Laplacian of |M|", loc="left", color=INK, fontsize=10)
         right.legend(frameon=False, fontsize=8)
         plain(right, "y")
+    save(chart, path)
+
+
+def sizes_chart(made: Mapping[str, Any], path: Path) -> None:
+    """Average accuracy for each number of bases: the bases, random partitions, one merge of all, the base. Raises `OutputError`."""
+    chart = figure(8, 4.4)
+    axes = chart.add_subplot()
+    rows = made["rows"]
+    axes.plot([row["k"] for row in rows], [100 * row["bases"] for row in rows], "o-", color=PALETTE[0], label="bases")
+    drawn = [(row["k"], 100 * value) for row in rows for value in row["random"]]
+    axes.plot(
+        [k for k, _ in drawn],
+        [value for _, value in drawn],
+        "o",
+        color=PALETTE[1],
+        alpha=0.5,
+        markersize=4,
+        label="random partitions",
+    )
+    inner = [row for row in rows if row["random"]]
+    axes.plot(
+        [row["k"] for row in inner],
+        [100 * sum(row["random"]) / len(row["random"]) for row in inner],
+        "-",
+        color=PALETTE[1],
+        label="their mean",
+    )
+    axes.axhline(100 * rows[0]["bases"], color=PALETTE[5], linewidth=1, linestyle="--", label="one merge of all")
+    axes.axhline(100 * made["pretrained"], color=PALETTE[5], linewidth=1, linestyle=":", label="base")
+    axes.axvline(made["eigengap"], color=PALETTE[2], linewidth=1, label="k by the eigengap")
+    axes.set_xlabel("number of bases k", color=MUTED)
+    axes.set_ylabel("average accuracy, %", color=MUTED)
+    axes.set_title("mean inside and outside, nothing tuned", loc="left", color=INK, fontsize=10)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    plain(axes, "both")
     save(chart, path)

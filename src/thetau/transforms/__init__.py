@@ -4,5 +4,6 @@ from thetau.transforms.disentangle import Disentangle as Disentangle
 from thetau.transforms.drop import Drop as Drop
 from thetau.transforms.elect import Elect as Elect
 from thetau.transforms.rank_drop import RankDrop as RankDrop
+from thetau.transforms.share import Share as Share
 from thetau.transforms.stock import StockRatio as StockRatio
 from thetau.transforms.trim import Trim as Trim

@@ -1,0 +1,7 @@
+"""Evidence: what is learned or collected with a live model and data before a merge, kept as files of its own."""
+
+from thetau.evidence.config import MaskConfig as MaskConfig
+from thetau.evidence.masks import Learned as Learned
+from thetau.evidence.masks import Localised as Localised
+from thetau.evidence.masks import learn_mask as learn_mask
+from thetau.evidence.masks import localize as localize
