@@ -297,7 +297,7 @@ def test_a_short_run_finds_the_same_basis(world: World, how: str, tmp_path: Path
 def test_a_short_run_in_the_tangent_space(world: World) -> None:
     world.evaluator.load_base()
     found = similarity_of_run(world.encoder, load_task(NEW, world.data), world.base, world.linear.similar, tangent=True, steps=2)
-    assert found.source.startswith("linear")
+    assert found.source == "linear, lr 5e-05, batches of 128, seed 0"
     assert set(found.cosines) == {"b1", "b2"}
     round_trip(TargetSimilarity, found)
 

@@ -53,7 +53,14 @@ Steps = Annotated[int | None, typer.Option("--steps", help="Train the base for s
 Epochs = Annotated[int | None, typer.Option("--epochs", help="Train the base for so many epochs instead.", min=1)]
 ByHand = Annotated[list[str] | None, typer.Option("--basis", help="The basis to use, by hand; may be repeated.")]
 Rate = Annotated[float | None, typer.Option("--lr", help="Learning rate of --steps and --epochs.")]
-BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Examples a step of --steps and --epochs.", min=1)]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size",
+        help="Examples a step of --steps and --epochs. Default 128; few find it less surely.",
+        min=1,
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,8 +193,7 @@ def individuals(
 
 def similarity_to(bank: Bank, task: str, finding: Finding, sizes: Sizes, one: Live) -> TargetSimilarity:
     """Of a task to the bank's bases, in the way that was asked."""
-    from thetau.evaluate.similarity import similarity_given, similarity_of_run, similarity_of_vector
-    from thetau.finetune import FinetuneConfig
+    from thetau.evaluate.similarity import short_config, similarity_given, similarity_of_run, similarity_of_vector
 
     if finding.bases:
         return similarity_given(task, finding.bases, list(bank.bases))
@@ -195,15 +201,9 @@ def similarity_to(bank: Bank, task: str, finding: Finding, sizes: Sizes, one: Li
         vector = own_vector(bank, finding.vector, task)
         return similarity_of_vector(task, vector, bank.similar, source=finding.vector)
     tangent = bank.space == "tangent"
-    options = {"lr": finding.lr, "batch_size": finding.batch_size, "image_size": sizes.image_size}
-    config = FinetuneConfig.of(
-        {
-            "paradigm": "linear" if tangent else "standard",
-            "max_length": sizes.max_length,
-            **{name: value for name, value in options.items() if value is not None},
-        },
-        "options",
-    )
+    options = {"lr": finding.lr, "image_size": sizes.image_size, "max_length": sizes.max_length}
+    given = {name: value for name, value in options.items() if value is not None}
+    config = short_config(tangent=tangent, batch_size=finding.batch_size, **given)
     one.evaluator.load_base()
     return similarity_of_run(
         one.encoder,

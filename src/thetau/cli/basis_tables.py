@@ -71,7 +71,11 @@ def negated_table(found: BasisNegation, keep: float) -> Table:
 def served_table(found: BasisOutOfDistribution, outer: str) -> Table:
     """The new task."""
     cosines = ", ".join(f"{name} {found.similarity.cosines[name]:.3f}" for name in found.similarity.ranked())
-    ways = {"vector": "by its vector", "steps": f"after {found.similarity.steps} steps", "given": "given by hand"}
+    ways = {
+        "vector": "by its vector",
+        "steps": f"after {found.similarity.steps} step{'' if found.similarity.steps == 1 else 's'}",
+        "given": "given by hand",
+    }
     how = ways.get(found.similarity.how, f"after {found.similarity.steps} steps of whole epochs")
     used = f"{' + '.join(found.bases)}{f' by {outer}' if len(found.bases) > 1 else ''}" if found.bases else "none"
     made = table(

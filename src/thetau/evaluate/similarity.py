@@ -1,7 +1,8 @@
 """How similar a task is to the bases of a bank: from a converged vector, from a few steps of training, or as the user knows it.
 
 Zeng et al. 2025, <https://arxiv.org/abs/2502.01015>, Section 5.2 and Appendix C.2: one batch's update, or one epoch, already tells
-which basis a task belongs to, so that no converged model of it is needed.
+which basis a task belongs to, so that no converged model of it is needed. A batch here has the 128 examples of the paper's: the step of a
+small one is mostly noise, and its cosines with the bases are too.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from thetau.finetune.run import make_lesson
 from thetau.models import Encoder
 from thetau.tasks import Task
 
+BATCH, PART = 128, 16
 Similar = Callable[[Expression], Mapping[str, float]]
 """A task vector → its cosine with each basis, as `Bank.similar`."""
 
@@ -65,6 +67,13 @@ def similarity_given(task: str, chosen: Sequence[str], known: Sequence[str]) -> 
     return TargetSimilarity(task=task, how="given", cosines={}, given=tuple(chosen))
 
 
+def short_config(*, tangent: bool = False, batch_size: int | None = None, **others: Any) -> FinetuneConfig:
+    """The config of a short run: batches of 128, taken in parts of 16 examples. `others`: fields of it, as `lr`. Raises `RecipeError`."""
+    size = BATCH if batch_size is None else batch_size
+    given = {"paradigm": "linear" if tangent else "standard", "batch_size": size, "accumulation": max(1, math.ceil(size / PART))}
+    return FinetuneConfig.of({**given, **others}, "short run")
+
+
 def similarity_of_run(
     encoder: Encoder,
     task: Task,
@@ -86,7 +95,7 @@ def similarity_of_run(
     Args:
         base: the same base, opened, from which the vector is taken.
         steps, epochs: the length of the run; one of them.
-        config: learning rate, batch size and the rest; its length, warm-up and weight decay do not count.
+        config: learning rate, batch size and the rest, `short_config` by default; its length, warm-up and weight decay do not count.
         tangent: train the linear form, as the bank's vectors were.
         run: a folder that keeps the short runs, so that they are made once.
 
@@ -99,7 +108,7 @@ def similarity_of_run(
     if length < 1:
         raise DataError(f"a short run has at least one {'step' if epochs is None else 'epoch'}. Got {length}.")
     plain: dict[str, Any] = {"warmup": 0.0, "weight_decay": 0.0, "save_every": 0}
-    chosen = config or FinetuneConfig(paradigm="linear" if tangent else "standard")
+    chosen = config or short_config(tangent=tangent)
     if chosen.how.linear != tangent:
         space = "the tangent space: train with paradigm linear" if tangent else "the weights: train with paradigm standard"
         raise DataError(f"the bank's vectors belong to {space}. Got paradigm {chosen.paradigm!r}.")
