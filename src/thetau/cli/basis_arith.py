@@ -37,6 +37,7 @@ from thetau.cli.basis_data import (
     individuals,
     inner_of,
     live,
+    loaded,
     opened_bank,
     outer_of,
     own_vector,
@@ -45,16 +46,13 @@ from thetau.cli.basis_data import (
     write_json,
     write_model,
 )
+from thetau.cli.basis_tables import added_table, compared_table, negated_table, served_table, show
 from thetau.cli.common import MaxMemory, Quiet, Workers, engine
-from thetau.cli.tables import parse_grid, percent, table
+from thetau.cli.tables import parse_grid
 from thetau.errors import RecipeError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from thetau.bases import Bank
-    from thetau.evaluate.bases import BasesAddition, BasisNegation, BasisOutOfDistribution
-    from thetau.evaluate.partitions import Savings
 
 Share = Annotated[
     float, typer.Option("--keep", help="Share of the control task's accuracy that negation must keep.", min=0, max=1)
@@ -118,10 +116,11 @@ def add(
         kind=kind,
         cache=cache,
     )
-    names = list(dict.fromkeys(task or opened.members))
+    tasks = loaded(task or list(opened.members), data)
+    names = [one.name for one in tasks]
     grid = parse_grid(alphas) or ADDITION
     folders = [Path(opened.members[name].source) for name in names if name in opened.members]
-    one = live(base or opened.base_label, names, sizes, folders)
+    one = live(base or opened.base_label, tasks, sizes, folders)
     own, lost = individuals(opened, one, names, model or [], cache)
     space, parts = outer_space(
         one.evaluator,
@@ -145,7 +144,7 @@ def add(
         individual=own,
     )
     write_json(json, {**_facts(opened, sizes), "no_individuals": lost, "result": found})
-    _print(_added(found, outer))
+    show(added_table(found, outer))
     for name, reason in lost.items():
         typer.echo(f"accuracy is not normalised, for want of the model of {name}: {reason}")
     if out is not None:
@@ -194,17 +193,17 @@ def negate(
     if scale is not None and (control is not None or steps is not None or epochs is not None):
         raise RecipeError(["--scale takes no data, so leave --control, --steps and --epochs out."], "options")
     opened = opened_bank(bank, base)
-    own = None if finding.ways else opened.basis_of(task)
     if scale is not None:
         _without_data(scale, out, json, alphas, None)
         from thetau.evaluate.similarity import similar_bases, similarity_given, similarity_of_vector
 
-        chosen = own
-        if chosen is None and finding.bases:
+        if finding.bases:
             chosen = similarity_given(task, finding.bases, list(opened.bases)).given[0]
-        elif chosen is None and vector is not None:
+        elif vector is not None:
             chosen = similar_bases(similarity_of_vector(task, own_vector(opened, vector, task), opened.similar))[0]
-        if out is not None and chosen is not None:
+        else:
+            chosen = opened.basis_of(task)
+        if out is not None:
             write_model(opened, out, {chosen: -scale}, None, machine=machine, quiet=quiet)
         return
     from thetau.errors import DataError
@@ -212,7 +211,9 @@ def negate(
     from thetau.evaluate.bases import basis_negation, outer_space
     from thetau.evaluate.similarity import similar_bases
 
-    if control is None or control == task:
+    target, kept = loaded([task], data)[0], loaded([control or ""], data)[0]
+    task, control = target.name, kept.name
+    if control == task:
         raise DataError(f"negation of {task!r}: the control task must be another one.")
     sizes = Sizes(
         data=data,
@@ -224,8 +225,9 @@ def negate(
         cache=cache,
     )
     grid = parse_grid(alphas) or NEGATION
+    own = None if finding.ways else opened.basis_of(task)
     folders = [Path(opened.members[name].source) for name in (task, control) if name in opened.members]
-    one = live(base or opened.base_label, [task, control], sizes, folders)
+    one = live(base or opened.base_label, [target, kept], sizes, folders)
     similarity = None if own is not None else similarity_to(opened, task, finding, sizes, one)
     used = own if similarity is None else similar_bases(similarity)[0]
     assert used is not None
@@ -236,7 +238,7 @@ def negate(
     members = opened.bases[used].members
     found = basis_negation(space, task, control, used, members=members, how=how, similarity=similarity, grid=grid, share=keep)
     write_json(json, {**_facts(opened, sizes), "result": found})
-    _print(_negated(found, keep))
+    show(negated_table(found, keep))
     if out is not None:
         write_model(opened, out, {used: -found.negation.tuned.alpha}, None, machine=machine, quiet=quiet)
 
@@ -295,6 +297,8 @@ def ood(
             "options",
         )
     opened, method = opened_bank(bank, base), outer_of(outer, fields)
+    target = loaded([task], data)[0]
+    task = target.name
     if task in opened.members:
         raise RecipeError(
             [
@@ -317,7 +321,7 @@ def ood(
         kind=kind,
         cache=cache,
     )
-    one = live(base or opened.base_label, [task], sizes, [] if vector is None else [Path(vector)])
+    one = live(base or opened.base_label, [target], sizes, [] if vector is None else [Path(vector)])
     similarity = similarity_to(opened, task, finding, sizes, one)
     chosen = similar_bases(similarity, threshold, most)
     vectors = {name: opened.vector(name) for name in chosen}
@@ -332,7 +336,7 @@ def ood(
     )
     found = basis_ood(space, similarity, chosen, parts, threshold=threshold, outer=outer_name(method), grid=grid)
     write_json(json, {**_facts(opened, sizes), "result": found})
-    _print(_served(found, outer))
+    show(served_table(found, outer))
     if found.store:
         if store and vector is not None:
             from thetau.bases import insert
@@ -402,7 +406,7 @@ def compare(
         kind=kind,
         cache=cache,
     )
-    one = live(base, [model.task for model in tuned], sizes, [model.path for model in tuned])
+    one = live(base, loaded([model.task for model in tuned], data), sizes, [model.path for model in tuned])
     tangent = one_space(tuned, one.encoder)
     start = open_base(base)
     vectors = {model.task: as_vector(open_weights(model.path, base=start), start).named(model.task) for model in tuned}
@@ -428,7 +432,7 @@ def compare(
     result = compare_savings(bench, found.groups)
     facts = {"models": models, "base": base, "space": "tangent" if tangent else "weights", "limits": sizes.limits()}
     write_json(json, {**facts, "clustering": found, "result": result})
-    _print(_compared(result, inner, outer))
+    show(compared_table(result, inner, outer))
 
 
 def _without_data(scale: float, out: Path | None, json: Path | None, alphas: str | None, task: list[str] | None) -> None:
@@ -454,87 +458,3 @@ def _facts(bank: Bank, sizes: Sizes) -> dict[str, Any]:
     facts: dict[str, Any] = {"bank": str(bank.path), "base": bank.base_label, "space": bank.space}
     bases: Mapping[str, list[str]] = {name: list(basis.members) for name, basis in bank.bases.items()}
     return {**facts, "bases": bases, "limits": sizes.limits()}
-
-
-def _print(made: Table) -> None:
-    from rich.console import Console
-
-    Console().print(made)
-
-
-def _added(found: BasesAddition, outer: str) -> Table:
-    what = "the sum of the bases" if outer == "sum" else f"{outer} of the bases"
-    effort, over = found.effort, found.effort_over_tasks
-    coefficients = "coefficient" if effort.coefficients == 1 else "coefficients"
-    own = ["own λ"] if found.own else []
-    made = table(
-        f"{what} on test, in percent; λ by average {'normalised ' if found.individual else ''}validation accuracy.\n"
-        f"{effort.coefficients} {coefficients} over {effort.vectors} bases, {effort.evaluations} models evaluated; "
-        f"over the {over.vectors} task vectors {over.coefficients} and {over.evaluations}",
-        *("task", "n", "individual", "λ = 1", f"λ = {found.scale:g}", *own, "95 % interval"),
-    )
-    for name, one in found.best.accuracy.items():
-        alone = percent(found.individual[name].value) if found.individual else "–"
-        at = [found.one_shot.accuracy[name].value, found.tuned.accuracy[name].value, *([one.value] if found.own else [])]
-        made.add_row(name, str(one.n), alone, *map(percent, at), f"{percent(one.low)} – {percent(one.high)}")
-    made.add_section()
-    outcomes = [found.one_shot, found.tuned, *([found.own] if found.own else [])]
-    alone = percent(sum(one.value for one in found.individual.values()) / len(found.individual)) if found.individual else "–"
-    made.add_row("average", "", alone, *(percent(one.absolute) for one in outcomes), "")
-    if found.individual:
-        made.add_row("normalised", "", "", *(percent(one.normalised or 0.0) for one in outcomes), "")
-    return made
-
-
-def _negated(found: BasisNegation, keep: float) -> Table:
-    one = found.negation
-    ways = {"own": "its own cluster's", "similar": "the most similar one", "given": "given by hand"}
-    cosine = (
-        ""
-        if found.similarity is None or not found.similarity.cosines
-        else f", cosine {found.similarity.cosines[found.basis]:.3f}"
-    )
-    made = table(
-        f"θ₀ − α·{found.basis} ({', '.join(found.members)}): {ways[found.how]}{cosine}. On test, in percent; α has the lowest validation "
-        f"value of {one.task} that keeps {percent(keep)} % of {one.control}'s; 0: nothing above it does",
-        *("", "n", "pre-trained", "α = 1", f"α = {one.tuned.alpha:g}", "95 % interval"),
-    )
-    for name, before, at_one, after in (
-        (one.task, one.pretrained_target, one.one_shot.target, one.tuned.target),
-        (f"{one.control} (control)", one.pretrained_control, one.one_shot.control, one.tuned.control),
-    ):
-        values = map(percent, (before.value, at_one.value, after.value))
-        made.add_row(name, str(after.n), *values, f"{percent(after.low)} – {percent(after.high)}")
-    return made
-
-
-def _served(found: BasisOutOfDistribution, outer: str) -> Table:
-    cosines = ", ".join(f"{name} {found.similarity.cosines[name]:.3f}" for name in found.similarity.ranked())
-    ways = {"vector": "by its vector", "steps": f"after {found.similarity.steps} steps", "given": "given by hand"}
-    how = ways.get(found.similarity.how, f"after {found.similarity.steps} steps of whole epochs")
-    used = f"{' + '.join(found.bases)}{f' by {outer}' if len(found.bases) > 1 else ''}" if found.bases else "none"
-    made = table(
-        f"bases used: {used}; {how}{f': cosines {cosines}' if cosines else ''}. On test, in percent; α by validation",
-        *("task", "n", "pre-trained", "α = 1", "α tuned", "α", "95 % interval"),
-    )
-    best = found.tuned or found.pretrained
-    tuned = [percent(one.value) if one is not None else "–" for one in (found.one_shot, found.tuned)]
-    alpha = "–" if found.alpha is None else f"{found.alpha:g}"
-    interval = f"{percent(best.low)} – {percent(best.high)}"
-    made.add_row(found.task, str(best.n), percent(found.pretrained.value), *tuned, alpha, interval)
-    return made
-
-
-def _compared(found: Savings, inner: str, outer: str) -> Table:
-    from thetau.engine.executor import gigabytes
-
-    made = table(
-        f"bases {found.bases.partitions[0].label}; within a cluster {inner}, then {outer}, λ by validation. On test, in percent; "
-        "Save-One: the mean over each task as the one that comes next",
-        *("", "vectors kept", "bytes", "coefficients", "average", "normalised", "partitions"),
-    )
-    for one in (found.one, found.bases, found.all):
-        relative = "–" if one.normalised is None else percent(one.normalised)
-        numbers = (str(one.vectors), gigabytes(one.nbytes), str(one.coefficients))
-        made.add_row(one.name, *numbers, percent(one.absolute), relative, str(len(one.partitions)))
-    return made

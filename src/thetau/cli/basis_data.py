@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from thetau.evaluate.similarity import TargetSimilarity
     from thetau.facade import Expression
     from thetau.models import Encoder
+    from thetau.tasks import Task
 
 BankFolder = Annotated[Path, typer.Argument(help="The bank's folder.", metavar="BANK")]
 MovedBase = Annotated[str | None, typer.Option("--base", "-b", help="Where the bank's base lies now, if it was moved.")]
@@ -121,15 +122,20 @@ def opened_bank(path: Path, base: str | None) -> Bank:
     return bank
 
 
-def live(base: str, names: Sequence[str], sizes: Sizes, heads: Sequence[Path] = ()) -> Live:
+def loaded(given: Sequence[str], data: Path | None) -> list[Task]:
+    """Tasks by their names or folders, each once. Raises `DataError`."""
+    from thetau.tasks import load_task
+
+    return [load_task(one, data) for one in dict.fromkeys(given)]
+
+
+def live(base: str, tasks: Sequence[Task], sizes: Sizes, heads: Sequence[Path] = ()) -> Live:
     """The base's encoder with an evaluator; `heads`: folders of models whose trained heads are used. Raises `DataError`."""
     from thetau.evaluate import Evaluator
     from thetau.finetune.output import trained_heads
     from thetau.models import load_encoder
     from thetau.models.loading import kind_named
-    from thetau.tasks import load_task
 
-    tasks = [load_task(name, sizes.data) for name in dict.fromkeys(names)]
     encoder = load_encoder(base, kind_named(sizes.kind))
     own: dict[str, Any] = {name: head for folder in heads if folder.is_dir() for name, head in trained_heads(folder).items()}
     evaluator = Evaluator(
@@ -254,7 +260,7 @@ def outer_of(name: str, fields: Sequence[str] | None) -> Any | None:
         if fields:
             raise RecipeError(["a sum has no fields."], "--set")
         return None
-    return build_method(MethodChoice(name=name, method=_known(name), fields=parse_fields(fields or [])))
+    return build_method(MethodChoice(name=name, method=_known(name), fields=parse_fields(fields or [])), "--outer")
 
 
 def _known(name: str) -> str:

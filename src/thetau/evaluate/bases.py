@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -81,7 +82,7 @@ class BasesAddition:
     - `outer`: the method, with its fields as text; the sum is `sum`. `parts`: weight of each vector that λ multiplies.
     - `individual`: each task's own model, on test, where there are such.
     - `one_shot`: λ = 1. `tuned`: the best common λ. `own`: a coefficient for each basis, where that was asked.
-    - `effort`: of the search that was made. `effort_over_tasks`: of the same search with a vector for each task.
+    - `effort`: of the search that was made. `effort_over_tasks`: of the same search with a vector for each task, at most.
     """
 
     outer: str
@@ -219,7 +220,8 @@ def bases_addition(
         if best == before:
             break
 
-    def outcome(values: Sequence[float]) -> BasesOutcome:
+    @cache
+    def outcome(values: tuple[float, ...]) -> BasesOutcome:
         at = {name: value * parts[name] for name, value in zip(names, values, strict=True)}
         found = space.accuracies(at, tasks, "test")
         relative = None if individual is None else normalised(found, individual["test"])
@@ -234,9 +236,9 @@ def bases_addition(
         tasks=tuple(tasks),
         parts=dict(parts),
         individual=None if individual is None else {task: individual["test"][task] for task in tasks},
-        one_shot=outcome([1.0] * len(names)),
-        tuned=outcome([scale] * len(names)),
-        own=outcome(best) if own else None,
+        one_shot=outcome((1.0,) * len(names)),
+        tuned=outcome((scale,) * len(names)),
+        own=outcome(tuple(best)) if own else None,
         scale=scale,
         effort=Effort(vectors=kept, coefficients=len(names) if own else 1, evaluations=len(tried)),
         effort_over_tasks=Effort(vectors=count, coefficients=count if own else 1, evaluations=over_tasks),

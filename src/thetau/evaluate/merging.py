@@ -17,14 +17,14 @@ from thetau.facade import open as open_weights
 from thetau.tasks.suite import MethodChoice
 
 
-def build_method(choice: MethodChoice) -> Any:
-    """The method of a choice, with `scale=1` wherever it has one. Raises `RecipeError` naming the row."""
+def build_method(choice: MethodChoice, where: str | None = None) -> Any:
+    """The method of a choice, with `scale=1` wherever it has one. Raises `RecipeError` naming the row, or `where`."""
     import thetau
 
     try:
         return _at_one(thetau.methods.build(choice.method, choice.fields))
     except RecipeError as error:
-        raise RecipeError(error.problems, where=f"method {choice.name!r} of the suite") from error
+        raise RecipeError(error.problems, where=where or f"method {choice.name!r} of the suite") from error
 
 
 def _at_one(method: Any) -> Any:
