@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 import thetau
 from thetau import methods
@@ -63,9 +64,9 @@ from thetau.tasks import load_task
 RESULTS = Path(__file__).parent / "results"
 SNAPSHOTS = (1, 2, 20, 60)
 MARGIN = 0.05
-LAMBDAS = (0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
-ALPHAS = tuple(round(0.2 * i, 1) for i in range(16))
-OOD_ALPHAS = tuple(round(0.1 * i, 1) for i in range(11))
+LAMBDAS = (0.5, 1.0, 1.5, 2.0, 3.0)
+ALPHAS = tuple(round(0.3 * i, 1) for i in range(11))
+OOD_ALPHAS = tuple(round(0.2 * i, 1) for i in range(6))
 INNER: dict[str, Any] = {
     "Mean": methods.Average(),
     "TIES": methods.Ties(scale=0.4),
@@ -76,7 +77,10 @@ INNER: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """A suite's tasks and settings. `four`: two natural pairs; `targets`: tasks outside them and the pair each is close to, if any."""
+    """A suite's tasks and settings. `four`: two natural pairs; `targets`: tasks outside them and the pair each is close to, if any.
+
+    `validation`, `test`: examples a task. `many`: those of test where many models of many tasks are compared.
+    """
 
     backbone: str
     tasks: tuple[str, ...]
@@ -88,7 +92,8 @@ class Setting:
     mixed: tuple[str, ...]
     second: tuple[str, ...]
     validation: int = 100
-    test: int = 400
+    test: int = 300
+    many: int = 150
     snapshots: tuple[int, ...] = SNAPSHOTS
 
 
@@ -202,9 +207,16 @@ class Study:
 
     # What several sections use
 
-    def bench(self, tasks: Sequence[str], inner: Any, outer: Any = None, grid: Sequence[float] = LAMBDAS) -> Bench:
+    def bench(
+        self,
+        tasks: Sequence[str],
+        inner: Any,
+        outer: Any = None,
+        grid: Sequence[float] = LAMBDAS,
+        evaluator: Evaluator | None = None,
+    ) -> Bench:
         return Bench(
-            self.evaluator,
+            evaluator or self.evaluator,
             self.weights,
             {task: self.vectors[task] for task in tasks},
             inner=inner,
@@ -281,7 +293,10 @@ class Study:
             for task in listed:
                 path = self.models[task]
                 file = path / "snapshots" / f"{step:06d}.safetensors"
-                opened = thetau.open(file if step in self.setting.snapshots else path, name=task)
+                kept = (
+                    {**self.weights, **load_file(file)} if step in self.setting.snapshots else None
+                )  # what is not trained is not in it
+                opened = thetau.open(path if kept is None else kept, name=task)
                 vectors[task] = (opened - self.base).named(task)
             one = similarities(vectors)
             auto, same = cluster(one), cluster(one, len(final.groups))
@@ -333,9 +348,18 @@ class Study:
         """Bases against random partitions for each number of bases; the mean inside and outside, nothing tuned."""
         listed = self.learnt()
         whole = self.similarity(listed)
-        bench = self.bench(listed, INNER["Mean"], methods.Average(), grid=(1.0,))
+        few = Evaluator(
+            self.encoder,
+            [self.loaded[task] for task in listed],
+            limits={"validation": 20, "test": self.setting.many},  # nothing is tuned here
+            heads=self.evaluator.heads,
+            cache=self.run / "cache",
+            **self.setting.size,
+        )
+        bench = self.bench(listed, INNER["Mean"], methods.Average(), grid=(1.0,), evaluator=few)
         rows = []
-        for k in range(1, len(listed) + 1):
+        every = range(1, len(listed) + 1)
+        for k in [k for k in every if k <= 8 or k % 2 == 0 or k == len(listed)]:
             chosen = cluster(whole, k).groups
             drawn = [] if k in (1, len(listed)) else [random_partition(listed, k, seed).groups for seed in range(5)]
             values = [value_of_partition(bench, groups) for groups in (chosen, *drawn)]
@@ -356,12 +380,10 @@ class Study:
             "tasks": listed,
             "rows": rows,
             "eigengap": auto.k,
-            "pretrained": self.pretrained(listed),
-            "individual": self.individual(listed),
+            "n": self.setting.many,
+            "pretrained": average(few.evaluate(self.weights, "test", listed)),
+            "individual": average(bench.individual()["test"]),
         }
-
-    def pretrained(self, tasks: Sequence[str]) -> float:
-        return average(self.evaluator.evaluate(self.weights, "test", tasks))
 
     def own(self, tasks: Sequence[str]) -> dict[str, dict[str, Measure]]:
         """Split → task → accuracy of its own model."""
@@ -370,9 +392,6 @@ class Study:
             split: {task: self.evaluator.evaluate(weights[task], split, [task])[task] for task in tasks}
             for split in ("validation", "test")
         }
-
-    def individual(self, tasks: Sequence[str]) -> float:
-        return average({task: self.evaluator.evaluate(read_weights(self.models[task]), "test", [task])[task] for task in tasks})
 
     def negation(self) -> Any:
         """Forget a task by its basis, by everything merged, and by its own vector."""

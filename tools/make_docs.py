@@ -61,7 +61,7 @@ def figures_page() -> str:
         "",
     ]
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
-        if path.stem == "paradigms":  # has a page of its own
+        if path.stem in ("paradigms", "bases-text", "bases-vision"):  # have pages of their own
             continue
         result = json.loads(path.read_text(encoding="utf-8"))
         command = "make demo readme" if path.stem == "demo" else _command(path.stem, result)
@@ -78,6 +78,8 @@ def _command(stem: str, result: dict[str, Any]) -> str:
     found = str(result.get("command", f"benchmarks/{stem}.py"))
     if stem.startswith("engine-"):
         found = "make bench"
+    if stem == "bases-scale":
+        found = "make bases-scale"
     return found if found.startswith("make ") else f"python {found}"
 
 

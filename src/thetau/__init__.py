@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from thetau._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from thetau import bases as bases
     from thetau import methods as methods
     from thetau.compression import LowRank as LowRank
     from thetau.compression import Precision as Precision
@@ -39,6 +40,7 @@ _HOMES = {
     "Precision": "thetau.compression",
     "Sparse": "thetau.compression",
     "ThetauWarning": "thetau.facade",
+    "bases": "thetau.bases",
     "compress": "thetau.compression",
     "gram": "thetau.facade",
     "merge": "thetau.facade",
@@ -60,6 +62,7 @@ __all__ = [
     "Sparse",
     "ThetauWarning",
     "__version__",
+    "bases",
     "compress",
     "gram",
     "merge",

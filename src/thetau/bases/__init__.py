@@ -19,7 +19,7 @@ from thetau.bases.create import build as build
 from thetau.bases.drift import drift_of as drift_of
 from thetau.bases.online import forget as forget
 from thetau.bases.online import insert as insert
-from thetau.bases.online import join_threshold as join_threshold
 from thetau.bases.online import rebuild as rebuild
 from thetau.bases.partitions import all_partitions as all_partitions
 from thetau.bases.partitions import random_partition as random_partition
+from thetau.bases.placing import join_threshold as join_threshold

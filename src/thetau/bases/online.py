@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from thetau.bases.bank import Bank, Basis, Change, State, changing, open_bank
@@ -21,6 +20,7 @@ from thetau.bases.build import merge_groups, refuse_other_base, space_of, weight
 from thetau.bases.cluster import Similarity, cluster
 from thetau.bases.drift import drift_of
 from thetau.bases.members import at_hand, describe
+from thetau.bases.placing import links_of, most_bases, place, some
 from thetau.bases.regroup import Node, exact_members, regroup, with_tasks
 from thetau.bases.store import FLOAT_ERROR, bytes_of, coefficient, write_basis
 from thetau.engine.executor import Engine, gigabytes
@@ -29,7 +29,6 @@ from thetau.errors import AlignmentError, BankError
 from thetau.facade import Expression, gram
 from thetau.vectors.combination import require_vector
 
-JOIN = 0.2  # similarity from which a vector joins, where nothing is known of the clusters yet
 Given = Mapping[str, Expression]
 
 
@@ -82,8 +81,8 @@ def insert(
         products = gram(listed, exclude=now.state.settings.exclude, engine=engine)
         norm = float(products[-1, -1].clamp(min=0).sqrt())
         _check_length(name, norm, now, allow_far)
-        links = _links(now, nodes, products, {**{m.name: m.norm for m in now.members.values()}, name: norm})
-        parts, said = _place(now, nodes, links, new, to, vector)
+        links = links_of(now, nodes, products, {**{m.name: m.norm for m in now.members.values()}, name: norm})
+        parts, said = place(now, nodes, links, new, to, vector)
         found = regroup(change, now, nodes, products, parts, engine=engine)
         members = {
             task: replace(now.members[task], basis=basis) if task in now.members else describe(task, basis, vector, norm)
@@ -94,7 +93,7 @@ def insert(
         known = {(name, task): float(products[-1, order.index(key)]) for task, key in exact_members(now).items()}
         unknown = [task for task in now.members if task not in exact_members(now)]
         if unknown:
-            said.append(f"Inner products of {name} with {_some(unknown)} are unknowable: these were merged away before.")
+            said.append(f"Inner products of {name} with {some(unknown)} are unknowable: these were merged away before.")
         state = replace(
             now.state,
             members=dict(sorted(members.items())),
@@ -159,18 +158,18 @@ def forget(
                     found, {basis.name: others}, now.inner, seed=settings.seed, exclude=settings.exclude, engine=engine
                 )[basis.name]
                 made = _rewritten(change, now, basis, others, left, "member" if len(others) == 1 else "merged", engine)
-                said = [f"{name}: {basis.name} was merged anew from the vectors of {_some(others)}; exact."]
+                said = [f"{name}: {basis.name} was merged anew from the vectors of {some(others)}; exact."]
             elif drop_basis:
                 gone, made = basis.members, None
                 said = [
-                    f"{name}: gone with its basis {basis.name}; exact, and {_some(others)} {'are' if len(others) > 1 else 'is'} lost too."
+                    f"{name}: gone with its basis {basis.name}; exact, and {some(others)} {'are' if len(others) > 1 else 'is'} lost too."
                 ]
             else:
                 reasons = " ".join(lost[task] for task in (name, *others) if task in lost)
                 how = f"merged by {now.state.settings.inner['name']}" if basis.how != "given" else "given as one model"
                 raise BankError(
                     f"{now.path}: cannot take {name} out of {basis.name} ({', '.join(basis.members)}, {how}). "
-                    f"Give {'its vector, or ' if linear else ''}the vectors of {_some(others)} (`--vector NAME=PATH`), or drop the whole basis "
+                    f"Give {'its vector, or ' if linear else ''}the vectors of {some(others)} (`--vector NAME=PATH`), or drop the whole basis "
                     f"(`--drop-basis`). {reasons}"
                 )
             if made is None:
@@ -221,7 +220,7 @@ def rebuild(
                 nodes[" + ".join(basis.members)] = Node(vector=now.vector(key), members=basis.members, basis=key)
                 if len(basis.members) > 1:
                     gone = [task for task in basis.members if task in lost]
-                    said.append(f"{', '.join(basis.members)}: stay together; the vectors of {_some(gone)} are not at hand.")
+                    said.append(f"{', '.join(basis.members)}: stay together; the vectors of {some(gone)} are not at hand.")
         if len(nodes) < 2:
             raise BankError(f"{now.path}: has {len(nodes)} part{'s' * (len(nodes) != 1)} that could be clustered, and needs two.")
         nodes = {key: nodes[key] for key in sorted(nodes)}
@@ -230,7 +229,7 @@ def rebuild(
         products = gram(listed, exclude=now.state.settings.exclude, engine=engine)
         similarity = Similarity(names=tuple(nodes), gram=products, base_norm=now.state.base_norm)
         settings = now.state.settings
-        most = _most(now, max((basis.nbytes for basis in now.bases.values()), default=1))
+        most = most_bases(now, max((basis.nbytes for basis in now.bases.values()), default=1))
         top = min(n for n in (k_max, most, len(nodes) - 1 if k_max is None else None) if n is not None)
         if k != "auto" and most is not None and k > most:
             raise BankError(f"{now.path}: the budget holds {most} bases. Got k = {k}.")
@@ -275,124 +274,6 @@ def _check_length(name: str, norm: float, bank: Bank, allow_far: bool) -> None:
             f"{name}: its task vector has {norm / bank.state.base_norm:.2f} of the length of {bank.base_label}; fine-tuning gives less "
             f"than {FAR:g}. It is probably of another base: `thetau inspect` tells. Leave it out, or allow it (`--allow-far`)."
         )
-
-
-def _links(
-    bank: Bank, nodes: Mapping[str, Node], products: Float[Tensor, "node node"], norms: Mapping[str, float]
-) -> Float[Tensor, "node node"]:
-    """Similarity of nodes: the mean over pairs of members where the inner method is linear, else the cosine."""
-    scale = []
-    for place, node in enumerate(nodes.values()):
-        given = node.basis is not None and bank.bases[node.basis].how == "given"
-        factor = None if given else coefficient(bank.inner, len(node.members))
-        if factor is None:
-            length = float(products[place, place].clamp(min=0).sqrt())
-        else:  # the members' mean is basis / (factor · n); its partner is their root mean square length
-            square = sum(norms[task] ** 2 for task in node.members) / len(node.members)
-            length = square**0.5 * factor * len(node.members)
-        scale.append(1 / length if length else 0.0)
-    weights = torch.tensor(scale, dtype=torch.float64)
-    return products * weights[:, None] * weights[None, :]
-
-
-def join_threshold(bank: Bank) -> float:
-    """From which similarity a vector joins: the setting, or halfway between the means inside clusters and between them.
-
-    Where no two tasks share a basis: the largest similarity of two tasks that were kept apart. Where nothing is known: 0.2.
-    """
-    if bank.state.settings.join is not None:
-        return bank.state.settings.join
-    names, matrix = bank.known()
-    inside: list[float] = []
-    between: list[float] = []
-    for i, a in enumerate(names):
-        for j, b in enumerate(names[:i]):
-            value = abs(float(matrix[i, j]) / (bank.members[a].norm * bank.members[b].norm))
-            if value == value:
-                (inside if bank.members[a].basis == bank.members[b].basis else between).append(value)
-    if inside and between:
-        return (sum(inside) / len(inside) + sum(between) / len(between)) / 2
-    if between:
-        return max(between)
-    return min(inside, default=JOIN)
-
-
-def _place(
-    bank: Bank, nodes: Mapping[str, Node], links: Float[Tensor, "node node"], new: str, to: str | None, vector: Expression
-) -> tuple[dict[str, list[str]], list[str]]:
-    """The new bases as groups of nodes, and why."""
-    order = list(nodes)
-    parts = {key: [key] for key in order if key != new}
-    own = _next(bank)
-    name = new[1:]
-    size = max((basis.nbytes for basis in bank.bases.values()), default=0) or bytes_of([vector])
-    most = _most(bank, size)
-    if most is not None and most < 1:
-        raise BankError(
-            f"{bank.path}: the budget of {gigabytes(bank.state.settings.max_bytes or 0)} holds no basis of {gigabytes(size)}."
-        )
-    if to is not None and to != "new":
-        bank.basis(to)
-        parts[to].append(new)
-        return parts, [f"{name}: joined {to}, as told."]
-    similar = {key: float(links[-1, place]) for place, key in enumerate(order) if key != new}
-    opposed = bank.state.settings.opposed
-    apart = -1.0 if opposed is None else opposed
-    near = {key: value for key, value in similar.items() if value >= apart}
-    best = max(near, key=lambda key: (abs(near[key]), key), default=None)
-    threshold = join_threshold(bank)
-    if to is None and best is not None and abs(near[best]) >= threshold:
-        parts[best].append(new)
-        return parts, [
-            f"{name}: joined {best} ({_some(bank.bases[best].members)}), similarity {near[best]:.3f}; {threshold:.3f} is enough."
-        ]
-    why = (
-        "as told"
-        if to == "new"
-        else f"its largest similarity is {similar[best]:.3f}, below {threshold:.3f}"
-        if best
-        else "the first one"
-    )
-    if most is None or len(bank.bases) < most:
-        parts[own] = [new]
-        return parts, [f"{name}: opened {own}; {why}."]
-    pairs = {
-        (a, b): float(links[i, j])
-        for i, a in enumerate(order)
-        for j, b in enumerate(order[:i])
-        if float(links[i, j]) >= apart and not (to == "new" and new in (a, b))
-    }
-    if not pairs:
-        raise BankError(
-            f"{bank.path}: the budget of {most} bases is full, and no two of them may be joined. Raise it, or forget a task."
-        )
-    a, b = max(pairs, key=lambda pair: (abs(pairs[pair]), pair))
-    keep, other = (b, a) if a == new or a > b else (a, b)
-    value = pairs[(a, b)]
-    if new in (a, b):
-        parts[keep].append(new)
-        return parts, [
-            f"{name}: joined {keep}, its nearest ({value:.3f}): the budget of {most} bases is full, and no two bases are nearer."
-        ]
-    del parts[other]
-    parts[keep] = [keep, other]
-    parts[own] = [new]
-    return parts, [
-        f"{name}: opened {own}; {why}.",
-        f"{keep} and {other} were joined (similarity {value:.3f}) to keep to the budget of {most} bases.",
-    ]
-
-
-def _next(bank: Bank) -> str:
-    numbers = [int(name[1:]) for name in bank.bases if name[1:].isdigit()]
-    return f"b{max(numbers, default=0) + 1}"
-
-
-def _most(bank: Bank, size: int) -> int | None:
-    """How many bases the budget allows."""
-    settings = bank.state.settings
-    limits = [settings.max_bases, None if settings.max_bytes is None else settings.max_bytes // max(1, size)]
-    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _check_budget(path: Path, most: int | None, bases: Mapping[str, Basis]) -> None:
@@ -472,11 +353,6 @@ def _finish(
 
 def _rows(matrix: Tensor) -> tuple[tuple[float, ...], ...]:
     return tuple(map(tuple, matrix.tolist()))
-
-
-def _some(names: tuple[str, ...] | list[str]) -> str:
-    shown = ", ".join(names[:6])
-    return shown if len(names) <= 6 else f"{shown} and {len(names) - 6} more"
 
 
 def _space(space: str) -> str:

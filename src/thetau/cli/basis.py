@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from thetau.cli.basis_arith import add, compare, negate, ood
+from thetau.cli.basis_report import drift_table, report, table_of, told, write_state
 from thetau.cli.common import Exclude, MaxMemory, Quiet, Workers, engine, parse_fields
 from thetau.errors import RecipeError
 
@@ -128,9 +130,9 @@ def build(
         allow_far=allow_far,
         engine=engine(workers, max_memory, quiet),
     )
-    _report(bank, quiet=quiet)
+    report(bank, quiet=quiet)
     if json is not None:
-        _write_json(bank, json)
+        write_state(bank, json)
 
 
 @basis_app.command()
@@ -153,15 +155,15 @@ def show(
     from thetau.errors import BankError
 
     opened = _open(bank, base)
-    _table(opened)
+    table_of(opened)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     for operation in opened.state.log:
-        console.print(_told(operation.kind, operation))
+        console.print(told(operation.kind, operation))
     if drift:
         found, _ = drift_of(opened, _named(opened, vector))
-        _drift(found)
+        drift_table(found)
     if json is not None:
-        _write_json(opened, json)
+        write_state(opened, json)
     if plot is not None:
         from thetau.plots.bases import clusters_chart
 
@@ -195,7 +197,7 @@ def insert(
     opened = _open(bank, base)
     names, vectors = _operands(opened.base(), [vector])
     options: dict[str, Any] = {"to": to, "allow_far": allow_far, "drift": drift, "wait": wait}
-    _report(put(opened, vectors[0], names[0], engine=engine(workers, max_memory, quiet), **options), quiet=quiet)
+    report(put(opened, vectors[0], names[0], engine=engine(workers, max_memory, quiet), **options), quiet=quiet)
 
 
 @basis_app.command()
@@ -222,7 +224,7 @@ def forget(
     opened = _open(bank, base)
     options: dict[str, Any] = {"drop_basis": drop_basis, "drift": drift, "wait": wait}
     done = drop(opened, task, vectors=_named(opened, vector), engine=engine(workers, max_memory, quiet), **options)
-    _report(done, quiet=quiet)
+    report(done, quiet=quiet)
 
 
 @basis_app.command()
@@ -248,7 +250,7 @@ def rebuild(
     opened = _open(bank, base)
     options: dict[str, Any] = {"k": _k(k), "k_min": k_min, "k_max": k_max, "drift": drift, "wait": wait}
     done = make(opened, vectors=_named(opened, vector), engine=engine(workers, max_memory, quiet), **options)
-    _report(done, quiet=quiet)
+    report(done, quiet=quiet)
 
 
 def store_of(text: str) -> dict[str, Any]:
@@ -350,97 +352,5 @@ def _given(listed: Sequence[str], base: Expression) -> dict[tuple[str, ...], Exp
     return found
 
 
-def _report(bank: Bank, *, quiet: bool) -> None:
-    if quiet:
-        return
-    from rich.console import Console
-
-    operation = bank.state.log[-1]
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    for line in operation.said:
-        console.print(f"· {line}")
-    _table(bank)
-    console.print(_told(operation.kind, operation))
-    if operation.drift is not None:
-        _drift(operation.drift)
-
-
-def _told(kind: str, operation: Any) -> str:
-    from thetau.engine.executor import gigabytes
-
-    drift = "" if operation.drift is None else f", drift {_worst(operation.drift)}"
-    return (
-        f"{kind} {', '.join(operation.names) if len(operation.names) < 4 else f'of {len(operation.names)} tasks'}: read "
-        f"{gigabytes(operation.read)}, wrote {gigabytes(operation.written)}, {operation.seconds:.1f} s{drift}"
-    )
-
-
-def _worst(drift: dict[str, Any]) -> str:
-    if "partition" not in drift:
-        return "not measured"
-    return f"{max(drift['same_members'].values(), default=0.0):.1e} (same members), partitions agree {drift['partition']:.2f}"
-
-
-def _drift(drift: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    if "partition" not in drift:
-        console.print(f"drift: not measured; the vectors of {', '.join(drift['missing']) or 'two tasks'} are needed (--vector).")
-        return
-    table = Table("basis", "‖B − B*‖/‖B*‖, same members", "nearest offline basis", "cosine", box=None, pad_edge=False)
-    for name, value in drift["same_members"].items():
-        near = drift["nearest"].get(name)
-        table.add_row(name, f"{value:.2e}", ", ".join(near["members"]) if near else "–", f"{near['cosine']:.4f}" if near else "–")
-    console.print(f"against an offline build in as many bases: partitions agree {drift['partition']:.2f} (adjusted Rand index)")
-    console.print(table)
-
-
-def _table(bank: Bank) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from thetau.engine.executor import gigabytes
-
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    cosine = bank.similarity.cosine
-    order = bank.similarity.names
-    table = Table("basis", "how", "tasks", "norm", "bytes", "error", "nearest", box=None, pad_edge=False)
-    for name, basis in bank.bases.items():
-        place = order.index(name)
-        others = [(float(cosine[place, i]), other) for i, other in enumerate(order) if other != name]
-        near = max(others, key=lambda pair: abs(pair[0]), default=None)
-        table.add_row(
-            name,
-            basis.how,
-            ", ".join(basis.members),
-            f"{basis.norm:.4g}",
-            gigabytes(basis.nbytes),
-            f"{basis.error:.1e}" if basis.error else "0",
-            "–" if near is None else f"{near[1]} ({near[0]:+.3f})",
-        )
-    console.print(table)
-    settings = bank.state.settings
-    budget = [
-        *([] if settings.max_bases is None else [f"at most {settings.max_bases} bases"]),
-        *([] if settings.max_bytes is None else [f"at most {gigabytes(settings.max_bytes)}"]),
-    ]
-    console.print(
-        f"{bank.path}: {len(bank.members)} tasks in {len(bank.bases)} bases, {gigabytes(bank.nbytes)}"
-        f"{'; ' + ', '.join(budget) if budget else ''}; base {bank.base_label}, {bank.space}"
-    )
-    spectrum = bank.state.spectrum
-    if spectrum is not None:
-        console.print("eigenvalues " + " ".join(f"{value:.4f}" for value in spectrum.eigenvalues))
-        console.print("gaps        " + " ".join(f"{value:.4f}" for value in spectrum.gaps))
-
-
-def _write_json(bank: Bank, path: Path) -> None:
-    from pydantic import TypeAdapter
-
-    from thetau.bases.bank import State
-    from thetau.cli.common import check_folder
-
-    check_folder(path)
-    path.write_bytes(TypeAdapter(State).dump_json(bank.state, indent=1) + b"\n")
+for verb in (add, negate, ood, compare):
+    basis_app.command()(verb)

@@ -20,6 +20,7 @@
 #define TILE 512
 #define CHUNK 32768 /* a multiple of TILE */
 #define LANES 16
+#define GROUP 4 /* rows of a Gram matrix at a time */
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define CLONES __attribute__((target_clones("arch=sapphirerapids", "arch=x86-64-v4", "arch=x86-64-v3", "default")))
@@ -115,15 +116,24 @@ CLONES static double squares(const float *restrict x, int n) {
     return total;
 }
 
-CLONES static double dot(const float *restrict x, const float *restrict y, int n) {
-    double lanes[LANES] = {0};
+CLONES static void widen(double *restrict out, const float *restrict x, int n) {
+    for (int i = 0; i < n; i++) out[i] = x[i];
+}
+
+/* Inner products of one row with each of GROUP rows, which lie TILE apart: the row is read once for all of them. */
+CLONES static void dots(double *restrict out, const double *restrict x, const double *restrict y, int n) {
+    double lanes[GROUP][LANES] = {{0}};
     int i = 0;
     for (; i + LANES <= n; i += LANES)
-        for (int l = 0; l < LANES; l++) lanes[l] += (double)x[i + l] * (double)y[i + l];
-    for (int l = 0; i < n; i++, l++) lanes[l] += (double)x[i] * (double)y[i];
-    double total = 0;
-    for (int l = 0; l < LANES; l++) total += lanes[l];
-    return total;
+        for (int r = 0; r < GROUP; r++)
+            for (int l = 0; l < LANES; l++) lanes[r][l] += x[i + l] * y[(size_t)r * TILE + i + l];
+    for (int l = 0; i < n; i++, l++)
+        for (int r = 0; r < GROUP; r++) lanes[r][l] += x[i] * y[(size_t)r * TILE + i];
+    for (int r = 0; r < GROUP; r++) {
+        double total = 0;
+        for (int l = 0; l < LANES; l++) total += lanes[r][l];
+        out[r] += total;
+    }
 }
 
 static inline uint32_t mix(uint32_t x) {
@@ -330,14 +340,25 @@ static void run_tile(Run *run, int from, int to, float *stack, float *total, flo
     }
 }
 
-static void add_statistic(Run *run, uint32_t *other, const float *stack, int n) {
+/* The upper triangle, in groups of rows; the last group of a row reaches into rows of zeros, and its products are dropped. */
+static void add_gram(Run *run, double *wide, const float *stack, int n) {
+    int tasks = run->tasks;
+    for (int k = 0; k < tasks; k++) widen(wide + (size_t)k * TILE, stack + (size_t)k * TILE, n);
+    for (int k = 0; k < tasks; k++)
+        for (int j = k; j < tasks; j += GROUP) {
+            double found[GROUP] = {0};
+            dots(found, wide + (size_t)k * TILE, wide + (size_t)j * TILE, n);
+            for (int r = 0; r < GROUP && j + r < tasks; r++) run->gram[k * tasks + j + r] += found[r];
+        }
+}
+
+static void add_statistic(Run *run, uint32_t *other, double *wide, const float *stack, int n) {
+    if (run->statistic == STAT_GRAM) add_gram(run, wide, stack, n);
     for (int k = 0; k < run->tasks; k++) {
         const float *row = stack + (size_t)k * TILE;
         if (run->statistic == STAT_UPPER) count_upper(run->counts + (int64_t)k * 32768, other + (size_t)k * 32768, row, n);
         if (run->statistic == STAT_LOWER)
             for (int64_t c = k * run->cuts; c < (k + 1) * run->cuts; c++) count_lower(run->counts + c * 65536, row, (uint32_t)run->upper[c], n);
-        if (run->statistic == STAT_GRAM)
-            for (int j = k; j < run->tasks; j++) run->gram[k * run->tasks + j] += dot(row, stack + (size_t)j * TILE, n);
     }
 }
 
@@ -364,9 +385,10 @@ int thetau_run(Run *run) {
     float *whole = by_rows ? malloc(sizeof(float) * (size_t)chunk * (size_t)run->tasks) : NULL;
     uint64_t *pairs = by_rows ? malloc((2 * sizeof(uint64_t) + sizeof(uint32_t)) * (size_t)row) : NULL;
     uint32_t *other = run->statistic == STAT_UPPER ? calloc((size_t)run->tasks * 32768, sizeof(uint32_t)) : NULL;
+    double *wider = run->statistic == STAT_GRAM ? calloc((size_t)(run->tasks + GROUP) * TILE, sizeof(double)) : NULL;
     int status = 0;
     run->error = 0, run->failed = -1, run->overflow = 0;
-    if (!raw || !tiles || (by_rows && (!whole || !pairs)) || (run->statistic == STAT_UPPER && !other)) {
+    if (!raw || !tiles || (by_rows && (!whole || !pairs)) || (run->statistic == STAT_UPPER && !other) || (run->statistic == STAT_GRAM && !wider)) {
         run->error = ENOMEM, status = 1;
         goto end;
     }
@@ -409,7 +431,7 @@ int thetau_run(Run *run) {
             }
             run_tile(run, by_rows ? ranked + 1 : 0, run->ops, stack, total, spare, run->first + done + t, m);
             if (run->statistic != STAT_NONE) {
-                add_statistic(run, other, stack, m);
+                add_statistic(run, other, wider, stack, m);
             } else {
                 if (run->ground >= 0) add(total, values + TILE * run->ground, m);
                 run->overflow += store(result + width(run->out_dtype) * (size_t)t, total, run->out_dtype, m);
@@ -428,6 +450,7 @@ int thetau_run(Run *run) {
         for (int64_t bin = 0; bin < (int64_t)run->tasks * 32768; bin++) run->counts[bin] += other[bin];
 end:
     free(other);
+    free(wider);
     free(raw);
     free(tiles);
     free(whole);
