@@ -604,6 +604,15 @@ def test_compare_clusters_and_compares(world: World, tmp_path: Path) -> None:
     assert kept.bases.partitions[0].groups == NATURAL
     said = invoke(*common, "--cluster", "animals,skies", "--inner", "ties", "--outer", "mean")
     assert "animals+skies | pets | weather" in said
+    said = invoke(*common, "-k", 2, "--all-partitions")
+    assert "all 15 partitions" in said
+    assert "animals+pets | skies+weather ←" in said
+    study = TypeAdapter(PartitionStudy).validate_python(told(tmp_path / "c.json")["partitions"])
+    assert len(study.values) == 15
+    assert study.rank in (1, 2, 3, 4, 5, 6, 7)
+    many = [f"t{i}={world.model('animals')}" for i in range(8)]
+    with pytest.raises(RecipeError, match=r"the Bell number B\(8\)"):
+        invoke("compare", *many, "--base", world.folder, "--all-partitions")
     with pytest.raises(RecipeError, match="a number or auto"):
         invoke(*common, "-k", "two")
 

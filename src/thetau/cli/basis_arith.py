@@ -46,7 +46,7 @@ from thetau.cli.basis_data import (
     write_json,
     write_model,
 )
-from thetau.cli.basis_tables import added_table, compared_table, negated_table, served_table, show
+from thetau.cli.basis_tables import added_table, compared_table, negated_table, partitions_table, served_table, show
 from thetau.cli.common import MaxMemory, Quiet, Workers, engine
 from thetau.cli.tables import parse_grid
 from thetau.errors import RecipeError
@@ -371,6 +371,12 @@ def compare(
     cluster: Annotated[
         list[str] | None, typer.Option("--cluster", help="A,B,…: a cluster by hand; repeat. Tasks in none stand alone.")
     ] = None,
+    every: Annotated[
+        bool,
+        typer.Option(
+            "--all-partitions", help="Compare with every partition of the tasks too: 15 of four, 52 of five, 203 of six."
+        ),
+    ] = False,
     alphas: Alphas = None,
     data: Data = None,
     validation: Validation = None,
@@ -385,10 +391,10 @@ def compare(
 
     thetau basis compare runs/demo/finetuned/*/* --inner ties --data tasks
     """
+    from thetau.bases import all_partitions, given_groups, similarities
     from thetau.bases import cluster as find_clusters
-    from thetau.bases import given_groups, similarities
     from thetau.evaluate.arithmetic import ADDITION
-    from thetau.evaluate.partitions import Bench, compare_savings
+    from thetau.evaluate.partitions import Bench, compare_savings, study_partitions
     from thetau.evaluate.tuned import one_space, open_tuned
     from thetau.facade import as_vector, open_base
     from thetau.facade import open as open_weights
@@ -397,6 +403,7 @@ def compare(
     merge_in, merge_out = inner_of(inner, inner_fields), outer_of(outer, fields)
     grid = parse_grid(alphas) or ADDITION
     tuned = [open_tuned(model) for model in models]
+    partitions = all_partitions([model.task for model in tuned]) if every else []  # too many are refused before any work
     sizes = Sizes(
         data=data,
         validation=validation,
@@ -431,8 +438,11 @@ def compare(
     )
     result = compare_savings(bench, found.groups)
     facts = {"models": models, "base": base, "space": "tangent" if tangent else "weights", "limits": sizes.limits()}
-    write_json(json, {**facts, "clustering": found, "result": result})
+    study = study_partitions(bench, partitions, natural=found.groups) if every else None
+    write_json(json, {**facts, "clustering": found, "result": result, "partitions": study})
     show(compared_table(result, inner, outer))
+    if study is not None:
+        show(partitions_table(study))
 
 
 def _without_data(scale: float, out: Path | None, json: Path | None, alphas: str | None, task: list[str] | None) -> None:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from thetau.evaluate.bases import BasesAddition, BasisNegation, BasisOutOfDistribution
-    from thetau.evaluate.partitions import Savings
+    from thetau.evaluate.partitions import PartitionStudy, Savings
 
 
 def show(made: Table) -> None:
@@ -103,4 +103,21 @@ def compared_table(found: Savings, inner: str, outer: str) -> Table:
         relative = "–" if one.normalised is None else percent(one.normalised)
         numbers = (str(one.vectors), gigabytes(one.nbytes), str(one.coefficients))
         made.add_row(one.name, *numbers, percent(one.absolute), relative)
+    return made
+
+
+def partitions_table(study: PartitionStudy) -> Table:
+    """Every partition, and the means over those of a size."""
+    assert study.natural is not None
+    made = table(
+        f"all {study.overall.count} partitions, on test, in percent; the clusters' own is {study.rank} of those with as many clusters",
+        *("partition", "k", "λ", "average", "normalised"),
+    )
+    for value in study.values:
+        relative = "–" if value.normalised is None else percent(value.normalised)
+        mark = " ←" if value.label == study.natural.label else ""
+        made.add_row(value.label + mark, str(len(value.groups)), f"{value.addition.scale:g}", percent(value.absolute), relative)
+    made.add_section()
+    for size, one in [*study.by_size.items(), ("all", study.overall)]:
+        made.add_row("mean", str(size), "", percent(one.absolute), "–" if one.normalised is None else percent(one.normalised))
     return made
