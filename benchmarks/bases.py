@@ -65,8 +65,8 @@ RESULTS = Path(__file__).parent / "results"
 SNAPSHOTS = (1, 2, 20, 60)
 MARGIN = 0.05
 LAMBDAS = (0.5, 1.0, 1.5, 2.0, 3.0)
-ALPHAS = tuple(round(0.3 * i, 1) for i in range(11))
-OOD_ALPHAS = tuple(round(0.2 * i, 1) for i in range(6))
+ALPHAS = tuple(0.5 * i for i in range(7))
+OOD_ALPHAS = tuple(0.25 * i for i in range(5))
 INNER: dict[str, Any] = {
     "Mean": methods.Average(),
     "TIES": methods.Ties(scale=0.4),
