@@ -1,0 +1,1 @@
+"""Collectors of what data-dependent methods need of a live model and data."""
