@@ -19,7 +19,7 @@ from torch import Tensor
 from thetau.engine.types import Cost, Site
 from thetau.methods.kronecker import Kronecker, OneSided, Term, descend, flow, gaussian, sketched, truncated_svd
 
-EXACT = 1e-5  # tolerances below this are worked in float64
+EXACT = 1e-5  # tolerances below this, but 0, are worked in float64
 DAMPING = 1e-2
 
 
@@ -94,9 +94,7 @@ class TwoSided:
             unit = float(state.sums.gram.diagonal().max())
             if unit == 0:
                 return start
-            operator: OneSided | Kronecker = replace(
-                state.sums, gram=state.sums.gram / unit, target=state.sums.target / unit
-            )
+            operator: OneSided | Kronecker = replace(state.sums, gram=state.sums.gram / unit, target=state.sums.target / unit)
         else:
             unit = max(term.weight for term in state.terms)
             shape = (state.total.shape[0], state.total.shape[1])
@@ -121,7 +119,7 @@ class TwoSided:
             build = tasks * (decompose + 4.0 * r * entries)
             if a < d_out or b < d_in:
                 build += 4.0 * tasks * r * tasks * r * (d_out + d_in)
-                kept *= 2
+                kept += a * d_out + b * d_in + tasks * r * (a + b)
         if self.precondition:
             build += 9.0 * (d_out**3 + d_in**3)
             step += 2.0 * entries * (d_out + d_in)
@@ -145,7 +143,7 @@ class TwoSided:
 
     @property
     def _dtype(self) -> torch.dtype:
-        return torch.float64 if self.solver == "cg" and self.tolerance < EXACT else torch.float32
+        return torch.float64 if self.solver == "cg" and 0 < self.tolerance < EXACT else torch.float32
 
     def _rank(self, d_out: int, d_in: int) -> int:
         small = min(d_out, d_in)
@@ -168,7 +166,7 @@ class TwoSided:
     def _random(self, basis: Tensor, side: str, site: Site) -> Tensor:
         """Random orthonormal columns in the place of a task's own."""
         key = (site.seed, f"bilateral-{side}", *site.tasks, site.name)
-        q: Tensor = torch.linalg.qr(gaussian(*basis.shape, key).to(basis)).Q
+        q: Tensor = torch.linalg.qr(gaussian(basis.shape[0], basis.shape[1], key).to(basis)).Q
         return q
 
     def _sum(self, sums: OneSided, vector: Tensor, u: Tensor, v: Tensor, h: Tensor, g: Tensor) -> None:
@@ -220,14 +218,15 @@ def with_factors(
     not count.
     """
     terms = []
-    total = torch.zeros_like(vectors[0])
+    given = [vector.to(part._dtype) for vector in vectors]
+    total = torch.zeros_like(given[0])
     size = 0.0
-    for vector, (left, right) in zip(vectors, factors, strict=True):
+    for vector, (left, right) in zip(given, factors, strict=True):
         if not bool(vector.any()):
             continue
         total += vector
-        (u, h), (v, g) = (_spectrum(side) for side in (left, right))
-        term = Term(left=u, h=h.to(vector), right=v, g=g.to(vector), target=vector)
+        (u, h), (v, g) = (_spectrum(side, part._dtype) for side in (left, right))
+        term = Term(left=u, h=h, right=v, g=g, target=vector)
         term = replace(term, target=term.inside(vector))
         terms.append(term)
         size += float(term.apply(vector).norm())
@@ -238,9 +237,9 @@ def with_factors(
     return start + part._change(Kronecker(terms=terms, shape=shape), start, floor=4 * torch.finfo(part._dtype).eps * size)
 
 
-def _spectrum(side: Tensor | None) -> tuple[Tensor | None, Tensor]:
+def _spectrum(side: Tensor | None, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:
     if side is None:
-        return None, torch.ones(1)
+        return None, torch.ones(1, dtype=dtype)
     values, vectors = torch.linalg.eigh(side.double())
     values = values.clamp(min=0)
-    return vectors.to(side.dtype), (values / values.sum().clamp(min=torch.finfo(torch.float64).tiny)).to(side.dtype)
+    return vectors.to(dtype), (values / values.sum().clamp(min=torch.finfo(torch.float64).tiny)).to(dtype)

@@ -123,7 +123,8 @@ class Isotropic:
         seen = int((s > s[0] * max(state.total.shape) * EPS).sum())
         own = self._own(len(s), state.tasks)
         if own == 0:
-            return (s.mean() * u[:, :seen]) @ vt[:seen]
+            merged: Tensor = (s.mean() * u[:, :seen]) @ vt[:seen]
+            return merged
         common = min(seen, len(s) - own * state.tasks)
         u, v = u[:, :common], vt[:common].T
         left, values, right = [u], [s[:common]], [v]
@@ -133,8 +134,8 @@ class Isotropic:
             left.append(a[:, :rank])
             values.append(b[:rank])
             right.append(ct[:rank].T)
-        flat = torch.cat(values).sum() / len(s)
-        return (flat * orthonormal(torch.cat(left, 1))) @ orthonormal(torch.cat(right, 1)).T
+        flat = float(torch.cat(values).sum()) / len(s)
+        return flat * orthonormal(torch.cat(left, 1)) @ orthonormal(torch.cat(right, 1)).T
 
     def cost(self, d_out: int, d_in: int, tasks: int) -> Cost:
         """Operations and working memory of one matrix."""

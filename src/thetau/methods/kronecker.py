@@ -36,13 +36,17 @@ class Term:
     weight: float = 1.0
 
     def inside(self, x: Tensor) -> Tensor:
-        """Lᵀ X R."""
+        """Lᵀ X R, the longer dimension first out of the way."""
+        if self.left is not None and self.right is not None and x.shape[0] < x.shape[1]:
+            return self.left.T @ (x @ self.right)
         if self.left is not None:
             x = self.left.T @ x
         return x if self.right is None else x @ self.right
 
     def outside(self, y: Tensor) -> Tensor:
-        """L y Rᵀ."""
+        """L y Rᵀ, the longer dimension last."""
+        if self.left is not None and self.right is not None and len(self.left) < len(self.right):
+            return (self.left @ y) @ self.right.T
         if self.right is not None:
             y = y @ self.right.T
         return y if self.left is None else self.left @ y
