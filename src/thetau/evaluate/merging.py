@@ -32,11 +32,11 @@ def _at_one(method: Any) -> Any:
 
 
 def merged_vector(base: Path, models: Sequence[Path], names: Sequence[str], method: Any) -> dict[str, Tensor]:
-    """The merged task vector of fine-tuned checkpoints at λ = 1."""
+    """The merged task vector of fine-tuned checkpoints, or adapters over `base`, at λ = 1."""
     import thetau
 
     start = thetau.open(base)
-    merged = thetau.merge([thetau.open(model) - start for model in models], method, names=list(names))
+    merged = thetau.merge([thetau.open(model, base=base) - start for model in models], method, names=list(names))
     vector: dict[str, Tensor] = merged.state_dict()
     return vector
 

@@ -42,8 +42,8 @@ class TwoSided:
     p: float = 0.5
     q: float = 1.0
     solver: Literal["cg", "flow"] = "cg"
-    iterations: int = 100
-    tolerance: float = 0.1
+    iterations: int = 60
+    tolerance: float = 0.03
     time: float = 1.0
     rank: int | float | None = None
     balance: Literal["norm", "loss", "trace", "none"] = "norm"
