@@ -34,7 +34,7 @@ from thetau.evaluate.merging import at_scale, merged_vector
 from thetau.evidence.kronecker import Moments, collect_moments, load_moments, save_moments
 from thetau.finetune import FinetuneConfig, finetune
 from thetau.methods import Bilateral, Wudi
-from thetau.methods.bilateral_solvers import TwoSided, with_factors
+from thetau.methods.bilateral_solvers import with_factors
 from thetau.methods.wudi_solvers import Interference
 from thetau.models import load_encoder, read_weights, weights_hash
 from thetau.tasks import load_task
@@ -119,9 +119,11 @@ def choices() -> list[Entry]:
     """The settings among which the default is chosen."""
     grid = [Bilateral()]
     grid += [replace(Bilateral(), p=p, q=q) for p, q in ((0.5, 0.5), (0.25, 0.75), (1.0, 1.0), (0.5, 1.0))]
-    grid += [replace(Bilateral(), tolerance=t) for t in (0.3, 0.1, 0.05, 0.02)]
+    grid += [replace(Bilateral(), tolerance=t) for t in (0.3, 0.1, 0.03, 0.01)]
     grid += [replace(Bilateral(), solver="flow", time=t) for t in (3.0, 10.0, 30.0)]
     grid += [replace(Bilateral(), balance=b) for b in ("norm", "loss", "trace")]
+    grid += [replace(Bilateral(), rank=rank) for rank in (None, 0.5, 0.25, 0.125)]
+    grid += [replace(Bilateral(), rank=None, tolerance=t) for t in (0.1, 0.01)]
     return [Entry(name=_changes(one) or "the default", method=one) for one in dict.fromkeys(grid)]
 
 
@@ -133,7 +135,7 @@ def ablations() -> list[Entry]:
     grid += [replace(base, p=p, q=q) for p, q in powers]
     grid += [replace(base, rank=rank) for rank in (None, 0.5, 0.25, 0.125, 0.0625, 0.03125)]
     grid += [replace(base, tolerance=0.0, iterations=n) for n in (3, 10, 30, 60, 120)]
-    grid += [replace(base, tolerance=t) for t in (0.3, 0.1, 0.05, 0.02)]
+    grid += [replace(base, tolerance=t) for t in (0.3, 0.1, 0.03, 0.01)]
     grid += [replace(base, solver="flow", time=t) for t in (1.0, 3.0, 10.0, 30.0)]
     grid += [replace(base, balance=b) for b in ("norm", "loss", "trace", "none")]
     grid += [replace(base, start="mean"), replace(base, precondition=True)]
@@ -228,7 +230,13 @@ class Run:
         return row
 
     def measured(
-        self, entry: Entry, vector: Mapping[str, Tensor], names: Sequence[str], models: Mapping[str, Path], split: str, seconds: float
+        self,
+        entry: Entry,
+        vector: Mapping[str, Tensor],
+        names: Sequence[str],
+        models: Mapping[str, Path],
+        split: str,
+        seconds: float,
     ) -> Row:
         trials, scale = None, 1.0
         if entry.scales:
@@ -305,7 +313,9 @@ def difference(
     for pairs in parts.values():
         n = len(pairs[0][0])
         counts = generator.multinomial(n, np.full(n, 1 / n), size=draws) / n
-        for which, (target, weights) in enumerate(((absolute, [1.0] * len(pairs)), (relative, [1 / max(own, 1e-9) for _, own in pairs]))):
+        for which, (target, weights) in enumerate(
+            ((absolute, [1.0] * len(pairs)), (relative, [1 / max(own, 1e-9) for _, own in pairs]))
+        ):
             mean = sum(w * d for w, (d, _) in zip(weights, pairs, strict=True)) / len(pairs)
             target.append(mean.mean())
             drawn[which] += counts @ mean / len(parts)
@@ -457,7 +467,9 @@ def oracle_section(run: Run, file: File, options: argparse.Namespace) -> None:
         tau[name] = {key: weights[key].float() - run.base[key].float() for key in weights if weights[key].is_floating_point()}
     measured = run.moments(models, limit)
     taken = Bilateral().chain().selection
-    layers = [key for key in next(iter(measured.values())) if taken.takes(key, tuple(run.base[key].shape), kind(key, run.base[key]))]
+    layers = [
+        key for key in next(iter(measured.values())) if taken.takes(key, tuple(run.base[key].shape), kind(key, run.base[key]))
+    ]
     default = None
     for left, right in ORACLE:
         entry = Entry(name=f"H {left}, G {right}", method=part)
@@ -469,7 +481,10 @@ def oracle_section(run: Run, file: File, options: argparse.Namespace) -> None:
             for key in layers:
                 vectors = [tau[name][key] for name in models]
                 sides = [
-                    (side(left, vectors[i], measured[name][key].gradients, part.p, True), side(right, vectors[i], measured[name][key].inputs, part.q, False))
+                    (
+                        side(left, vectors[i], measured[name][key].gradients, part.p, True),
+                        side(right, vectors[i], measured[name][key].inputs, part.q, False),
+                    )
                     for i, name in enumerate(models)
                 ]
                 vector[key] = with_factors(vectors, sides, part)
@@ -584,7 +599,9 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=listed(int), default=[0])
     parser.add_argument("--ks", type=listed(int), default=[4, 8])
     parser.add_argument("--vectors", type=listed(str), default=["standard"], help="of standard,attention,lora")
-    parser.add_argument("--methods", type=lambda text: text.split(";"), default=None, help="rows of the main table, separated by ;")
+    parser.add_argument(
+        "--methods", type=lambda text: text.split(";"), default=None, help="rows of the main table, separated by ;"
+    )
     parser.add_argument("--backbone-text", default="all-MiniLM-L6-v2")
     parser.add_argument("--backbone-vision", default="facebook/dinov2-small")
     parser.add_argument("--data-text", type=Path, default=None)
@@ -596,7 +613,9 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--oracle-examples", type=int, default=256)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--fresh", action="store_true", help="forget what the result file has")
-    parser.add_argument("--quick", action="store_true", help="a few steps, a few examples, two tasks: to see that all of it works")
+    parser.add_argument(
+        "--quick", action="store_true", help="a few steps, a few examples, two tasks: to see that all of it works"
+    )
     options = parser.parse_args(arguments)
     for name, known in (("sections", SECTIONS), ("suites", tuple(TASKS)), ("vectors", tuple(VECTORS["text"]))):
         unknown = [one for one in getattr(options, name) if one not in known]

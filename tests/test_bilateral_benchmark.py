@@ -38,7 +38,17 @@ def made(driver: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, l
     folder = tmp_path_factory.mktemp("bilateral")
     for task in ("animals", "weather"):
         make_task(folder / "data", task)
-    arguments = ["--quick", "--run", str(folder / "run"), "--out", str(folder / "bilateral.json"), "--suites", "text", "--threads", "1"]
+    arguments = [
+        "--quick",
+        "--run",
+        str(folder / "run"),
+        "--out",
+        str(folder / "bilateral.json"),
+        "--suites",
+        "text",
+        "--threads",
+        "1",
+    ]
     arguments += ["--backbone-text", str(make_model(folder / "base")), "--data-text", str(folder / "data")]
     arguments += ["--tasks-text", "animals,weather"]
     driver.main(arguments)
@@ -51,7 +61,10 @@ def test_every_section_is_there(driver: Any, made: tuple[Path, list[str]]) -> No
     assert set(driver.SECTIONS) <= set(content)
     rows = content["main"]["rows"]
     names = {entry.name for entry in driver.entries()} | {"pre-trained", "individual"}
-    for vectors, listed in (("standard", names), *((one, {"bilateral", "averaging", "pre-trained", "individual"}) for one in ("attention", "lora"))):
+    for vectors, listed in (
+        ("standard", names),
+        *((one, {"bilateral", "averaging", "pre-trained", "individual"}) for one in ("attention", "lora")),
+    ):
         assert {row["name"] for row in rows if row["vectors"] == vectors} == listed
     for row in rows:
         for task, n in row["n"].items():
@@ -110,3 +123,49 @@ def test_differences_are_paired(driver: Any) -> None:
     opposite = driver.difference([row(half)], [row("10" * 100)], own)
     assert opposite["absolute"]["low"] < -5 < 5 < opposite["absolute"]["high"]
     assert driver.unpacked("5", 4).tolist() == [0, 1, 0, 1]
+
+
+# The page.
+
+
+@pytest.fixture(scope="module")
+def tool() -> Any:
+    return module("tools/make_bilateral.py")
+
+
+def test_the_committed_page_is_drawn_from_the_committed_file(tool: Any) -> None:
+    content = json.loads(tool.RESULTS.read_text()) if tool.RESULTS.is_file() else {}
+    assert tool.PAGE.read_text(encoding="utf-8") == tool.page(content)
+
+
+def test_the_page_says_what_is_missing(tool: Any, made: tuple[Path, list[str]]) -> None:
+    content = json.loads(made[0].read_text())
+    whole = tool.page(content)
+    assert "Not measured yet" not in whole
+    assert "the numbers mean nothing" in whole
+    for section, title in (
+        ("choice", "## The default"),
+        ("main", "## Against other"),
+        ("ablations", "## Ablations"),
+        ("oracle", "## How much is"),
+        ("cost", "## Cost"),
+    ):
+        assert title in whole
+        part = tool.page({key: value for key, value in content.items() if key != section})
+        assert title not in part
+        assert f"*Not measured yet: {section}" in part
+    assert tool.page({}).count("Not measured yet") == 5
+
+
+def test_verdicts_follow_the_intervals(tool: Any, made: tuple[Path, list[str]]) -> None:
+    assert tool.verdict({"mean": 1.0, "low": 0.2, "high": 2.0}) == "better"
+    assert tool.verdict({"mean": 1.0, "low": -0.2, "high": 2.0}) == "not told apart"
+    assert tool.verdict({"mean": -1.0, "low": -2.0, "high": -0.2}) == "worse"
+    one = {"suite": "text", "vectors": "standard", "k": 2, "against": "averaging", "seeds": [0]}
+    worse = {"mean": -1.0, "low": -2.0, "high": -0.2}
+    said = "\n".join(tool.summary({"comparisons": [{**one, "normalised": worse}]}))
+    assert "Where it does not help: text, standard, K = 2: averaging (-1.0 (-2.0 to -0.2))." in said
+    assert "On average over the tables it is below averaging." in said
+    turned = "\n".join(tool.summary({"comparisons": [{**one, "normalised": {"mean": 1.0, "low": 0.2, "high": 2.0}}]}))
+    assert "In no table is it worse" in turned
+    assert "below" not in turned

@@ -457,16 +457,16 @@ def bilateral(name: str, stored: dict[str, Tensor], **fields: Any) -> Tensor:
 def test_split_fused_merges_three_matrices() -> None:
     tasks = {f"t{i}": torch.cat(task_vectors(3, 16, 16, seed=i)) for i in range(4)}
     name = "visual.transformer.resblocks.0.attn.in_proj_weight"
-    parts = [ours([v[16 * k : 16 * (k + 1)] for v in tasks.values()]) for k in range(3)]
+    parts = [ours([v[16 * k : 16 * (k + 1)] for v in tasks.values()], rank=0.25) for k in range(3)]
     assert torch.equal(bilateral(name, tasks, split_fused=True), torch.cat(parts))
-    assert torch.equal(bilateral(name, tasks), ours(list(tasks.values())))
+    assert torch.equal(bilateral(name, tasks), ours(list(tasks.values()), rank=0.25))
     assert not torch.equal(bilateral(name, tasks), torch.cat(parts))
 
 
 def test_conv1d_is_merged_as_the_linear_layer_that_it_is() -> None:
     plain = {f"t{i}": v for i, v in enumerate(task_vectors(4, 16, 64))}
     got = bilateral("transformer.h.0.mlp.c_proj.weight", {task: v.T.contiguous() for task, v in plain.items()})
-    assert torch.equal(got, ours(list(plain.values())).T)
+    assert torch.equal(got, ours(list(plain.values()), rank=0.25).T)
 
 
 def test_the_sides_belong_to_outputs_and_inputs() -> None:

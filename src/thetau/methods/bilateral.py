@@ -29,7 +29,7 @@ REFERENCES = ("own", "random", "random_left", "random_right")
 @register("bilateral", paper="ours, after Cheng et al., ICML 2025, https://arxiv.org/abs/2503.08099")
 @dataclass(frozen=True, kw_only=True)
 class Bilateral:
-    r"""$\tau = \arg\min_{\tau_m} \sum_i w_i \|(\tau_i\tau_i^\top)^{p/2} (\tau_m - \tau_i) (\tau_i^\top\tau_i)^{q/2}\|_F^2$, layer by layer, from $\sum_i \tau_i$.
+    r"""$\tau = \arg\min_{\tau_m} \sum_i w_i \|(\tau_i\tau_i^\top)^{p/2} (\tau_m - \tau_i) (\tau_i^\top\tau_i)^{q/2}\|_F^2$, from $\sum_i \tau_i$.
 
     - `p`: power of the left factor, which stands in for the output gradients; 0 leaves it out.
     - `q`: power of the right factor, which stands in for the inputs; 0 leaves it out.
@@ -54,7 +54,7 @@ class Bilateral:
     iterations: int = 60
     tolerance: float = 0.03
     time: float = 1.0
-    rank: int | float | None = None
+    rank: int | float | None = 0.25
     balance: Literal["norm", "loss", "trace", "none"] = "norm"
     start: Literal["sum", "mean"] = "sum"
     precondition: bool = False

@@ -68,12 +68,13 @@ class TwoSided:
         state.total += vector
         state.tasks += 1
         state.squares.append(square)
+        norm = square**0.5
         given = vector.to(self._dtype)
-        u, s, v = truncated_svd(given, self._rank(*vector.shape), ("bilateral", *site.tasks, site.name))
-        s = s.double() / square**0.5
+        u, s, v = truncated_svd(given / norm, self._rank(*vector.shape), ("bilateral", *site.tasks, site.name))
+        s = s.double()
         weight = self._weight(s, square)
         h, g = s ** (2 * self.p), s ** (2 * self.q)
-        state.size += weight * float((h * s * g).norm()) * square**0.5
+        state.size += weight * float((h * s * g).norm()) * norm
         if self.reference in ("random", "random_left"):
             u = self._random(u, "left", site)
         if self.reference in ("random", "random_right"):
@@ -81,7 +82,7 @@ class TwoSided:
         if state.sums is not None:
             self._sum(state.sums, vector.double(), u.double(), v.double(), h * weight, g * weight)
         else:
-            target = (s * square**0.5).to(given) if self.reference == "own" else u.T @ given @ v
+            target = (s * norm).to(given) if self.reference == "own" else u.T @ given @ v
             state.terms.append(Term(left=u, h=h.to(given), right=v, g=g.to(given), target=target, weight=weight))
         return state
 
