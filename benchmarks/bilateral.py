@@ -124,6 +124,7 @@ def choices() -> list[Entry]:
     grid += [replace(Bilateral(), balance=b) for b in ("norm", "loss", "trace")]
     grid += [replace(Bilateral(), rank=rank) for rank in (None, 0.5, 0.25, 0.125)]
     grid += [replace(Bilateral(), rank=None, tolerance=t) for t in (0.1, 0.01)]
+    grid += [replace(Bilateral(), tail="drop")]
     return [Entry(name=_changes(one) or "the default", method=one) for one in dict.fromkeys(grid)]
 
 
@@ -134,6 +135,7 @@ def ablations() -> list[Entry]:
     powers = ((0.0, 1.0), (1.0, 0.0), (0.0, 0.5), (0.5, 0.0), (0.25, 0.75), (0.5, 0.5), (0.5, 1.0), (1.0, 0.5), (1.0, 1.0))
     grid += [replace(base, p=p, q=q) for p, q in powers]
     grid += [replace(base, rank=rank) for rank in (None, 0.5, 0.25, 0.125, 0.0625, 0.03125)]
+    grid += [replace(base, rank=rank, tail="drop") for rank in (0.5, 0.25, 0.125)]
     grid += [replace(base, tolerance=0.0, iterations=n) for n in (3, 10, 30, 60, 120)]
     grid += [replace(base, tolerance=t) for t in (0.3, 0.1, 0.03, 0.01)]
     grid += [replace(base, solver="flow", time=t) for t in (1.0, 3.0, 10.0, 30.0)]
@@ -166,7 +168,7 @@ class Run:
         settings = SETTINGS[name]
         self.settings = {**settings, **({"steps": 6, "batch_size": 8} if self.quick else {})}
         sizes = {key: value for key, value in settings.items() if key in ("max_length", "image_size")}
-        limits = {"validation": options.validation, "test": options.test}
+        limits = {"train": options.oracle_examples, "validation": options.validation, "test": options.test}
         self.evaluator = Evaluator(self.encoder, self.tasks.values(), limits=limits, cache=self.out / "cache", **sizes)
         self.base = self.encoder.weights()
         self.cache = Cache(folder=self.out / "cache")

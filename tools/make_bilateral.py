@@ -61,10 +61,12 @@ A power of 0 is the identity on the whole space, also where τ_i is singular. Se
 
 ### How it is solved
 
-Per task, r singular vectors are kept, by a random sketch where r is small. The operator is applied through them and never formed: 4 r d_out d_in
-+ 4 r² min(d_out, d_in) operations a task. **Truncation drops directions from the loss, never from the vectors**: Σ τ_i is exact, the
-right-hand side of what is left is exact, and what no kept direction sees stays the sum. Where K·r is less than a side, everything happens in
-the joint span of the factors, with the same iterates: LoRA costs next to nothing. With p = 0 or q = 0 one side is summed up, and memory does
+Per task, r singular vectors are kept, by a random sketch where r is small. The operator is applied through them and never formed: 8 r d_out d_in
++ 4 r² min(d_out, d_in) operations a task. **Truncation simplifies the loss and no vector**: Σ τ_i and every τ_i in the right-hand side are
+exact. The directions left out get equal weight in each factor, such that they hold what is missing to ‖s‖ = 1 (`tail="flat"`): a low-rank
+factor plus a multiple of the identity. Dropping them (`tail="drop"`) leaves the full sum Σ τ_i standing wherever no kept direction looks,
+which is costly where spectra are long. Vectors of low rank (LoRA) have no tail; where all ranks together are less than a side, everything
+happens in their joint span, with the same iterates, and costs next to nothing. With p = 0 or q = 0 one side is summed up, and memory does
 not grow with K; otherwise it grows by r (d_out + d_in) a task.
 
 Conjugate gradients start from Σ τ_i and stop when the norm of the residual is down to a share, `tolerance`, of what it was. This is the

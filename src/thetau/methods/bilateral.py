@@ -8,7 +8,8 @@ and ‖s‖ = 1. See docs/bilateral.md for the derivation, what it assumes and w
 
 The factors are estimates, so the minimum itself is not wanted: conjugate gradients start from Σ τ_i and stop once the residual is down to a
 share (`tolerance`) of what it was, a rule that needs no data and no unit. A power of 0 is the identity, on the whole space. `rank` truncates
-the factors and never the vectors. It acts on the linear weights of the blocks and everything else stays at θ₀, as in WUDI.
+the factors and never the vectors; what it leaves out counts by its share. It acts on the linear weights of the blocks and everything else
+stays at θ₀, as in WUDI.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Bilateral:
     - `tolerance`: `cg` stops when the residual is down to this share of its first norm.
     - `time`: where `flow` stops, in units of 1 / Rayleigh quotient of the first residual.
     - `rank`: singular vectors of each task that its factors keep: a number, a share of the smaller dimension, or None for all.
+    - `tail`: what the other singular vectors weigh: all the same (`flat`), by what they hold of ‖τ_i‖², or nothing (`drop`).
     - `balance`: the tasks' weights: ‖s‖ = 1 (`norm`, WUDI's), `loss` (leaving a task out costs 1), `trace` (of its factors) or `none` (of τ as it is).
     - `start`: where the descent begins: the `sum` or the `mean` of the task vectors.
     - `precondition`: `cg` with the inverse of the mean factors; for going to the minimum, as it changes the way there.
@@ -55,6 +57,7 @@ class Bilateral:
     tolerance: float = 0.03
     time: float = 1.0
     rank: int | float | None = 0.25
+    tail: Literal["flat", "drop"] = "flat"
     balance: Literal["norm", "loss", "trace", "none"] = "norm"
     start: Literal["sum", "mean"] = "sum"
     precondition: bool = False
@@ -72,6 +75,7 @@ class Bilateral:
         number("Bilateral", "tolerance", self.tolerance, "in [0, 1]", low=0, high=1)
         number("Bilateral", "time", self.time, "a number of at least 0", low=0)
         rank("Bilateral", "rank", self.rank)
+        choice("Bilateral", "tail", self.tail, ("flat", "drop"))
         choice("Bilateral", "balance", self.balance, BALANCES)
         choice("Bilateral", "start", self.start, ("sum", "mean"))
         flag("Bilateral", "precondition", self.precondition)
@@ -90,6 +94,7 @@ class Bilateral:
             tolerance=self.tolerance,
             time=self.time,
             rank=self.rank,
+            tail=self.tail,
             balance=self.balance,
             start=self.start,
             precondition=self.precondition,

@@ -1,6 +1,7 @@
 """The bilateral loss, fed task by task: of each task its leading singular vectors are kept, and the sum of all.
 
-Truncation drops directions from the loss, never from a vector: Σ τ_i is exact, and what no kept direction sees stays there. With p = 0
+Truncation simplifies the loss and no vector: Σ τ_i is exact, and the directions left out get the weight that their share of ‖τ_i‖² implies
+if it is spread evenly (`tail="flat"`), or none, so that what no kept direction sees stays the sum (`"drop"`). With p = 0
 or q = 0 one side is the identity, everything is summed up as WUDI does, and memory does not grow with the number of tasks; otherwise it
 grows by rank · (d_out + d_in) a task, which `rank` bounds. A loss whose factors come from elsewhere is `with_factors`.
 """
@@ -9,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil
-from typing import Literal
+from math import ceil, prod
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -19,6 +20,8 @@ from torch import Tensor
 from thetau.engine.types import Cost, Site
 from thetau.methods.kronecker import Kronecker, OneSided, Term, descend, flow, gaussian, sketched, truncated_svd
 
+Side = tuple[Tensor, Tensor, float]  # basis, values above the rest, the rest
+TAIL = 1e-5  # a smaller share of ‖τ‖² outside the kept directions is rounding
 EXACT = 1e-5  # tolerances below this, but 0, are worked in float64
 DAMPING = 1e-2
 
@@ -33,6 +36,7 @@ class Total:
     squares: list[float] = field(default_factory=list)
     terms: list[Term] = field(default_factory=list)
     sums: OneSided | None = None
+    pull: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +50,7 @@ class TwoSided:
     tolerance: float = 0.03
     time: float = 1.0
     rank: int | float | None = None
+    tail: Literal["flat", "drop"] = "flat"
     balance: Literal["norm", "loss", "trace", "none"] = "norm"
     start: Literal["sum", "mean"] = "sum"
     precondition: bool = False
@@ -71,19 +76,31 @@ class TwoSided:
         norm = square**0.5
         given = vector.to(self._dtype)
         u, s, v = truncated_svd(given / norm, self._rank(*vector.shape), ("bilateral", *site.tasks, site.name))
-        s = s.double()
-        weight = self._weight(s, square)
+        seen = int(
+            (s > s[0] * max(vector.shape) * torch.finfo(s.dtype).eps).sum()
+        )  # what rounding adds to a low rank is no direction
+        u, s, v = u[:, :seen], s[:seen].double(), v[:, :seen]
         h, g = s ** (2 * self.p), s ** (2 * self.q)
+        h_rest, g_rest = self._rest(s, *vector.shape)
+        weight = self._weight(s, h_rest, g_rest, vector.shape, square)
         state.size += weight * float((h * s * g).norm()) * norm
+        h, g = h - h_rest, g - g_rest
         if self.reference in ("random", "random_left"):
             u = self._random(u, "left", site)
         if self.reference in ("random", "random_right"):
             v = self._random(v, "right", site)
         if state.sums is not None:
-            self._sum(state.sums, vector.double(), u.double(), v.double(), h * weight, g * weight)
-        else:
-            target = (s * norm).to(given) if self.reference == "own" else u.T @ given @ v
-            state.terms.append(Term(left=u, h=h.to(given), right=v, g=g.to(given), target=target, weight=weight))
+            self._sum(state.sums, vector.double(), (u.double(), h, h_rest), (v.double(), g, g_rest), weight)
+            return state
+        facts: dict[str, Any] = {"target": (s * norm).to(given)}
+        if self.reference != "own":
+            rows, columns = u.T @ given, given @ v
+            facts = {"target": rows @ v, **({"rows": rows, "columns": columns} if h_rest or g_rest else {})}
+        term = Term(left=u, h=h.to(given), right=v, g=g.to(given), h_rest=h_rest, g_rest=g_rest, weight=weight, **facts)
+        state.terms.append(term)
+        if term.rest:
+            pull = weight * h_rest * g_rest
+            state.pull = given * pull if state.pull is None else state.pull.add_(given, alpha=pull)
         return state
 
     def result(self, state: Total, site: Site) -> Float[Tensor, "d_out d_in"]:
@@ -99,7 +116,8 @@ class TwoSided:
         else:
             unit = max(term.weight for term in state.terms)
             shape = (state.total.shape[0], state.total.shape[1])
-            operator = Kronecker(terms=[term.scaled(1 / unit) for term in state.terms], shape=shape)
+            pull = None if state.pull is None else state.pull / unit
+            operator = Kronecker(terms=[term.scaled(1 / unit) for term in state.terms], shape=shape, pull=pull)
         change = self._change(operator, start, floor=4 * torch.finfo(self._dtype).eps * state.size / unit)
         return start + change.to(start.dtype)
 
@@ -116,7 +134,13 @@ class TwoSided:
             build = tasks * (decompose + 2.0 * r * (side**2 + entries))
         else:
             a, b = min(d_out, tasks * r), min(d_in, tasks * r)
-            step, kept = tasks * 4.0 * r * (a * b + r * min(a, b)), tasks * r * (d_out + d_in)
+            flat = self.tail == "flat" and r < small
+            if flat:
+                a, b = d_out, d_in
+            step, kept = (
+                tasks * 4.0 * r * ((2 if flat else 1) * a * b + r * min(a, b)),
+                tasks * r * (d_out + d_in) + (entries if flat else 0),
+            )
             build = tasks * (decompose + 4.0 * r * entries)
             if a < d_out or b < d_in:
                 build += 4.0 * tasks * r * tasks * r * (d_out + d_in)
@@ -152,17 +176,39 @@ class TwoSided:
             return small
         return min(small, self.rank if isinstance(self.rank, int) else max(1, ceil(self.rank * small)))
 
-    def _weight(self, s: Tensor, square: float) -> float:
+    def _rest(self, s: Tensor, d_out: int, d_in: int) -> tuple[float, float]:
+        """What the directions that `rank` leaves out weigh in H and in G, for s of unit norm.
+
+        Their singular values are taken to be equal, with the square sum that is missing to 1; their trace is spread over all dimensions
+        outside the kept ones.
+        """
+        left, energy = min(d_out, d_in) - len(s), 1 - float(s.square().sum())
+        if self.tail == "drop" or left == 0 or energy < TAIL:
+            return 0.0, 0.0
+        value = (energy / left) ** 0.5
+        h, g = (left / (d - len(s)) * value ** (2 * power) for d, power in ((d_out, self.p), (d_in, self.q)))
+        return (0.0 if self.p == 0 else h), (0.0 if self.q == 0 else g)
+
+    def _weight(self, s: Tensor, h_rest: float, g_rest: float, shape: tuple[int, ...], square: float) -> float:
         """W_i, for s of unit norm."""
         match self.balance:
             case "loss":
-                return 1 / float((s ** (2 + 2 * self.p + 2 * self.q)).sum())
+                energy = max(0.0, 1 - float(s.square().sum()))
+                return 1 / (float((s ** (2 + 2 * self.p + 2 * self.q)).sum()) + self._tail_loss(h_rest, g_rest) * energy)
             case "trace":
-                sides = [float((s ** (2 * power)).sum()) for power in (self.p, self.q) if power > 0]
-                return 1 / (sides[0] * sides[-1] if len(sides) == 2 else sum(sides, start=0.0) or 1.0)
+                sides = [
+                    float((s ** (2 * power) - rest).sum()) + rest * d
+                    for power, rest, d in zip((self.p, self.q), (h_rest, g_rest), shape, strict=True)
+                    if power > 0
+                ]
+                return 1 / prod(sides)
             case "none":
                 return float(square ** (self.p + self.q))
         return 1.0
+
+    def _tail_loss(self, h_rest: float, g_rest: float) -> float:
+        """What a unit of the tail costs: the product of its weights, a side that is the identity counting 1."""
+        return (h_rest if self.p > 0 else 1.0) * (g_rest if self.q > 0 else 1.0)
 
     def _random(self, basis: Tensor, side: str, site: Site) -> Tensor:
         """Random orthonormal columns in the place of a task's own."""
@@ -170,16 +216,17 @@ class TwoSided:
         q: Tensor = torch.linalg.qr(gaussian(basis.shape[0], basis.shape[1], key).to(basis)).Q
         return q
 
-    def _sum(self, sums: OneSided, vector: Tensor, u: Tensor, v: Tensor, h: Tensor, g: Tensor) -> None:
+    def _sum(self, sums: OneSided, vector: Tensor, left: Side, right: Side, weight: float) -> None:
         """Add w τ G and w G, or w H τ and w H; with p = q = 0, w τ and w I."""
         if self.p == self.q == 0:
-            weight = float(h[0])
             sums.gram.diagonal().add_(weight)
             sums.target.add_(vector, alpha=weight)
             return
-        basis, values = (u, h) if sums.left else (v, g)
-        weighted = basis * values
+        basis, values, rest = left if sums.left else right
+        weighted = basis * (weight * values)
         sums.gram.addmm_(weighted, basis.T)
+        sums.gram.diagonal().add_(weight * rest)
+        sums.target.add_(vector, alpha=weight * rest)
         if sums.left:
             sums.target.addmm_(weighted, basis.T @ vector)
         else:

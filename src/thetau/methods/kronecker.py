@@ -23,9 +23,10 @@ Apply = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """One task's w H ⊗ G and what it wants: `target` is Lᵀ τ R, or its diagonal where that is all.
+    """One task's w H ⊗ G and what it wants of τ, with H = L diag(h) Lᵀ + `h_rest` and G = R diag(g) Rᵀ + `g_rest`.
 
-    A side that is None is the identity, and its values are then 1.
+    `target` is Lᵀ τ R, or its diagonal where L and R are τ's own singular vectors; `rows` is Lᵀ τ and `columns` τ R where they are not
+    and there is a rest. A side that is None is the identity; then its values are 1 and nothing has a rest.
     """
 
     left: Tensor | None  # [d_out, a]
@@ -33,6 +34,10 @@ class Term:
     right: Tensor | None  # [d_in, b]
     g: Tensor  # [b] or [1]
     target: Tensor  # [a, b] or [a]
+    h_rest: float = 0.0
+    g_rest: float = 0.0
+    rows: Tensor | None = None  # [a, d_in]
+    columns: Tensor | None = None  # [d_out, b]
     weight: float = 1.0
 
     def inside(self, x: Tensor) -> Tensor:
@@ -43,23 +48,35 @@ class Term:
             x = self.left.T @ x
         return x if self.right is None else x @ self.right
 
-    def outside(self, y: Tensor) -> Tensor:
-        """L y Rᵀ, the longer dimension last."""
-        if self.left is not None and self.right is not None and len(self.left) < len(self.right):
-            return (self.left @ y) @ self.right.T
-        if self.right is not None:
-            y = y @ self.right.T
-        return y if self.left is None else self.left @ y
-
     def apply(self, x: Tensor) -> Tensor:
-        """W H X G."""
-        return self.outside(self._weigh(self.inside(x)))
+        """W H X G, but for w · `h_rest` · `g_rest` · X."""
+        if not self.rest:
+            return self._outside(self._weigh(self.inside(x)))
+        assert self.left is not None and self.right is not None
+        columns = x @ self.right
+        return self._spread(self.left.T @ columns, self.left.T @ x, columns)
 
     def residual(self, start: Tensor) -> Tensor:
-        """W H (τ − start) G; cancelled in the small matrix, before anything is multiplied back."""
+        """W H (τ − start) G but for the same; cancelled in the small matrices, before anything is multiplied back."""
         gap = -self.inside(start)
         (gap if self.target.ndim == 2 else gap.diagonal()).add_(self.target)
-        return self.outside(self._weigh(gap))
+        if not self.rest:
+            return self._outside(self._weigh(gap))
+        assert self.left is not None and self.right is not None
+        rows = self.target[:, None] * self.right.T if self.rows is None else self.rows
+        columns = self.left * self.target if self.columns is None else self.columns
+        return self._spread(gap, rows - self.left.T @ start, columns - start @ self.right)
+
+    @property
+    def rest(self) -> bool:
+        """Whether what L and R leave out has a weight."""
+        return self.h_rest > 0 or self.g_rest > 0
+
+    @property
+    def traces(self) -> tuple[float, float]:
+        """Of H and of G, a side that is the identity counting 1."""
+        d_out, d_in = (0 if basis is None else len(basis) for basis in (self.left, self.right))
+        return float(self.h.sum()) + self.h_rest * d_out, float(self.g.sum()) + self.g_rest * d_in
 
     def scaled(self, factor: float) -> Term:
         """With another weight."""
@@ -67,6 +84,21 @@ class Term:
 
     def _weigh(self, y: Tensor) -> Tensor:
         return y * (self.weight * self.h)[:, None] * self.g
+
+    def _outside(self, y: Tensor) -> Tensor:
+        """L y Rᵀ, the longer dimension last."""
+        if self.left is not None and self.right is not None and len(self.left) < len(self.right):
+            return (self.left @ y) @ self.right.T
+        if self.right is not None:
+            y = y @ self.right.T
+        return y if self.left is None else self.left @ y
+
+    def _spread(self, inner: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """L h (inner · g Rᵀ + `g_rest` · rows) + `h_rest` · columns · g Rᵀ, times w."""
+        assert self.left is not None and self.right is not None
+        middle = self._weigh(inner) @ self.right.T
+        middle.addcmul_(self.h[:, None], rows, value=self.weight * self.g_rest)
+        return torch.addmm(self.left @ middle, columns * (self.weight * self.h_rest * self.g), self.right.T)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,34 +137,43 @@ class OneSided:
 
 @dataclass(frozen=True, kw_only=True)
 class Kronecker:
-    """The operator; `terms` are of one dtype."""
+    """The operator; `terms` are of one dtype. `pull` is Σ w_i · `h_rest` · `g_rest` · τ_i, where there are rests."""
 
     terms: Sequence[Term]
     shape: tuple[int, int]
+    pull: Tensor | None = None
+
+    @property
+    def rest(self) -> float:
+        """Σ w_i · `h_rest` · `g_rest`: what every direction has."""
+        return sum(term.weight * term.h_rest * term.g_rest for term in self.terms)
 
     def apply(self, x: Float[Tensor, "d_out d_in"]) -> Float[Tensor, "d_out d_in"]:
         """Σ w_i H_i X G_i."""
         total = self.terms[0].apply(x)
         for term in self.terms[1:]:
             total += term.apply(x)
-        return total
+        return total.add_(x, alpha=self.rest) if self.rest else total
 
     def residual(self, start: Float[Tensor, "d_out d_in"]) -> Float[Tensor, "d_out d_in"]:
         """Σ w_i H_i (τ_i − start) G_i: minus half the gradient there."""
         total = self.terms[0].residual(start)
         for term in self.terms[1:]:
             total += term.residual(start)
-        return total
+        return total if self.pull is None else total.add_(self.pull).add_(start, alpha=-self.rest)
 
     def bound(self) -> float:
         """No eigenvalue is larger."""
-        return sum(term.weight * float(term.h.max()) * float(term.g.max()) for term in self.terms)
+        return sum(term.weight * (float(term.h.max()) + term.h_rest) * (float(term.g.max()) + term.g_rest) for term in self.terms)
 
     def compressed(self) -> tuple[Kronecker, Tensor | None, Tensor | None]:
         """The same operator on its range, with the bases that lead back: X = P Y Qᵀ.
 
-        A side is compressed where all its factors together have fewer columns than it has dimensions; LoRA's always have.
+        A side is compressed where all its factors together have fewer columns than it has dimensions; LoRA's always have. Where
+        there are rests, the range is everything.
         """
+        if any(term.rest for term in self.terms):
+            return self, None, None
         left = _span([term.left for term in self.terms], self.shape[0])
         right = _span([term.right for term in self.terms], self.shape[1])
         terms = [
@@ -158,9 +199,12 @@ class Kronecker:
                 continue
             mean = torch.zeros(d, d, dtype=self.terms[0].target.dtype)
             for term in self.terms:
-                basis, own, other = (term.left, term.h, term.g) if of == "left" else (term.right, term.g, term.h)
+                first = of == "left"
+                basis, own, rest = (term.left, term.h, term.h_rest) if first else (term.right, term.g, term.g_rest)
+                other = term.weight * term.traces[1 if first else 0]
                 assert basis is not None
-                mean += (basis * (own * term.weight * other.sum())) @ basis.T
+                mean += (basis * (own * other)) @ basis.T
+                mean.diagonal().add_(rest * other)
             sides.append(damped_inverse(mean, damping))
 
         def solve(x: Tensor) -> Tensor:
