@@ -118,12 +118,12 @@ def entries() -> list[Entry]:
 def choices() -> list[Entry]:
     """The settings among which the default is chosen."""
     grid = [Bilateral()]
-    grid += [replace(Bilateral(), p=p, q=q) for p, q in ((0.5, 0.5), (0.25, 0.75), (1.0, 1.0), (0.5, 1.0))]
-    grid += [replace(Bilateral(), tolerance=t) for t in (0.3, 0.1, 0.03, 0.01)]
-    grid += [replace(Bilateral(), solver="flow", time=t) for t in (3.0, 10.0, 30.0)]
+    grid += [replace(Bilateral(), p=p, q=q) for p, q in ((0.125, 1.0), (0.25, 1.0), (0.25, 0.75), (0.5, 0.5), (1.0, 1.0))]
+    grid += [replace(Bilateral(), tolerance=t) for t in (0.1, 0.03, 0.01, 0.003)]
+    grid += [replace(Bilateral(), solver="flow", time=t) for t in (30.0, 100.0, 300.0)]
     grid += [replace(Bilateral(), balance=b) for b in ("norm", "loss", "trace")]
     grid += [replace(Bilateral(), rank=rank) for rank in (None, 0.5, 0.25, 0.125)]
-    grid += [replace(Bilateral(), rank=None, tolerance=t) for t in (0.1, 0.01)]
+    grid += [replace(Bilateral(), rank=None, tolerance=t) for t in (0.03, 0.003)]
     grid += [replace(Bilateral(), tail="drop")]
     return [Entry(name=_changes(one) or "the default", method=one) for one in dict.fromkeys(grid)]
 
@@ -132,13 +132,25 @@ def ablations() -> list[Entry]:
     """One field changed at a time."""
     base = Bilateral()
     grid: list[Bilateral] = [base]
-    powers = ((0.0, 1.0), (1.0, 0.0), (0.0, 0.5), (0.5, 0.0), (0.25, 0.75), (0.5, 0.5), (0.5, 1.0), (1.0, 0.5), (1.0, 1.0))
+    powers = (
+        (0.0, 1.0),
+        (1.0, 0.0),
+        (0.0, 0.5),
+        (0.5, 0.0),
+        (0.125, 1.0),
+        (0.25, 1.0),
+        (0.25, 0.75),
+        (0.5, 0.5),
+        (0.5, 1.0),
+        (1.0, 0.5),
+        (1.0, 1.0),
+    )
     grid += [replace(base, p=p, q=q) for p, q in powers]
     grid += [replace(base, rank=rank) for rank in (None, 0.5, 0.25, 0.125, 0.0625, 0.03125)]
     grid += [replace(base, rank=rank, tail="drop") for rank in (0.5, 0.25, 0.125)]
     grid += [replace(base, tolerance=0.0, iterations=n) for n in (3, 10, 30, 60, 120)]
-    grid += [replace(base, tolerance=t) for t in (0.3, 0.1, 0.03, 0.01)]
-    grid += [replace(base, solver="flow", time=t) for t in (1.0, 3.0, 10.0, 30.0)]
+    grid += [replace(base, tolerance=t) for t in (0.1, 0.03, 0.01, 0.003)]
+    grid += [replace(base, solver="flow", time=t) for t in (10.0, 30.0, 100.0, 300.0)]
     grid += [replace(base, balance=b) for b in ("norm", "loss", "trace", "none")]
     grid += [replace(base, start="mean"), replace(base, precondition=True)]
     grid += [replace(base, reference=r) for r in ("random_left", "random_right", "random")]

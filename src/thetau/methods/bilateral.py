@@ -54,7 +54,7 @@ class Bilateral:
     q: float = 1.0
     solver: Literal["cg", "flow"] = "cg"
     iterations: int = 60
-    tolerance: float = 0.03
+    tolerance: float = 0.01
     time: float = 1.0
     rank: int | float | None = 0.25
     tail: Literal["flat", "drop"] = "flat"

@@ -47,7 +47,7 @@ class TwoSided:
     q: float = 1.0
     solver: Literal["cg", "flow"] = "cg"
     iterations: int = 60
-    tolerance: float = 0.03
+    tolerance: float = 0.01
     time: float = 1.0
     rank: int | float | None = None
     tail: Literal["flat", "drop"] = "flat"
