@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A caller's active environment must not leak in.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: demo test lint docs bench kills memory fuzz paradigms diagnose step bases bases-bounds bases-scale plans readme data clean
+.PHONY: demo test lint docs bench kills memory fuzz paradigms diagnose step bilateral bases bases-bounds bases-scale plans readme data clean
 
 demo: $(VENV)/.ready  ## fine-tune, merge with every method, evaluate: a table, results.json and results.png
 	$(BIN)/thetau suite run demo --out $(RUN)
@@ -24,6 +24,7 @@ docs: $(VENV)/.ready  ## the pages, strictly
 	$(BIN)/python tools/make_docs.py
 	$(BIN)/python tools/make_paradigms.py
 	$(BIN)/python tools/make_bases.py
+	$(BIN)/python tools/make_bilateral.py
 	$(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.ready .venv-mergekit/.ready  ## the engine against the floor and mergekit, the solvers against plain loops; writes benchmarks/results
@@ -59,6 +60,9 @@ diagnose: $(VENV)/.ready  ## τJp, disentanglement, kernel behaviour and cosines
 
 step: $(VENV)/.ready  ## a linearised step against a standard one; writes benchmarks/results/linearised_step.json
 	$(BIN)/python benchmarks/linearised_step.py
+
+bilateral: $(VENV)/.ready  ## bilateral merging against other merges, ARGS="--data-text … --sections …"; resumes in runs/bilateral
+	$(BIN)/python benchmarks/bilateral.py $(ARGS)
 
 bases: $(VENV)/.ready  ## the experiments on task vector bases: DATA=folder of text/ and image/ tasks, VISION=backbone; resumes in runs/bases
 	@test -n "$(DATA)" || { echo "Say where the tasks are: make bases DATA=FOLDER (with text/ and image/ in it, as docs/finetuning.md has it)."; exit 1; }

@@ -20,7 +20,7 @@ from synthetic import State, differences, merged, merged_vector, models, relativ
 from thetau import methods
 from thetau.checkpoint.naming import kind_of
 from thetau.errors import AlignmentError, RecipeError, ThetauError
-from thetau.methods import Awd, DareTies, PerPattern, PerTask, TaskArithmetic, Ties, Wudi
+from thetau.methods import Awd, Bilateral, DareTies, PerPattern, PerTask, TaskArithmetic, Ties, Wudi
 
 STEPS = 8  # of WUDI's Adam: enough to tell, and fast
 
@@ -47,6 +47,11 @@ VARIANTS: dict[str, Any] = {
     "wudi-all-mean": Wudi(tensors="all", elsewhere="mean"),
     "wudi-split-sum": Wudi(split_fused=True, elsewhere="sum"),
     "wudi-random": Wudi(reference="random", rows=0.5),
+    "bilateral-all-mean": Bilateral(tensors="all", elsewhere="mean", solver="flow"),
+    "bilateral-split-sum": Bilateral(split_fused=True, elsewhere="sum", rank=0.3, balance="loss"),
+    "bilateral-right": Bilateral(p=0.0, start="mean", precondition=True),
+    "bilateral-random": Bilateral(reference="random"),
+    "tsv_m-linear": methods.TsvM(tensors="linear", split_fused=True, rank=2),
     "awd-tensor": Awd(scope="tensor", tensors=("layers.0.mlp*",)),
     "awd-row": Awd(scope="row", tensors=("layers.0.mlp*",)),
     "awd-adam": Awd(solver="adam", elsewhere="mean"),
@@ -167,7 +172,7 @@ def test_one_task(plain_method: Any) -> None:
     base, tuned = models(SHAPES, TASKS[:1])
     out = merged(base, tuned, plain_method)
     assert all(bool(tensor.isfinite().all()) for tensor in out.values())
-    if isinstance(plain_method, Wudi):
+    if isinstance(plain_method, Wudi | Bilateral | methods.TsvM):
         for name, shape in SHAPES.items():
             if touched(plain_method, name, shape):
                 torch.testing.assert_close(out[name], tuned[TASKS[0]][name], rtol=0, atol=1e-6)
@@ -182,7 +187,7 @@ def test_one_zero_vector_among_others(plain_method: Any, small: Small) -> None:
     base, tuned, result = small
     out = merged(base, {**tuned, "none": base}, plain_method)
     assert all(bool(tensor.isfinite().all()) for tensor in out.values())
-    if isinstance(plain_method, Wudi) and plain_method.elsewhere != "mean":
+    if isinstance(plain_method, Wudi | Bilateral) and plain_method.elsewhere != "mean":
         for name in base:  # it drops out; in the last bits it can change on which side A is kept
             torch.testing.assert_close(out[name], result(plain_method)[name], rtol=0, atol=1e-5)
 

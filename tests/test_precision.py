@@ -16,7 +16,11 @@ from thetau.methods import Awd, DareTies, Ties
 SHAPES = {"a.mlp.weight": (300, 200), "b.mlp.weight": (128, 512), "norm.weight": (700,)}
 TASKS = ("x", "y", "z", "w")
 ELEMENTWISE: list[Any] = [
-    *(methods.get(name)() for name in methods.names() if name not in ("wudi", "awd", "dare_ties")),
+    *(
+        method
+        for name in methods.names()
+        if (method := methods.get(name)()).chain().access == "block" and name not in ("awd", "dare_ties")
+    ),
     DareTies(drop=0.5),  # rescaled by 2: where three entries cancel exactly, they do so in both precisions
     Ties(trim="tensor"),
     Awd(tensors="all"),

@@ -13,9 +13,35 @@ import thetau
 from thetau import methods
 from thetau.engine.types import BlockReduction, Chain, Method, StreamReduction
 from thetau.errors import RecipeError
-from thetau.methods import Awd, DareLinear, DareTies, LocalizeStitch, PerPattern, PerTask, TaskArithmetic, Ties, TopK, Wudi
+from thetau.methods import (
+    Awd,
+    Bilateral,
+    DareLinear,
+    DareTies,
+    LocalizeStitch,
+    PerPattern,
+    PerTask,
+    TaskArithmetic,
+    Ties,
+    TopK,
+    Wudi,
+)
 
-NAMES = ["average", "awd", "dare_linear", "dare_ties", "localize_stitch", "task_arithmetic", "ties", "topk", "wudi"]
+NAMES = [
+    "average",
+    "awd",
+    "bilateral",
+    "iso_c",
+    "iso_cts",
+    "tsv_m",
+    "dare_linear",
+    "dare_ties",
+    "localize_stitch",
+    "task_arithmetic",
+    "ties",
+    "topk",
+    "wudi",
+]
 
 
 def test_the_methods_are_there() -> None:
@@ -57,7 +83,7 @@ def test_a_chain_ends_in_a_reduction(name: str) -> None:
     chain = methods.get(name)().chain()
     assert isinstance(chain, Chain)
     assert isinstance(chain.reduction, BlockReduction | StreamReduction)
-    assert chain.access == ("stream" if name == "wudi" else "block")
+    assert chain.access == ("stream" if name in ("wudi", "bilateral", "tsv_m", "iso_c", "iso_cts") else "block")
 
 
 VARIANTS: list[Any] = [
@@ -68,6 +94,8 @@ VARIANTS: list[Any] = [
     DareTies(drop=0.0, density=1.0),
     Wudi(tensors=("a.*", "b.*"), elsewhere="sum", solver="closed_form", ridge=0.0),
     Wudi(tensors="all", split_fused=True, lr_absolute=True),
+    Bilateral(rank=0.25, solver="flow", tensors="matrices"),
+    Bilateral(rank=8, balance="loss", start="mean"),
     Awd(then=Ties(density=0.1), scope="tensor"),
     LocalizeStitch(sharing="twice", clusters=PerTask({"a": 0.0, "b": 1.0}), rounding="half_even", trim="tensor"),
     LocalizeStitch(sharing="mask", clusters=(0.0, 1.0)),

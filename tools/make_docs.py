@@ -61,7 +61,7 @@ def figures_page() -> str:
         "",
     ]
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
-        if path.stem in ("paradigms", "bases-text", "bases-vision"):  # have pages of their own
+        if path.stem in ("paradigms", "bases-text", "bases-vision", "bilateral"):  # have pages of their own
             continue
         result = json.loads(path.read_text(encoding="utf-8"))
         command = "make demo readme" if path.stem == "demo" else _command(path.stem, result)

@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from thetau.checkpoint import check_patterns
-from thetau.engine.types import Chain, PerPattern, PerTask, Site
+from thetau.engine.types import SELECTIONS, Chain, PerPattern, PerTask, Site
 from thetau.errors import RecipeError
 
 
@@ -19,7 +19,7 @@ def check_fields(chain: Chain, names: Sequence[str], sites: Sequence[Site]) -> N
     """
     problems: list[str] = []
     selection = chain.selection.tensors
-    if selection not in ("all", "linear"):
+    if selection not in SELECTIONS:
         problems += check_patterns([selection] if isinstance(selection, str) else selection, names, "tensors")
     for field, value in _varying(chain):
         if isinstance(value, PerPattern):

@@ -18,7 +18,7 @@ from thetau.engine.check import check_fields
 from thetau.engine.executor import Engine, Item
 from thetau.engine.guard import Guard
 from thetau.engine.sums import sum_in_order
-from thetau.engine.types import Chain, Site, State, Statistic, StreamReduction, Transform
+from thetau.engine.types import SELECTIONS, Chain, Site, State, Statistic, StreamReduction, Transform
 from thetau.engine.window import Reading, Window, block_rows, blocks, windows
 from thetau.errors import AlignmentError
 from thetau.vectors import Combination
@@ -105,7 +105,7 @@ class Merge:
         if not found:
             patterns = (
                 []
-                if selection.tensors in ("all", "linear")
+                if selection.tensors in SELECTIONS
                 else [selection.tensors]
                 if isinstance(selection.tensors, str)
                 else selection.tensors

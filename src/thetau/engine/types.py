@@ -22,6 +22,7 @@ from thetau.errors import RecipeError, nearest
 
 Access = Literal["block", "stream"]
 State = Any
+SELECTIONS = ("all", "linear", "matrices")
 
 
 @dataclass(frozen=True)
@@ -187,8 +188,8 @@ class Cost:
 class Selection:
     """Which tensors a chain acts on, and what the output gets elsewhere.
 
-    `tensors` is `"all"`, `"linear"` (the weight matrices of the blocks: attention and MLP) or shell-style patterns. `elsewhere` is
-    `"base"` (θ₀), `"mean"` or `"sum"` of the task vectors.
+    `tensors` is `"all"`, `"linear"` (the weight matrices of the blocks: attention and MLP), `"matrices"` (whatever has two dimensions) or
+    shell-style patterns. `elsewhere` is `"base"` (θ₀), `"mean"` or `"sum"` of the task vectors.
     """
 
     tensors: str | tuple[str, ...] = "all"
@@ -202,6 +203,8 @@ class Selection:
         """Whether the chain acts on this tensor."""
         if self.tensors == "all":
             return True
+        if self.tensors == "matrices":
+            return len(shape) == 2
         if self.tensors == "linear":
             return len(shape) == 2 and kind in (Kind.ATTENTION, Kind.MLP)
         patterns = (self.tensors,) if isinstance(self.tensors, str) else self.tensors

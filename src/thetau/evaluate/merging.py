@@ -35,9 +35,9 @@ def _at_one(method: Any) -> Any:
 
 
 def merged_vector(base: Path, models: Sequence[Path], names: Sequence[str], method: Any) -> dict[str, Tensor]:
-    """The merged task vector of fine-tuned checkpoints at λ = 1."""
+    """The merged task vector of fine-tuned checkpoints, or adapters over `base`, at λ = 1."""
     start = open_weights(base)
-    vectors = {name: open_weights(model) - start for name, model in zip(names, models, strict=True)}
+    vectors = {name: open_weights(model, base=start) - start for name, model in zip(names, models, strict=True)}
     return merge_out(vectors, method).state_dict()
 
 

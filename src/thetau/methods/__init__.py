@@ -4,12 +4,15 @@ from thetau.engine.types import PerPattern as PerPattern
 from thetau.engine.types import PerTask as PerTask
 from thetau.methods.average import Average as Average
 from thetau.methods.awd import Awd as Awd
+from thetau.methods.bilateral import Bilateral as Bilateral
 from thetau.methods.breadcrumbs import Breadcrumbs as Breadcrumbs
 from thetau.methods.breadcrumbs import BreadcrumbsTies as BreadcrumbsTies
 from thetau.methods.dare import DareLinear as DareLinear
 from thetau.methods.dare import DareTies as DareTies
 from thetau.methods.della import Della as Della
 from thetau.methods.della import DellaLinear as DellaLinear
+from thetau.methods.iso import IsoC as IsoC
+from thetau.methods.iso import IsoCts as IsoCts
 from thetau.methods.localize_stitch import LocalizeStitch as LocalizeStitch
 from thetau.methods.model_stock import ModelStock as ModelStock
 from thetau.methods.registry import Field as Field
@@ -24,4 +27,5 @@ from thetau.methods.registry import register as register
 from thetau.methods.task_arithmetic import TaskArithmetic as TaskArithmetic
 from thetau.methods.ties import Ties as Ties
 from thetau.methods.topk import TopK as TopK
+from thetau.methods.tsv import TsvM as TsvM
 from thetau.methods.wudi import Wudi as Wudi

@@ -77,3 +77,15 @@ def choice(owner: str, name: str, value: object, allowed: Sequence[str]) -> None
     """
     if value not in allowed:
         raise ValueError(f"`{owner}({name}=...)` must be one of {', '.join(allowed)}. Got {value!r}.")
+
+
+def rank(owner: str, name: str, value: object) -> None:
+    """A rank: an integer of at least 1, a share in (0, 1], or None.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return
+    if not isinstance(value, float) or not 0 < value <= 1:
+        raise ValueError(f"`{owner}({name}=...)` must be an integer of at least 1, a share in (0, 1], or None. Got {value!r}.")

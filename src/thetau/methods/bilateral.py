@@ -1,0 +1,111 @@
+r"""Bilateral merging: let each task's vector stand in for its inputs and for its output gradients.
+
+Ours; WUDI (Cheng et al., ICML 2025, <https://arxiv.org/abs/2503.08099>) is p = 0, q = 1. A task vector is a sum of (output
+gradient)(input)ᵀ, so its rows stand in for a layer's inputs and its columns for the output gradients. Weighing interference on both sides is
+the second-order change of the loss in the Kronecker-factored form of Martens and Grosse (K-FAC, ICML 2015,
+<https://arxiv.org/abs/1503.05671>), with both factors read off the task vector alone: H_i = U s^{2p} Uᵀ, G_i = V s^{2q} Vᵀ with τ_i = U s Vᵀ
+and ‖s‖ = 1. See docs/bilateral.md for the derivation, what it assumes and where it fails.
+
+The factors are estimates, so the minimum itself is not wanted: conjugate gradients start from Σ τ_i and stop once the residual is down to a
+share (`tolerance`) of what it was, a rule that needs no data and no unit. A power of 0 is the identity, on the whole space. `rank` truncates
+the factors and never the vectors; what it leaves out counts by its share. It acts on the linear weights of the blocks and everything else
+stays at θ₀, as in WUDI.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from thetau.engine.types import Chain, Selection, Varying, check_selection
+from thetau.methods.bilateral_solvers import TwoSided
+from thetau.methods.checks import choice, flag, number, rank, varying, whole
+from thetau.methods.reductions import Scale
+from thetau.methods.registry import register
+
+BALANCES = ("norm", "loss", "trace", "none")
+REFERENCES = ("own", "random", "random_left", "random_right")
+
+
+@register("bilateral", paper="ours, after Cheng et al., ICML 2025, https://arxiv.org/abs/2503.08099")
+@dataclass(frozen=True, kw_only=True)
+class Bilateral:
+    r"""$\tau = \arg\min_{\tau_m} \sum_i w_i \|(\tau_i\tau_i^\top)^{p/2} (\tau_m - \tau_i) (\tau_i^\top\tau_i)^{q/2}\|_F^2$, from $\sum_i \tau_i$.
+
+    - `p`: power of the left factor, which stands in for the output gradients; 0 leaves it out.
+    - `q`: power of the right factor, which stands in for the inputs; 0 leaves it out.
+    - `solver`: `cg` (conjugate gradients) or `flow` (gradient descent in continuous time, stopped at `time`).
+    - `iterations`: the most that `cg` makes.
+    - `tolerance`: `cg` stops when the residual is down to this share of its first norm.
+    - `time`: where `flow` stops, in units of 1 / Rayleigh quotient of the first residual.
+    - `rank`: singular vectors of each task that its factors keep: a number, a share of the smaller dimension, or None for all.
+    - `tail`: what the other singular vectors weigh: all the same (`flat`), by what they hold of ‖τ_i‖², or nothing (`drop`).
+    - `balance`: the tasks' weights: ‖s‖ = 1 (`norm`, WUDI's), `loss` (leaving a task out costs 1), `trace` (of its factors) or `none` (of τ as it is).
+    - `start`: where the descent begins: the `sum` or the `mean` of the task vectors.
+    - `precondition`: `cg` with the inverse of the mean factors; for going to the minimum, as it changes the way there.
+    - `reference`: whose singular vectors the factors have: the task's `own`, or random ones on both sides or one (an ablation).
+    - `scale`: ε, a rescaling of the result; a number, or one a pattern of tensor names.
+    - `tensors`: what it acts on: `linear` (weight matrices of the blocks), `all` matrices, or patterns of names.
+    - `elsewhere`: what other tensors get: `base` (θ₀), `mean` or `sum` of the task vectors.
+    - `split_fused`: merge fused q/k/v as the three matrices that they are.
+    """
+
+    p: float = 0.5
+    q: float = 1.0
+    solver: Literal["cg", "flow"] = "cg"
+    iterations: int = 60
+    tolerance: float = 0.01
+    time: float = 1.0
+    rank: int | float | None = 0.25
+    tail: Literal["flat", "drop"] = "flat"
+    balance: Literal["norm", "loss", "trace", "none"] = "norm"
+    start: Literal["sum", "mean"] = "sum"
+    precondition: bool = False
+    reference: Literal["own", "random", "random_left", "random_right"] = "own"
+    scale: Varying = 1.0
+    tensors: str | tuple[str, ...] = "linear"
+    elsewhere: Literal["base", "mean", "sum"] = "base"
+    split_fused: bool = False
+
+    def __post_init__(self) -> None:
+        number("Bilateral", "p", self.p, "a number of at least 0", low=0)
+        number("Bilateral", "q", self.q, "a number of at least 0", low=0)
+        choice("Bilateral", "solver", self.solver, ("cg", "flow"))
+        whole("Bilateral", "iterations", self.iterations, low=0)
+        number("Bilateral", "tolerance", self.tolerance, "in [0, 1]", low=0, high=1)
+        number("Bilateral", "time", self.time, "a number of at least 0", low=0)
+        rank("Bilateral", "rank", self.rank)
+        choice("Bilateral", "tail", self.tail, ("flat", "drop"))
+        choice("Bilateral", "balance", self.balance, BALANCES)
+        choice("Bilateral", "start", self.start, ("sum", "mean"))
+        flag("Bilateral", "precondition", self.precondition)
+        choice("Bilateral", "reference", self.reference, REFERENCES)
+        varying("Bilateral", "scale", self.scale, tasks=False)
+        check_selection("Bilateral", self.tensors, self.elsewhere)
+        flag("Bilateral", "split_fused", self.split_fused)
+
+    def reduction(self) -> TwoSided:
+        """The minimisation, fed task by task."""
+        return TwoSided(
+            p=self.p,
+            q=self.q,
+            solver=self.solver,
+            iterations=self.iterations,
+            tolerance=self.tolerance,
+            time=self.time,
+            rank=self.rank,
+            tail=self.tail,
+            balance=self.balance,
+            start=self.start,
+            precondition=self.precondition,
+            reference=self.reference,
+        )
+
+    def chain(self) -> Chain:
+        """The minimisation as a streaming reduction, then ε."""
+        return Chain(
+            reduction=self.reduction(),
+            post=(Scale(scale=self.scale),),
+            selection=Selection(tensors=self.tensors, elsewhere=self.elsewhere),
+            split_fused=self.split_fused,
+        )

@@ -1,0 +1,293 @@
+"""The bilateral loss, fed task by task: of each task its leading singular vectors are kept, and the sum of all.
+
+Truncation simplifies the loss and no vector: Σ τ_i is exact, and the directions left out get the weight that their share of ‖τ_i‖² implies
+if it is spread evenly (`tail="flat"`), or none, so that what no kept direction sees stays the sum (`"drop"`). With p = 0
+or q = 0 one side is the identity, everything is summed up as WUDI does, and memory does not grow with the number of tasks; otherwise it
+grows by rank · (d_out + d_in) a task, which `rank` bounds. A loss whose factors come from elsewhere is `with_factors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from math import ceil, prod
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from thetau.engine.types import Cost, Site
+from thetau.methods.kronecker import Kronecker, OneSided, Term, descend, flow, gaussian, sketched, truncated_svd
+
+Side = tuple[Tensor, Tensor, float]  # basis, values above the rest, the rest
+TAIL = 1e-5  # a smaller share of ‖τ‖² outside the kept directions is rounding
+EXACT = 1e-5  # tolerances below this, but 0, are worked in float64
+DAMPING = 1e-2
+
+
+@dataclass(kw_only=True)
+class Total:
+    """What is kept: Σ τ_i, and each task's term or, where one side is the identity, the sums A and B (float64)."""
+
+    total: Float[Tensor, "d_out d_in"]
+    tasks: int = 0
+    size: float = 0.0  # Σ w_i ‖H_i τ_i G_i‖, against which a residual is nothing but rounding
+    squares: list[float] = field(default_factory=list)
+    terms: list[Term] = field(default_factory=list)
+    sums: OneSided | None = None
+    pull: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoSided:
+    """The reduction of `Bilateral`; its fields are explained there. An all-zero task vector's term is dropped."""
+
+    p: float = 0.5
+    q: float = 1.0
+    solver: Literal["cg", "flow"] = "cg"
+    iterations: int = 60
+    tolerance: float = 0.01
+    time: float = 1.0
+    rank: int | float | None = None
+    tail: Literal["flat", "drop"] = "flat"
+    balance: Literal["norm", "loss", "trace", "none"] = "norm"
+    start: Literal["sum", "mean"] = "sum"
+    precondition: bool = False
+    reference: Literal["own", "random", "random_left", "random_right"] = "own"
+
+    def init(self, d_out: int, d_in: int, tasks: int) -> Total:
+        """Nothing yet."""
+        state = Total(total=torch.zeros(d_out, d_in))
+        if self._one_sided:
+            side = d_out if self._left_only else d_in
+            gram = torch.zeros(side, side, dtype=torch.float64)
+            state.sums = OneSided(gram=gram, target=torch.zeros(d_out, d_in, dtype=torch.float64), left=self._left_only)
+        return state
+
+    def add(self, state: Total, vector: Float[Tensor, "d_out d_in"], site: Site) -> Total:
+        """Take in one task."""
+        square = float(vector.double().square().sum())
+        if square == 0:
+            return state
+        state.total += vector
+        state.tasks += 1
+        state.squares.append(square)
+        norm = square**0.5
+        given = vector.to(self._dtype)
+        u, s, v = truncated_svd(given / norm, self._rank(*vector.shape), ("bilateral", *site.tasks, site.name))
+        seen = int(
+            (s > s[0] * max(vector.shape) * torch.finfo(s.dtype).eps).sum()
+        )  # what rounding adds to a low rank is no direction
+        u, s, v = u[:, :seen], s[:seen].double(), v[:, :seen]
+        h, g = s ** (2 * self.p), s ** (2 * self.q)
+        h_rest, g_rest = self._rest(s, *vector.shape)
+        weight = self._weight(s, h_rest, g_rest, vector.shape, square)
+        state.size += weight * float((h * s * g).norm()) * norm
+        h, g = h - h_rest, g - g_rest
+        if self.reference in ("random", "random_left"):
+            u = self._random(u, "left", site)
+        if self.reference in ("random", "random_right"):
+            v = self._random(v, "right", site)
+        if state.sums is not None:
+            self._sum(state.sums, vector.double(), (u.double(), h, h_rest), (v.double(), g, g_rest), weight)
+            return state
+        facts: dict[str, Any] = {"target": (s * norm).to(given)}
+        if self.reference != "own":
+            rows, columns = u.T @ given, given @ v
+            facts = {"target": rows @ v, **({"rows": rows, "columns": columns} if h_rest or g_rest else {})}
+        term = Term(left=u, h=h.to(given), right=v, g=g.to(given), h_rest=h_rest, g_rest=g_rest, weight=weight, **facts)
+        state.terms.append(term)
+        if term.rest:
+            pull = weight * h_rest * g_rest
+            state.pull = given * pull if state.pull is None else state.pull.add_(given, alpha=pull)
+        return state
+
+    def result(self, state: Total, site: Site) -> Float[Tensor, "d_out d_in"]:
+        """τ_m; the start where nothing is to be minimised."""
+        start = state.total / state.tasks if self.start == "mean" and state.tasks else state.total
+        if state.tasks < 2:
+            return start
+        if state.sums is not None:
+            unit = float(state.sums.gram.diagonal().max())
+            if unit == 0:
+                return start
+            operator: OneSided | Kronecker = replace(state.sums, gram=state.sums.gram / unit, target=state.sums.target / unit)
+        else:
+            unit = max(term.weight for term in state.terms)
+            shape = (state.total.shape[0], state.total.shape[1])
+            pull = None if state.pull is None else state.pull / unit
+            operator = Kronecker(terms=[term.scaled(1 / unit) for term in state.terms], shape=shape, pull=pull)
+        change = self._change(operator, start, floor=4 * torch.finfo(self._dtype).eps * state.size / unit)
+        return start + change.to(start.dtype)
+
+    def cost(self, d_out: int, d_in: int, tasks: int) -> Cost:
+        """Operations and working memory of one matrix, for as many iterations as there may be."""
+        entries, small = d_out * d_in, min(d_out, d_in)
+        r = self._rank(d_out, d_in)
+        sketch = sketched(d_out, d_in, r)
+        decompose = 20.0 * r * entries if sketch else 6.0 * entries * small + 20.0 * small**3
+        width = 2 if self._dtype == torch.float64 else 1
+        if self._one_sided:
+            side = d_out if self._left_only else d_in
+            step, kept = 2.0 * side * entries, 2 * (side**2 + entries) + 2 * side**2
+            build = tasks * (decompose + 2.0 * r * (side**2 + entries))
+        else:
+            a, b = min(d_out, tasks * r), min(d_in, tasks * r)
+            flat = self.tail == "flat" and r < small
+            if flat:
+                a, b = d_out, d_in
+            step, kept = (
+                tasks * 4.0 * r * ((2 if flat else 1) * a * b + r * min(a, b)),
+                tasks * r * (d_out + d_in) + (entries if flat else 0),
+            )
+            build = tasks * (decompose + 4.0 * r * entries)
+            if a < d_out or b < d_in:
+                build += 4.0 * tasks * r * tasks * r * (d_out + d_in)
+                kept += a * d_out + b * d_in + tasks * r * (a + b)
+        if self.precondition:
+            build += 9.0 * (d_out**3 + d_in**3)
+            step += 2.0 * entries * (d_out + d_in)
+            kept += d_out**2 + d_in**2
+        adding = (4 if sketch else 6) * entries + 4 * small**2
+        solving = 6 * entries
+        return Cost(flops=build + self.iterations * step, memory=4 * width * (kept + max(adding, solving)) + 4 * entries)
+
+    def alternatives(self) -> dict[str, TwoSided]:
+        """Smaller ranks of the same loss, by what a recipe would say: for the plan."""
+        shares = [share for share in (0.25, 0.0625) if self.rank is None or (isinstance(self.rank, float) and share < self.rank)]
+        return {f"rank={share:g}": replace(self, rank=share) for share in shares}
+
+    @property
+    def _one_sided(self) -> bool:
+        return self.p == 0 or self.q == 0
+
+    @property
+    def _left_only(self) -> bool:
+        return self.q == 0 and self.p > 0
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.float64 if self.solver == "cg" and 0 < self.tolerance < EXACT else torch.float32
+
+    def _rank(self, d_out: int, d_in: int) -> int:
+        small = min(d_out, d_in)
+        if self.rank is None:
+            return small
+        return min(small, self.rank if isinstance(self.rank, int) else max(1, ceil(self.rank * small)))
+
+    def _rest(self, s: Tensor, d_out: int, d_in: int) -> tuple[float, float]:
+        """What the directions that `rank` leaves out weigh in H and in G, for s of unit norm.
+
+        Their singular values are taken to be equal, with the square sum that is missing to 1; their trace is spread over all dimensions
+        outside the kept ones.
+        """
+        left, energy = min(d_out, d_in) - len(s), 1 - float(s.square().sum())
+        if self.tail == "drop" or left == 0 or energy < TAIL:
+            return 0.0, 0.0
+        value = (energy / left) ** 0.5
+        h, g = (left / (d - len(s)) * value ** (2 * power) for d, power in ((d_out, self.p), (d_in, self.q)))
+        return (0.0 if self.p == 0 else h), (0.0 if self.q == 0 else g)
+
+    def _weight(self, s: Tensor, h_rest: float, g_rest: float, shape: tuple[int, ...], square: float) -> float:
+        """W_i, for s of unit norm."""
+        match self.balance:
+            case "loss":
+                energy = max(0.0, 1 - float(s.square().sum()))
+                return 1 / (float((s ** (2 + 2 * self.p + 2 * self.q)).sum()) + self._tail_loss(h_rest, g_rest) * energy)
+            case "trace":
+                sides = [
+                    float((s ** (2 * power) - rest).sum()) + rest * d
+                    for power, rest, d in zip((self.p, self.q), (h_rest, g_rest), shape, strict=True)
+                    if power > 0
+                ]
+                return 1 / prod(sides)
+            case "none":
+                return float(square ** (self.p + self.q))
+        return 1.0
+
+    def _tail_loss(self, h_rest: float, g_rest: float) -> float:
+        """What a unit of the tail costs: the product of its weights, a side that is the identity counting 1."""
+        return (h_rest if self.p > 0 else 1.0) * (g_rest if self.q > 0 else 1.0)
+
+    def _random(self, basis: Tensor, side: str, site: Site) -> Tensor:
+        """Random orthonormal columns in the place of a task's own."""
+        key = (site.seed, f"bilateral-{side}", *site.tasks, site.name)
+        q: Tensor = torch.linalg.qr(gaussian(basis.shape[0], basis.shape[1], key).to(basis)).Q
+        return q
+
+    def _sum(self, sums: OneSided, vector: Tensor, left: Side, right: Side, weight: float) -> None:
+        """Add w τ G and w G, or w H τ and w H; with p = q = 0, w τ and w I."""
+        if self.p == self.q == 0:
+            sums.gram.diagonal().add_(weight)
+            sums.target.add_(vector, alpha=weight)
+            return
+        basis, values, rest = left if sums.left else right
+        weighted = basis * (weight * values)
+        sums.gram.addmm_(weighted, basis.T)
+        sums.gram.diagonal().add_(weight * rest)
+        sums.target.add_(vector, alpha=weight * rest)
+        if sums.left:
+            sums.target.addmm_(weighted, basis.T @ vector)
+        else:
+            sums.target.addmm_(vector @ weighted, basis.T)
+
+    def _change(self, operator: OneSided | Kronecker, start: Tensor, floor: float) -> Tensor:
+        """From the start to where it stops."""
+        small, left, right = operator.compressed()
+        residual = operator.residual(start.to(torch.float64 if isinstance(operator, OneSided) else self._dtype))
+        residual = residual if left is None else left.T @ residual
+        residual = (residual if right is None else residual @ right).to(self._dtype)
+        if isinstance(small, OneSided):
+            small = small.to(self._dtype)
+        if self.solver == "flow":
+            change = flow(small.apply, residual, time=self.time, bound=small.bound(), floor=floor)
+        else:
+            change = descend(
+                small.apply,
+                residual,
+                iterations=self.iterations,
+                tolerance=self.tolerance,
+                floor=floor,
+                precondition=small.preconditioner(DAMPING) if self.precondition else None,
+            )
+        change = change if left is None else left @ change
+        return change if right is None else change @ right.T
+
+
+def with_factors(
+    vectors: Sequence[Float[Tensor, "d_out d_in"]],
+    factors: Sequence[tuple[Tensor | None, Tensor | None]],
+    part: TwoSided,
+) -> Float[Tensor, "d_out d_in"]:
+    """The same minimisation with factors (H_i, G_i) that are given, such as covariances measured on data; None is the identity.
+
+    Each is scaled to unit trace, so that every task counts the same; `part` says how far to go. Its p, q, rank, balance and reference do
+    not count.
+    """
+    terms = []
+    given = [vector.to(part._dtype) for vector in vectors]
+    total = torch.zeros_like(given[0])
+    size = 0.0
+    for vector, (left, right) in zip(given, factors, strict=True):
+        if not bool(vector.any()):
+            continue
+        total += vector
+        (u, h), (v, g) = (_spectrum(side, part._dtype) for side in (left, right))
+        term = Term(left=u, h=h, right=v, g=g, target=vector)
+        term = replace(term, target=term.inside(vector))
+        terms.append(term)
+        size += float(term.apply(vector).norm())
+    start = total / len(terms) if part.start == "mean" and terms else total
+    if len(terms) < 2:
+        return start
+    shape = (total.shape[0], total.shape[1])
+    return start + part._change(Kronecker(terms=terms, shape=shape), start, floor=4 * torch.finfo(part._dtype).eps * size)
+
+
+def _spectrum(side: Tensor | None, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:
+    if side is None:
+        return None, torch.ones(1, dtype=dtype)
+    values, vectors = torch.linalg.eigh(side.double())
+    values = values.clamp(min=0)
+    return vectors.to(dtype), (values / values.sum().clamp(min=torch.finfo(torch.float64).tiny)).to(dtype)

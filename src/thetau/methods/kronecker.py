@@ -1,0 +1,336 @@
+r"""Sums of Kronecker products as operators on matrices, and the two early-stopped ways down their quadratic.
+
+The operator is X ↦ Σ_i w_i H_i X G_i with H_i = L_i diag(h_i) L_iᵀ and G_i = R_i diag(g_i) R_iᵀ, neither of which is ever formed. `descend`
+runs conjugate gradients (Hestenes and Stiefel, 1952) until the residual has shrunk to a share; `flow` follows gradient descent in
+continuous time, as a Chebyshev polynomial of the operator. Both stay in start + range of the operator: what no factor sees does not move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import ceil, sqrt
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from thetau.engine.random import element_bits
+
+OVERSAMPLE, POWERS = 16, 2
+Apply = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """One task's w H ⊗ G and what it wants of τ, with H = L diag(h) Lᵀ + `h_rest` and G = R diag(g) Rᵀ + `g_rest`.
+
+    `target` is Lᵀ τ R, or its diagonal where L and R are τ's own singular vectors; `rows` is Lᵀ τ and `columns` τ R where they are not
+    and there is a rest. A side that is None is the identity; then its values are 1 and nothing has a rest.
+    """
+
+    left: Tensor | None  # [d_out, a]
+    h: Tensor  # [a] or [1]
+    right: Tensor | None  # [d_in, b]
+    g: Tensor  # [b] or [1]
+    target: Tensor  # [a, b] or [a]
+    h_rest: float = 0.0
+    g_rest: float = 0.0
+    rows: Tensor | None = None  # [a, d_in]
+    columns: Tensor | None = None  # [d_out, b]
+    weight: float = 1.0
+
+    def inside(self, x: Tensor) -> Tensor:
+        """Lᵀ X R, the longer dimension first out of the way."""
+        if self.left is not None and self.right is not None and x.shape[0] < x.shape[1]:
+            return self.left.T @ (x @ self.right)
+        if self.left is not None:
+            x = self.left.T @ x
+        return x if self.right is None else x @ self.right
+
+    def apply(self, x: Tensor) -> Tensor:
+        """W H X G, but for w · `h_rest` · `g_rest` · X."""
+        if not self.rest:
+            return self._outside(self._weigh(self.inside(x)))
+        assert self.left is not None and self.right is not None
+        columns = x @ self.right
+        return self._spread(self.left.T @ columns, self.left.T @ x, columns)
+
+    def residual(self, start: Tensor) -> Tensor:
+        """W H (τ − start) G but for the same; cancelled in the small matrices, before anything is multiplied back."""
+        gap = -self.inside(start)
+        (gap if self.target.ndim == 2 else gap.diagonal()).add_(self.target)
+        if not self.rest:
+            return self._outside(self._weigh(gap))
+        assert self.left is not None and self.right is not None
+        rows = self.target[:, None] * self.right.T if self.rows is None else self.rows
+        columns = self.left * self.target if self.columns is None else self.columns
+        return self._spread(gap, rows - self.left.T @ start, columns - start @ self.right)
+
+    @property
+    def rest(self) -> bool:
+        """Whether what L and R leave out has a weight."""
+        return self.h_rest > 0 or self.g_rest > 0
+
+    @property
+    def traces(self) -> tuple[float, float]:
+        """Of H and of G, a side that is the identity counting 1."""
+        d_out, d_in = (0 if basis is None else len(basis) for basis in (self.left, self.right))
+        return float(self.h.sum()) + self.h_rest * d_out, float(self.g.sum()) + self.g_rest * d_in
+
+    def scaled(self, factor: float) -> Term:
+        """With another weight."""
+        return replace(self, weight=self.weight * factor)
+
+    def _weigh(self, y: Tensor) -> Tensor:
+        return y * (self.weight * self.h)[:, None] * self.g
+
+    def _outside(self, y: Tensor) -> Tensor:
+        """L y Rᵀ, the longer dimension last."""
+        if self.left is not None and self.right is not None and len(self.left) < len(self.right):
+            return (self.left @ y) @ self.right.T
+        if self.right is not None:
+            y = y @ self.right.T
+        return y if self.left is None else self.left @ y
+
+    def _spread(self, inner: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """L h (inner · g Rᵀ + `g_rest` · rows) + `h_rest` · columns · g Rᵀ, times w."""
+        assert self.left is not None and self.right is not None
+        middle = self._weigh(inner) @ self.right.T
+        middle.addcmul_(self.h[:, None], rows, value=self.weight * self.g_rest)
+        return torch.addmm(self.left @ middle, columns * (self.weight * self.h_rest * self.g), self.right.T)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneSided:
+    """X ↦ X A, or A X where `left`, whatever the number of tasks: Σ w_i G_i summed up, and B = Σ w_i τ_i G_i."""
+
+    gram: Tensor  # A, [side, side]
+    target: Tensor  # B, [d_out, d_in]
+    left: bool = False
+
+    def apply(self, x: Tensor) -> Tensor:
+        """X A or A X."""
+        return self.gram @ x if self.left else x @ self.gram
+
+    def residual(self, start: Tensor) -> Tensor:
+        """B − start · A: minus half the gradient there."""
+        return self.target - self.apply(start)
+
+    def bound(self) -> float:
+        """No eigenvalue is larger."""
+        return float(self.gram.norm())
+
+    def compressed(self) -> tuple[OneSided, Tensor | None, Tensor | None]:
+        """Itself."""
+        return self, None, None
+
+    def preconditioner(self, damping: float) -> Apply:
+        """(A + δ)⁻¹ on its side; `damping` is δ as a share of the largest eigenvalue."""
+        inverse = damped_inverse(self.gram, damping)
+        return lambda x: inverse @ x if self.left else x @ inverse
+
+    def to(self, dtype: torch.dtype) -> OneSided:
+        """In another precision."""
+        return replace(self, gram=self.gram.to(dtype), target=self.target.to(dtype))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kronecker:
+    """The operator; `terms` are of one dtype. `pull` is Σ w_i · `h_rest` · `g_rest` · τ_i, where there are rests."""
+
+    terms: Sequence[Term]
+    shape: tuple[int, int]
+    pull: Tensor | None = None
+
+    @property
+    def rest(self) -> float:
+        """Σ w_i · `h_rest` · `g_rest`: what every direction has."""
+        return sum(term.weight * term.h_rest * term.g_rest for term in self.terms)
+
+    def apply(self, x: Float[Tensor, "d_out d_in"]) -> Float[Tensor, "d_out d_in"]:
+        """Σ w_i H_i X G_i."""
+        total = self.terms[0].apply(x)
+        for term in self.terms[1:]:
+            total += term.apply(x)
+        return total.add_(x, alpha=self.rest) if self.rest else total
+
+    def residual(self, start: Float[Tensor, "d_out d_in"]) -> Float[Tensor, "d_out d_in"]:
+        """Σ w_i H_i (τ_i − start) G_i: minus half the gradient there."""
+        total = self.terms[0].residual(start)
+        for term in self.terms[1:]:
+            total += term.residual(start)
+        return total if self.pull is None else total.add_(self.pull).add_(start, alpha=-self.rest)
+
+    def bound(self) -> float:
+        """No eigenvalue is larger."""
+        return sum(term.weight * (float(term.h.max()) + term.h_rest) * (float(term.g.max()) + term.g_rest) for term in self.terms)
+
+    def compressed(self) -> tuple[Kronecker, Tensor | None, Tensor | None]:
+        """The same operator on its range, with the bases that lead back: X = P Y Qᵀ.
+
+        A side is compressed where all its factors together have fewer columns than it has dimensions; LoRA's always have. Where
+        there are rests, the range is everything.
+        """
+        if any(term.rest for term in self.terms):
+            return self, None, None
+        left = _span([term.left for term in self.terms], self.shape[0])
+        right = _span([term.right for term in self.terms], self.shape[1])
+        terms = [
+            replace(
+                term,
+                left=term.left if left is None or term.left is None else left.T @ term.left,
+                right=term.right if right is None or term.right is None else right.T @ term.right,
+            )
+            for term in self.terms
+        ]
+        shape = tuple(d if basis is None else basis.shape[1] for basis, d in zip((left, right), self.shape, strict=True))
+        return Kronecker(terms=terms, shape=(shape[0], shape[1])), left, right
+
+    def preconditioner(self, damping: float) -> Apply:
+        """(H̄ + δ)⁻¹ X (Ḡ + δ)⁻¹, H̄ and Ḡ being the means of the factors, each weighted by the trace of the other side.
+
+        - `damping`: δ, as a share of the mean's largest eigenvalue.
+        """
+        sides: list[Tensor | None] = []
+        for of, d in (("left", self.shape[0]), ("right", self.shape[1])):
+            if getattr(self.terms[0], of) is None:
+                sides.append(None)
+                continue
+            mean = torch.zeros(d, d, dtype=self.terms[0].target.dtype)
+            for term in self.terms:
+                first = of == "left"
+                basis, own, rest = (term.left, term.h, term.h_rest) if first else (term.right, term.g, term.g_rest)
+                other = term.weight * term.traces[1 if first else 0]
+                assert basis is not None
+                mean += (basis * (own * other)) @ basis.T
+                mean.diagonal().add_(rest * other)
+            sides.append(damped_inverse(mean, damping))
+
+        def solve(x: Tensor) -> Tensor:
+            y = x if sides[0] is None else sides[0] @ x
+            return y if sides[1] is None else y @ sides[1]
+
+        return solve
+
+
+def _span(bases: Sequence[Tensor | None], dimension: int) -> Tensor | None:
+    kept = [basis for basis in bases if basis is not None]
+    if len(kept) < len(bases) or sum(basis.shape[1] for basis in kept) >= dimension:
+        return None
+    q: Tensor = torch.linalg.qr(torch.cat(kept, 1)).Q
+    return q
+
+
+def damped_inverse(matrix: Float[Tensor, "side side"], damping: float) -> Float[Tensor, "side side"]:
+    """(M/λ + damping)⁻¹, λ being the largest eigenvalue of a positive semidefinite M."""
+    values, vectors = torch.linalg.eigh(matrix)
+    inverse: Tensor = (vectors / (values.clamp(min=0) / values[-1] + damping)) @ vectors.T
+    return inverse
+
+
+def descend(
+    apply: Apply, residual: Tensor, *, iterations: int, tolerance: float, floor: float = 0.0, precondition: Apply | None = None
+) -> Tensor:
+    """The change that conjugate gradients make from a start with this residual.
+
+    Stops at ‖residual‖ ≤ `tolerance` · its first norm (or ≤ `floor`), or after `iterations`.
+    """
+    norm = float(residual.norm())
+    change = torch.zeros_like(residual)
+    if norm <= floor or norm == 0:
+        return change
+    r = residual / norm
+    z = r if precondition is None else precondition(r)
+    p, rz = z.clone(), _dot(r, z)
+    stop = max(tolerance, floor / norm)
+    for _ in range(iterations):
+        image = apply(p)
+        curvature = _dot(p, image)
+        if curvature <= 0 or rz <= 0:
+            break
+        step = rz / curvature
+        change.add_(p, alpha=step)
+        r.sub_(image, alpha=step)
+        if float(r.norm()) <= stop:
+            break
+        z = r if precondition is None else precondition(r)
+        before, rz = rz, _dot(r, z)
+        p.mul_(rz / before).add_(z)
+    return change * norm
+
+
+def flow(apply: Apply, residual: Tensor, *, time: float, bound: float, floor: float = 0.0, accuracy: float = 1e-6) -> Tensor:
+    """φ(A) R with φ(λ) = (1 − e^{−2sλ})/λ, by Chebyshev polynomials on [0, `bound`]; s = `time` / Rayleigh quotient of R.
+
+    That quotient ⟨R, AR⟩/⟨R, R⟩ is where R lies in the spectrum of A: it does not change when dimensions are added that no task uses.
+    """
+    norm = float(residual.norm())
+    if norm <= floor or norm == 0 or time == 0:
+        return torch.zeros_like(residual)
+    r = residual / norm
+    unit = _dot(r, apply(r))
+    if unit <= 0:
+        return torch.zeros_like(residual)
+    coefficients = chebyshev(time / unit, bound, accuracy)
+
+    def shifted(x: Tensor) -> Tensor:
+        return (2 / bound) * apply(x) - x
+
+    before, now = r, shifted(r)
+    total = coefficients[0] * before
+    for number, c in enumerate(coefficients[1:]):
+        if number:
+            before, now = now, 2 * shifted(now) - before
+        total.add_(now, alpha=c)
+    return total * norm
+
+
+def chebyshev(s: float, bound: float, accuracy: float = 1e-6) -> list[float]:
+    """The coefficients of φ on [0, `bound`], as many as its largest value · `accuracy` needs."""
+    degree = ceil(4 * sqrt(s * bound + 4)) + 16
+    count = 4 * degree
+    angle = (torch.arange(count, dtype=torch.float64) + 0.5) * torch.pi / count
+    value = 0.5 * bound * (1 + angle.cos())
+    phi = -torch.expm1(-2 * s * value) / value
+    c: list[float] = [float((phi * (j * angle).cos()).mean()) * (1 if j == 0 else 2) for j in range(degree + 1)]
+    tail = 0.0
+    while len(c) > 2 and tail + abs(c[-1]) <= accuracy * 2 * s:
+        tail += abs(c.pop())
+    return c
+
+
+def _dot(a: Tensor, b: Tensor) -> float:
+    return float(torch.dot(a.reshape(-1), b.reshape(-1)))
+
+
+def truncated_svd(matrix: Float[Tensor, "d_out d_in"], rank: int, key: tuple[object, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """U `[d_out, r]`, s `[r]`, V `[d_in, r]`; by a random sketch (Halko et al., SIAM Review 2011) where that is the cheaper way.
+
+    Its bits depend on `key` and the element's index alone. Whichever way, Uᵀ M V = diag(s) to rounding, and U and V are orthonormal.
+    """
+    rows, columns = matrix.shape
+    small = min(rows, columns)
+    width = rank + OVERSAMPLE
+    if not sketched(rows, columns, rank):
+        u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+        return u[:, :rank], s[:rank], vt[:rank].T
+    wide = matrix if rows <= columns else matrix.T  # [small, large]
+    basis = torch.linalg.qr(wide @ gaussian(wide.shape[1], width, key).to(matrix)).Q
+    for _ in range(POWERS):
+        basis = torch.linalg.qr(wide @ torch.linalg.qr(wide.T @ basis).Q).Q
+    inner, s, vt = torch.linalg.svd(basis.T @ wide, full_matrices=False)
+    rank = min(rank, small)
+    u, v = basis @ inner[:, :rank], vt[:rank].T
+    return (u, s[:rank], v) if rows <= columns else (v, s[:rank], u)
+
+
+def sketched(rows: int, columns: int, rank: int) -> bool:
+    """Whether a sketch costs less than a whole decomposition."""
+    return 6 * (rank + OVERSAMPLE) <= min(rows, columns)
+
+
+def gaussian(rows: int, columns: int, key: tuple[object, ...]) -> Float[Tensor, "rows columns"]:
+    """Normal numbers by Box–Muller on counter-based bits, float64."""
+    u = [(element_bits((*key, axis), 0, rows * columns).double() + 0.5) / (1 << 31) for axis in "uv"]
+    return ((-2 * u[0].log()).sqrt() * (2 * torch.pi * u[1]).cos()).reshape(rows, columns)

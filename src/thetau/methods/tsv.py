@@ -1,0 +1,119 @@
+r"""TSV-M: of each task a K-th of the singular vectors, made orthogonal to one another.
+
+Task Singular Vectors, Gargiulo et al., CVPR 2025, <https://arxiv.org/abs/2412.00081>. With τ_i ≈ U_i S_i V_iᵀ of rank
+⌊min(d_out, d_in) / K⌋, the columns of [U_1 … U_K] and [V_1 … V_K] are each replaced by the nearest orthonormal ones (orthogonal Procrustes,
+through one more SVD), and the singular values are kept: Σ τ_i without interference. As in the authors' code, it acts on every tensor of two
+dimensions, embeddings among them; all others are averaged, and α = 1. Departs from it for an all-zero task vector, whose singular vectors
+would be arbitrary: it is left out, but counts in K.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from thetau.engine.types import Chain, Cost, Selection, Site, Varying, check_selection
+from thetau.methods.checks import flag, rank, varying
+from thetau.methods.kronecker import sketched, truncated_svd
+from thetau.methods.reductions import Scale
+from thetau.methods.registry import register
+
+
+@register("tsv_m", paper="Gargiulo et al., CVPR 2025, https://arxiv.org/abs/2412.00081")
+@dataclass(frozen=True, kw_only=True)
+class TsvM:
+    r"""$\tau = \lambda\,\hat U\,\mathrm{diag}(S_1, \dots, S_K)\,\hat V^\top$, $\hat U$ the nearest orthonormal matrix to $[U_1 \dots U_K]$, $\hat V$ likewise.
+
+    - `rank`: singular vectors of each task: a number, a share of the smaller dimension, or None for its K-th part.
+    - `scale`: λ; a number, or one a pattern of tensor names.
+    - `tensors`: what it acts on: `matrices` (tensors of two dimensions), `linear` (weights of the blocks), `all`, or patterns of names.
+    - `elsewhere`: what other tensors get: `base` (θ₀), `mean` or `sum` of the task vectors.
+    - `split_fused`: merge fused q/k/v as the three matrices that they are.
+    """
+
+    rank: int | float | None = None
+    scale: Varying = 1.0
+    tensors: str | tuple[str, ...] = "matrices"
+    elsewhere: Literal["base", "mean", "sum"] = "mean"
+    split_fused: bool = False
+
+    def __post_init__(self) -> None:
+        rank("TsvM", "rank", self.rank)
+        varying("TsvM", "scale", self.scale, tasks=False)
+        check_selection("TsvM", self.tensors, self.elsewhere)
+        flag("TsvM", "split_fused", self.split_fused)
+
+    def chain(self) -> Chain:
+        """Truncate, orthogonalise, multiply; then λ."""
+        return Chain(
+            reduction=SingularVectors(rank=self.rank),
+            post=(Scale(scale=self.scale),),
+            selection=Selection(tensors=self.tensors, elsewhere=self.elsewhere),
+            split_fused=self.split_fused,
+        )
+
+
+@dataclass(kw_only=True)
+class Parts:
+    """The tasks' truncated factors; with rank min / K they are together as large as two matrices, whatever K."""
+
+    shape: tuple[int, int]
+    rank: int
+    left: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+    right: list[Tensor] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SingularVectors:
+    """The reduction of `TsvM`."""
+
+    rank: int | float | None = None
+
+    def init(self, d_out: int, d_in: int, tasks: int) -> Parts:
+        """Nothing yet."""
+        return Parts(shape=(d_out, d_in), rank=self._rank(d_out, d_in, tasks))
+
+    def add(self, parts: Parts, vector: Float[Tensor, "d_out d_in"], site: Site) -> Parts:
+        """Take in one task."""
+        if bool(vector.any()):
+            u, s, v = truncated_svd(vector, parts.rank, ("tsv", *site.tasks, site.name))
+            parts.left.append(u)
+            parts.values.append(s)
+            parts.right.append(v)
+        return parts
+
+    def result(self, parts: Parts, site: Site) -> Float[Tensor, "d_out d_in"]:
+        """The product of the orthogonalised factors."""
+        if not parts.left:
+            return torch.zeros(parts.shape)
+        u, v = (orthonormal(torch.cat(side, 1)) for side in (parts.left, parts.right))
+        return (u * torch.cat(parts.values)) @ v.T
+
+    def cost(self, d_out: int, d_in: int, tasks: int) -> Cost:
+        """Operations and working memory of one matrix."""
+        entries, small = d_out * d_in, min(d_out, d_in)
+        r = self._rank(d_out, d_in, tasks)
+        whole = 6.0 * entries * small + 20.0 * small**3
+        decompose = 20.0 * r * entries if sketched(d_out, d_in, r) else whole
+        width = tasks * r
+        procrustes = 6.0 * width * small * (d_out + d_in) + 40.0 * min(width, small) ** 3
+        memory = width * (d_out + d_in) + 6 * entries + 4 * small**2 + 2 * width**2
+        return Cost(flops=tasks * decompose + procrustes + 2.0 * width * entries, memory=4 * memory)
+
+    def _rank(self, d_out: int, d_in: int, tasks: int) -> int:
+        small = min(d_out, d_in)
+        if self.rank is None:
+            return max(1, small // tasks)
+        return min(small, self.rank if isinstance(self.rank, int) else max(1, int(self.rank * small)))
+
+
+def orthonormal(columns: Float[Tensor, "d k"]) -> Float[Tensor, "d k"]:
+    """The polar factor: the nearest matrix with orthonormal columns (rows, where there are more columns than rows)."""
+    u, _, vt = torch.linalg.svd(columns, full_matrices=False)
+    nearest: Tensor = u @ vt
+    return nearest
