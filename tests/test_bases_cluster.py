@@ -95,6 +95,13 @@ def test_a_group_of_opposed_vectors_is_split_by_direction() -> None:
     assert set(found.groups.values()) == {("cat", "rain", "sun", "tree"), ("dog", "snow")}
 
 
+def test_three_that_oppose_each_other_all_stay() -> None:
+    angles = [0, 2 * np.pi / 3, 4 * np.pi / 3]
+    rows = np.array([[np.cos(angle), np.sin(angle)] for angle in angles])
+    found = cluster(similarity(rows, ("x", "y", "z")), 1, opposed=-0.4)
+    assert sorted(name for members in found.groups.values() for name in members) == ["x", "y", "z"]
+
+
 def test_identical_and_opposite_vectors_are_named() -> None:
     rows = families((2, 2, 2))
     rows[1] = 3 * rows[0]

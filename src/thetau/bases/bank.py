@@ -1,8 +1,8 @@
 """The bank: a folder of bases and what is known of the tasks in them, whole at every instant.
 
 `bank.json` is the bank. It names a file for each basis, and is replaced in one step after every file that it names was written and
-synced; what it does not name is rubbish of a run that died, and the next change clears it away. One process changes a bank at a time,
-any number read it.
+synced; files of its own kind that it does not name are rubbish of a run that died, and the next change clears them away. One process
+changes a bank at a time, any number read it; a long read of a basis that is replaced meanwhile ends with an error, never with a mixture.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -35,6 +36,7 @@ from thetau.statistics.gram import cosines
 FORMAT = 1
 MANIFEST = "bank.json"
 LOCK = ".lock"
+OURS = re.compile(r"\.?b\d+-\d{6}\.safetensors(\.\w+)?|\.bank\.json\.new")
 Rows = tuple[tuple[float | None, ...], ...]
 
 
@@ -76,7 +78,10 @@ class Basis:
     """A stored vector that stands for its members.
 
     - `how`: `member` (the vector itself), `merged` (by the inner method, in one go), `online` (merged step by step), `given`.
-    - `error`: relative error that its stored form brings, 0 where it is kept in float32. `digest`: BLAKE2 of the file's bytes.
+    - `error`: relative error that its last writing in a compressed form brought, 0 where it is kept in float32.
+    - `slack`: the most that it can differ from the inner merge of its members in one go, as a length: every rounding and every lossy writing
+      since it was built. None where nothing bounds it: merged step by step by a method that is not linear, or given.
+    - `digest`: BLAKE2 of the file's bytes.
     """
 
     name: str
@@ -88,6 +93,7 @@ class Basis:
     norm: float
     how: Literal["member", "merged", "online", "given"]
     error: float = 0.0
+    slack: float | None = 0.0
 
 
 @final
@@ -255,7 +261,10 @@ class Bank:
 
     def verify(self) -> list[str]:
         """What is wrong with the files; nothing where all is well. Reads every byte."""
-        problems = []
+        problems = [
+            f"{entry}: is no part of the bank any more. The next change removes it; so can you."
+            for entry in left_over(self.path, self.state)
+        ]
         for name, basis in self.bases.items():
             try:
                 self.vector(name)
@@ -394,7 +403,12 @@ def changing(path: Path, *, wait: float = 600.0) -> Iterator[Change]:
         _acquire(lock, path, wait)
         state = read_state(path)
         clear(path, state)
-        yield Change(path, state)
+        try:
+            yield Change(path, state)
+        except BaseException:
+            with contextlib.suppress(BankError):
+                clear(path, read_state(path))  # whatever was written for a change that failed
+            raise
     finally:
         os.close(lock)
 
@@ -411,13 +425,17 @@ def _acquire(lock: int, path: Path, wait: float) -> None:
             time.sleep(0.05)
 
 
+def left_over(path: Path, state: State) -> list[Path]:
+    """Files of the bank's own kinds that it does not name: of its past, and of runs that died. Other files are none of its business."""
+    kept = {basis.file for basis in state.bases.values()}
+    return sorted(entry for entry in path.iterdir() if entry.name not in kept and OURS.fullmatch(entry.name))
+
+
 def clear(path: Path, state: State) -> None:
-    """Remove what the bank does not name: files of its past, and of runs that died."""
-    kept = {MANIFEST, LOCK, *(basis.file for basis in state.bases.values())}
-    for entry in path.iterdir():
-        if entry.name not in kept:
-            with contextlib.suppress(OSError):
-                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    """Remove them."""
+    for entry in left_over(path, state):
+        with contextlib.suppress(OSError):
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
 def write_manifest(path: Path, state: State) -> None:
@@ -434,10 +452,13 @@ def write_manifest(path: Path, state: State) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path / MANIFEST)
+    except OSError as error:
+        raise BankError(f"{path / MANIFEST}: cannot be written: {error.strerror}. The bank is as it was.") from error
+    try:
         folder = os.open(path, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
     except OSError as error:
-        raise BankError(f"{path / MANIFEST}: cannot be written: {error.strerror}. The bank is as it was.") from error
+        raise BankError(f"{path}: was changed, but the disk does not confirm it: {error.strerror}. Check the disk.") from error

@@ -197,6 +197,15 @@ def given_groups(parts: Sequence[Sequence[str]], names: Sequence[str]) -> Cluste
 def _check_vectors(similarity: Similarity) -> None:
     if len(similarity.names) < 2:
         raise AlignmentError(f"Clustering needs at least two task vectors. Got {len(similarity.names)}.")
+    refuse_zero(similarity)
+
+
+def refuse_zero(similarity: Similarity) -> None:
+    """Refuse vectors without a direction.
+
+    Raises:
+        AlignmentError: naming them.
+    """
     zero = [name for name, norm in similarity.norms.items() if norm == 0]
     if zero:
         raise AlignmentError(
@@ -275,7 +284,7 @@ def _split(similarity: Similarity, opposed: float | None, seed: int) -> list[tup
         return [similarity.names]
     shifted = cosine + abs(cosine.min())
     labels = _spectral(shifted, 2, seed)
-    return [tuple(similarity.names[i] for i in np.flatnonzero(labels == label)) for label in (0, 1)]
+    return [tuple(similarity.names[i] for i in np.flatnonzero(labels == label)) for label in np.unique(labels)]
 
 
 def agreement(a: Mapping[str, str], b: Mapping[str, str]) -> float:

@@ -21,12 +21,13 @@ from torch import Tensor
 from thetau._version import __version__
 from thetau.bases.bank import Bank, Basis, Member, Operation, Settings, State, lower, write_manifest
 from thetau.bases.build import merge_groups, named_vectors, refuse_far, refuse_other_base, similarities, space_of
-from thetau.bases.cluster import OPPOSED, Clustering, Groups, Similarity, cluster, named_groups
-from thetau.bases.members import describe
-from thetau.bases.store import DENSE, bytes_of, check_store, coefficient, lossless, write_basis
+from thetau.bases.cluster import OPPOSED, Clustering, Groups, Similarity, cluster, named_groups, refuse_zero
+from thetau.bases.members import at_home, describe
+from thetau.bases.store import DENSE, bytes_of, check_store, coefficient, dense_bytes, lossless, slack_of, write_basis
 from thetau.engine.executor import Engine, gigabytes
+from thetau.engine.guard import FAR
 from thetau.engine.types import Method
-from thetau.errors import OutputError, RecipeError
+from thetau.errors import AlignmentError, OutputError, RecipeError
 from thetau.facade import Expression, gram
 from thetau.facade import open as open_weights
 from thetau.methods import Average, plain
@@ -79,14 +80,17 @@ def build(
     form = check_store(store or DENSE)
     _check_budget(max_bases, max_bytes, join)
     source = base.terms[0][1]
-    refuse_other_base(listed, source)
-    space = space_of(listed, source)
+    every = {**listed, **{"+".join(sorted(members)): vector for members, vector in (given or {}).items()}}
+    refuse_other_base(every, source)
+    space = space_of(every, source)
     with _new_folder(target) as folder:
         similarity = similarities(listed, base, exclude=exclude, engine=engine)
         read = bytes_of([base, *listed.values()])
+        refuse_zero(similarity)
         if not allow_far:
             refuse_far(similarity, base.label)
-        size = sum(spec.elements for spec in next(iter(listed.values())).specs().values()) * 4
+            _refuse_stray(given or {}, similarity, base, exclude, engine)
+        size = dense_bytes(next(iter(listed.values())), exclude)
         top = _top(k_max, max_bases, max_bytes, size, form)
         found = clusters or _cluster(similarity, k, k_min, top, opposed, seed)
         groups = _checked(found, listed, top)
@@ -112,7 +116,13 @@ def build(
             )
         products, more = _products(folder, similarity, groups, inner, bases, form, exclude, engine)
         norms = products.diagonal().clamp(min=0).sqrt().tolist()
-        bases = {name: replace(basis, norm=norm) for (name, basis), norm in zip(bases.items(), norms, strict=True)}
+        slack = {
+            name: _slack(similarity, groups[name], inner, basis, norm)
+            for (name, basis), norm in zip(bases.items(), norms, strict=True)
+        }
+        bases = {
+            name: replace(basis, norm=norm, slack=slack[name]) for (name, basis), norm in zip(bases.items(), norms, strict=True)
+        }
         label = found.label()
         members: dict[str, Member] = {
             name: describe(name, label[name], vector, similarity.norms[name]) for name, vector in listed.items()
@@ -126,7 +136,7 @@ def build(
             said=(f"{len(listed)} tasks in {len(groups)} bases; k chosen by: {found.chosen}.", *found.notes),
         )
         state = State(
-            base=source.label,
+            base=at_home(source.label),
             base_fingerprint=source.fingerprint(),
             base_norm=similarity.base_norm or 0.0,
             space=space,
@@ -221,6 +231,31 @@ def _by_basis(given: Mapping[tuple[str, ...], Expression], groups: Groups) -> di
     return {names[tuple(sorted(members))]: vector for members, vector in given.items()}
 
 
+def _refuse_stray(
+    given: Mapping[tuple[str, ...], Expression],
+    similarity: Similarity,
+    base: Expression,
+    exclude: Sequence[str],
+    engine: Engine | None,
+) -> None:
+    for members, vector in given.items():
+        length, whole = vector.norm(exclude=exclude, engine=engine), similarity.base_norm or 0.0
+        if not 0 < length <= FAR * whole:
+            raise AlignmentError(
+                f"the vector given for {', '.join(members)} has the length {length:.4g}, and ‖θ₀‖ is {whole:.4g}: it is zero, or of another base. "
+                f"Give a model that was trained from {base.label}."
+            )
+
+
+def _slack(similarity: Similarity, members: Sequence[str], inner: Method, basis: Basis, norm: float) -> float | None:
+    """How far the basis can be from the exact merge of its members."""
+    if basis.how == "given":
+        return None
+    factor = coefficient(inner, len(members))
+    parts = [] if factor is None else [(factor, similarity.norms[name], 0.0) for name in members]
+    return slack_of(parts, basis.error, norm)
+
+
 def _products(
     folder: Path,
     similarity: Similarity,
@@ -260,6 +295,10 @@ def _new_folder(target: Path) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise OutputError(f"{target}: another run is making it. Wait for that run, or give another name.") from error
+        if (
+            not lock_path.exists() or os.fstat(lock).st_ino != lock_path.stat().st_ino
+        ):  # its owner ended between our open and our lock
+            raise OutputError(f"{target}: another run was making it until now. Try again.")
         try:
             shutil.rmtree(partial, ignore_errors=True)  # left by a run that died
             partial.mkdir()
@@ -272,6 +311,11 @@ def _new_folder(target: Path) -> Iterator[Path]:
             if target.exists():
                 raise OutputError(f"{target}: appeared while it was being made. Give a new name, or remove it first.")
             partial.rename(target)
+            handle = os.open(target.parent, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
         except OSError as error:
             raise OutputError(f"{target}: cannot be written: {error.strerror}.") from error
         finally:

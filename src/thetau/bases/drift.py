@@ -9,7 +9,7 @@ import numpy as np
 
 from thetau.bases.bank import Bank
 from thetau.bases.build import merge_groups, similarities
-from thetau.bases.cluster import agreement, cluster
+from thetau.bases.cluster import agreement, cluster, spectrum
 from thetau.bases.members import at_hand
 from thetau.bases.store import bytes_of
 from thetau.engine.executor import Engine
@@ -27,7 +27,7 @@ def drift_of(
 
         - `partition`: adjusted Rand index of the two partitions, 1 where they are the same.
         - `same_members`: basis → ‖B − B*‖/‖B*‖, B* being the inner merge of the same members in one go: what rounding, the stored form
-          and merging step by step have cost.
+          and merging step by step have cost; for a given basis, how far it is from that merge.
         - `nearest`: basis → the offline basis that is nearest to it and its cosine; together at most one each (an assignment).
         - `missing`: tasks whose vectors are not at hand; where there are any, nothing else is measured.
     """
@@ -37,7 +37,8 @@ def drift_of(
     settings = bank.state.settings
     similarity = similarities(found, exclude=settings.exclude, engine=engine)
     count = len(bank.bases)
-    offline = cluster(similarity, min(count, len(found)), opposed=settings.opposed, seed=settings.seed)
+    apart_at_least = spectrum(similarity).components
+    offline = cluster(similarity, min(max(count, apart_at_least), len(found)), opposed=settings.opposed, seed=settings.seed)
     own = {name: basis.members for name, basis in bank.bases.items()}
     how: dict[str, Any] = {"seed": settings.seed, "exclude": settings.exclude, "engine": engine}
     again = merge_groups(found, own, bank.inner, **how)

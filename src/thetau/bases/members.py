@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 
 from thetau.bases.bank import Bank, Member
 from thetau.checkpoint import Source
-from thetau.errors import ThetauError
+from thetau.errors import BankError, ThetauError
 from thetau.facade import Expression, as_vector
 from thetau.facade import open as open_weights
 
@@ -15,8 +16,13 @@ from thetau.facade import open as open_weights
 def describe(name: str, basis: str, vector: Expression, norm: float) -> Member:
     """What a bank keeps of a vector that it takes in."""
     added = _added(vector)
-    label = added[0][1].label if len(added) == 1 else vector.label
+    label = at_home(added[0][1].label) if len(added) == 1 else vector.label
     return Member(name=name, basis=basis, source=label, fingerprint=fingerprint_of(vector), norm=norm)
+
+
+def at_home(label: str) -> str:
+    """A path from the root, so that a bank can be used from any folder; a hub id as it is."""
+    return str(Path(label).resolve()) if Path(label).exists() else label
 
 
 def fingerprint_of(vector: Expression) -> str:
@@ -32,6 +38,20 @@ def _added(vector: Expression) -> list[tuple[float, Source]]:
     """The terms beside the base."""
     base = vector.reference.key if vector.reference is not None else None
     return [(weight, source) for weight, source in vector.terms if source.key != base]
+
+
+def check_lengths(bank: Bank, norms: Mapping[str, float]) -> None:
+    """Refuse vectors that do not have the length of those that went into the bank: fingerprints look at samples of a file alone.
+
+    Raises:
+        BankError: naming the first one.
+    """
+    for name, norm in norms.items():
+        known = bank.members[name].norm
+        if abs(norm - known) > 1e-6 * known:
+            raise BankError(
+                f"{bank.members[name].source}: is not the vector that went into the bank as {name}: its length is {norm:.8g}, and was {known:.8g}."
+            )
 
 
 def at_hand(bank: Bank, given: Mapping[str, Expression] | None = None) -> tuple[dict[str, Expression], dict[str, str]]:

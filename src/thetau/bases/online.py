@@ -19,13 +19,13 @@ from thetau.bases.bank import Bank, Basis, Change, State, changing, open_bank
 from thetau.bases.build import merge_groups, refuse_other_base, space_of, weighted
 from thetau.bases.cluster import Similarity, cluster
 from thetau.bases.drift import drift_of
-from thetau.bases.members import at_hand, describe
+from thetau.bases.members import at_hand, check_lengths, describe
 from thetau.bases.placing import links_of, most_bases, place, some
 from thetau.bases.regroup import Node, exact_members, regroup, with_tasks
-from thetau.bases.store import FLOAT_ERROR, bytes_of, coefficient, write_basis
+from thetau.bases.store import bytes_of, coefficient, slack_of, write_basis
 from thetau.engine.executor import Engine, gigabytes
 from thetau.engine.guard import FAR
-from thetau.errors import AlignmentError, BankError
+from thetau.errors import AlignmentError, BankError, RecipeError
 from thetau.facade import Expression, gram
 from thetau.vectors.combination import require_vector
 
@@ -46,8 +46,8 @@ def insert(
 ) -> Bank:
     """Add a task vector: it joins the basis that it is similar to, opens one, or has the two nearest bases joined to make room.
 
-    One pass over the bases tells the similarities. The similarity of a vector and a cluster is the mean over the cluster's members,
-    which their mean gives exactly (for methods that are not linear: the cosine with the basis).
+    One pass over the bases tells the similarities. That of a vector and a cluster is the mean inner product with its members over the root
+    mean square of their lengths, which a mean or a sum gives exactly (the cosine with the basis where it does not: other methods, lossy forms).
 
     Args:
         bank: the bank, or its folder.
@@ -66,7 +66,7 @@ def insert(
     with changing(opened.path, wait=wait) as change:
         now = _fresh(opened, change)
         if name in now.members:
-            raise BankError(f"{now.path}: has a task {name!r} already. Forget it first, or give another name (`--name`).")
+            raise BankError(f"{now.path}: has a task {name!r} already. Forget it first, or give another name (NAME=PATH).")
         base = now.base().terms[0][1]
         refuse_other_base({name: vector}, base)
         if now.members and space_of({name: vector}, base) != now.space:
@@ -93,7 +93,9 @@ def insert(
         known = {(name, task): float(products[-1, order.index(key)]) for task, key in exact_members(now).items()}
         unknown = [task for task in now.members if task not in exact_members(now)]
         if unknown:
-            said.append(f"Inner products of {name} with {some(unknown)} are unknowable: these were merged away before.")
+            said.append(
+                f"Inner products of {name} with {some(unknown)} are unknowable: the bank does not hold their vectors any more."
+            )
         state = replace(
             now.state,
             members=dict(sorted(members.items())),
@@ -120,7 +122,8 @@ def forget(
     """Remove a task's contribution, as exactly as the bank still can, and say how exact that is.
 
     A task that stands alone is removed with its basis. From a mean or a sum its own vector is subtracted, where that is at hand
-    (`vectors`, or still where it was). Otherwise the basis is merged anew from the other members' vectors, where these are at hand.
+    (`vectors`, or still where it was). Otherwise, and where the basis is stored in a lossy form, it is merged anew from the other members'
+    vectors, where these are at hand. The bank's history keeps the task's name.
 
     Args:
         vectors: task → vector, where these lie elsewhere now.
@@ -143,7 +146,13 @@ def forget(
             found, lost = at_hand(now, vectors)
             whole, rest = coefficient(now.inner, len(basis.members)), coefficient(now.inner, len(others))
             linear = whole is not None and rest is not None and basis.how != "given"
-            if linear and name in found:
+            anew = all(task in found for task in others)
+            subtract = linear and name in found and not (basis.error and anew)
+            if subtract or anew:
+                used = [found[task] for task in ((name,) if subtract else others)]
+                lengths = gram(used, exclude=now.state.settings.exclude, engine=engine).diagonal().clamp(min=0).sqrt().tolist()
+                check_lengths(now, dict(zip((name,) if subtract else others, lengths, strict=True)))
+            if subtract:
                 assert whole is not None and rest is not None
                 left = weighted(
                     {"basis": (rest / whole, now.vector(basis.name)), "task": (-rest, found[name])},
@@ -151,14 +160,17 @@ def forget(
                     engine=engine,
                 )
                 made = _rewritten(change, now, basis, others, left, "member" if len(others) == 1 else "online", engine)
-                said = [f"{name}: its vector was subtracted from {basis.name}; {_exactness(now, basis, made, name, rest, whole)}"]
-            elif all(task in found for task in others):
+                terms = [(rest / whole, basis.norm, basis.slack), (rest, now.members[name].norm, 0.0)]
+                said = [f"{name}: its vector was subtracted from {basis.name};"]
+            elif anew:
                 settings = now.state.settings
                 left = merge_groups(
                     found, {basis.name: others}, now.inner, seed=settings.seed, exclude=settings.exclude, engine=engine
                 )[basis.name]
                 made = _rewritten(change, now, basis, others, left, "member" if len(others) == 1 else "merged", engine)
-                said = [f"{name}: {basis.name} was merged anew from the vectors of {some(others)}; exact."]
+                terms = [] if rest is None else [(rest, now.members[task].norm, 0.0) for task in others]
+                lost_model = " The model that was given for it is gone." if basis.how == "given" else ""
+                said = [f"{name}: {basis.name} was merged anew from the vectors of {some(others)};{lost_model}"]
             elif drop_basis:
                 gone, made = basis.members, None
                 said = [
@@ -179,6 +191,10 @@ def forget(
         kept = {task: member for task, member in now.members.items() if task not in gone}
         after = Bank(now.path, replace(now.state, bases=bases, members=kept))
         products, bases = _measured(change, after, engine)
+        if basis.name in bases:
+            found_one = bases[basis.name]
+            bases[basis.name] = replace(found_one, slack=slack_of(terms, found_one.error, found_one.norm))
+            said[0] += _exactness(bases[basis.name])
         state = replace(
             after.state,
             bases=bases,
@@ -186,7 +202,12 @@ def forget(
             basis_gram=_rows(products),
         )
         said.append("The old file is deleted, not overwritten; copies and backups of the bank still hold it.")
-        return _finish(change, state, now, "forget", gone, tuple(said), drift, vectors, engine)
+        done = _finish(change, state, now, "forget", gone, tuple(said), drift, vectors, engine)
+        if (done.path / basis.file).exists():
+            raise BankError(
+                f"{done.path / basis.file}: {name} is out of the bank, but this file of before cannot be deleted. Delete it."
+            )
+        return done
 
 
 def rebuild(
@@ -202,7 +223,8 @@ def rebuild(
 ) -> Bank:
     """Cluster anew, from the tasks' own vectors where these are at hand, and from the stored bases where they are not.
 
-    Tasks that were merged before, and whose vectors are gone, stay together: their inner products are unknowable.
+    Tasks that were merged before, and whose vectors are gone, stay together: their inner products are unknowable. So do those whose basis
+    was given as one model.
 
     Raises:
         BankError: the bank is damaged, empty or held by another process. RecipeError: `k` is out of range.
@@ -214,36 +236,58 @@ def rebuild(
         nodes: dict[str, Node] = {}
         said: list[str] = []
         for key, basis in now.bases.items():
-            if all(task in found for task in basis.members):
+            if basis.how != "given" and all(task in found for task in basis.members):
                 nodes |= {task: Node(vector=found[task], members=(task,)) for task in basis.members}
             else:
                 nodes[" + ".join(basis.members)] = Node(vector=now.vector(key), members=basis.members, basis=key)
                 if len(basis.members) > 1:
                     gone = [task for task in basis.members if task in lost]
-                    said.append(f"{', '.join(basis.members)}: stay together; the vectors of {some(gone)} are not at hand.")
+                    why = (
+                        "their basis was given as one model"
+                        if basis.how == "given"
+                        else f"the vectors of {some(gone)} are not at hand"
+                    )
+                    said.append(f"{', '.join(basis.members)}: stay together; {why}.")
         if len(nodes) < 2:
             raise BankError(f"{now.path}: has {len(nodes)} part{'s' * (len(nodes) != 1)} that could be clustered, and needs two.")
         nodes = {key: nodes[key] for key in sorted(nodes)}
         listed = [node.vector for node in nodes.values()]
         change.read += bytes_of(listed)
         products = gram(listed, exclude=now.state.settings.exclude, engine=engine)
+        lengths = dict(zip(nodes, products.diagonal().clamp(min=0).sqrt().tolist(), strict=True))
+        check_lengths(now, {task: lengths[task] for task, node in nodes.items() if node.basis is None})
         similarity = Similarity(names=tuple(nodes), gram=products, base_norm=now.state.base_norm)
         settings = now.state.settings
         most = most_bases(now, max((basis.nbytes for basis in now.bases.values()), default=1))
+        if k != "auto" and k_max is not None and k > k_max:
+            raise RecipeError([f"`k` must be at most `k_max`, {k_max}. Got {k}."], "rebuild")
         top = min(n for n in (k_max, most, len(nodes) - 1 if k_max is None else None) if n is not None)
+        if k_min > top:
+            raise RecipeError(
+                [f"`k_min` must be at most {top}, which `k_max`, the budget or the parts allow. Got {k_min}."], "rebuild"
+            )
         if k != "auto" and most is not None and k > most:
             raise BankError(f"{now.path}: the budget holds {most} bases. Got k = {k}.")
-        clustering = cluster(similarity, k, k_min=min(k_min, top), k_max=top, opposed=settings.opposed, seed=settings.seed)
+        clustering = cluster(similarity, k, k_min=k_min, k_max=top, opposed=settings.opposed, seed=settings.seed)
         said += clustering.notes
         if most is not None and len(clustering.groups) > most:
             raise BankError(
-                f"{now.path}: with opposed vectors apart there would be {len(clustering.groups)} bases, and the budget holds {most}. "
+                f"{now.path}: with opposed and unconnected vectors apart there would be {len(clustering.groups)} bases, and the budget holds {most}. "
                 "Raise it, or give a smaller k."
             )
         parts = {name: list(members) for name, members in clustering.groups.items()}
         made = regroup(change, now, nodes, products, parts, engine=engine)
         members = {task: replace(now.members[task], basis=basis) for basis, one in made.bases.items() for task in one.members}
-        single = {node.members[0]: place for place, node in enumerate(nodes.values()) if len(node.members) == 1}
+        if set(members) != set(now.members):
+            raise BankError(
+                f"{now.path}: the clusters lack {', '.join(sorted(set(now.members) - set(members)))}. Please report it. Nothing was changed."
+            )
+        very = exact_members(now)
+        single = {
+            node.members[0]: place
+            for place, node in enumerate(nodes.values())
+            if len(node.members) == 1 and (node.basis is None or node.members[0] in very)
+        }
         known = {(a, b): float(products[i, j]) for a, i in single.items() for b, j in single.items()}
         state = replace(
             now.state,
@@ -322,13 +366,14 @@ def _measured(change: Change, bank: Bank, engine: Engine | None) -> tuple[Tensor
     return products, {name: replace(one, norm=norm) for (name, one), norm in zip(bank.bases.items(), norms, strict=True)}
 
 
-def _exactness(bank: Bank, basis: Basis, made: Basis, name: str, rest: float, whole: float) -> str:
-    """How exact a subtraction is: what rounding, or the stored form, leaves of the task, relative to the new basis."""
-    size = rest / whole * basis.norm
-    left = (rest * bank.members[name].norm + size) * FLOAT_ERROR + basis.error * size
-    if basis.error:
-        return f"not exact: it was stored with a relative error of up to {basis.error:.2g}; up to {left:.3g} of length remains in all."
-    return f"exact but for rounding to float32 (at most {left:.2g} of length in all)."
+def _exactness(made: Basis) -> str:
+    """How exact what is left is: the bound on everything that rounding and stored forms have done."""
+    if made.slack is None:
+        return " how far it then is from a merge of its tasks in one go is not known."
+    share = made.slack / made.norm if made.norm else 0.0
+    if made.error or share > 1e-3:
+        return f" not exact: its stored forms leave up to {made.slack:.2g} of length ({share:.1%} of the basis)."
+    return " exact." if made.slack == 0 else f" exact but for rounding to float32, at most {share:.1e} of the basis."
 
 
 def _finish(

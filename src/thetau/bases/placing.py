@@ -10,22 +10,27 @@ from torch import Tensor
 
 from thetau.bases.bank import Bank
 from thetau.bases.regroup import Node
-from thetau.bases.store import bytes_of, coefficient
+from thetau.bases.store import coefficient, dense_bytes, lossless
 from thetau.engine.executor import gigabytes
 from thetau.errors import BankError
 from thetau.facade import Expression
 
-JOIN = 0.2  # similarity from which a vector joins, where nothing is known of the clusters yet
+JOIN = 0.1  # similarity from which a vector joins at least, where no cluster says what tasks of one kind have in common
 
 
 def links_of(
     bank: Bank, nodes: Mapping[str, Node], products: Float[Tensor, "node node"], norms: Mapping[str, float]
 ) -> Float[Tensor, "node node"]:
-    """Similarity of nodes: the mean over pairs of members where the inner method is linear, else the cosine."""
+    """Similarity of nodes: the mean inner product of their members, over the root mean squares of their lengths; for one task its cosine.
+
+    The cosine of the stored vectors where they do not tell that mean: methods that are not linear, given bases, lossy forms.
+    """
     scale = []
     for place, node in enumerate(nodes.values()):
-        given = node.basis is not None and bank.bases[node.basis].how == "given"
-        factor = None if given else coefficient(bank.inner, len(node.members))
+        basis = None if node.basis is None else bank.bases[node.basis]
+        factor = (
+            None if basis is not None and (basis.how == "given" or basis.error) else coefficient(bank.inner, len(node.members))
+        )
         if factor is None:
             length = float(products[place, place].clamp(min=0).sqrt())
         else:  # the members' mean is basis / (factor · n); its partner is their root mean square length
@@ -39,7 +44,7 @@ def links_of(
 def join_threshold(bank: Bank) -> float:
     """From which similarity a vector joins: the setting, or halfway between the means inside clusters and between them.
 
-    Where no two tasks share a basis: the largest similarity of two tasks that were kept apart. Where nothing is known: 0.2.
+    Where no two tasks share a basis: the largest similarity of two tasks that were kept apart, and 0.1 at least.
     """
     if bank.state.settings.join is not None:
         return bank.state.settings.join
@@ -53,9 +58,7 @@ def join_threshold(bank: Bank) -> float:
                 (inside if bank.members[a].basis == bank.members[b].basis else between).append(value)
     if inside and between:
         return (sum(inside) / len(inside) + sum(between) / len(between)) / 2
-    if between:
-        return max(between)
-    return min(inside, default=JOIN)
+    return max([*between, JOIN]) if not inside else min(inside)
 
 
 def place(
@@ -66,7 +69,9 @@ def place(
     parts = {key: [key] for key in order if key != new}
     own = _next(bank)
     name = new[1:]
-    size = max((basis.nbytes for basis in bank.bases.values()), default=0) or bytes_of([vector])
+    size = max((basis.nbytes for basis in bank.bases.values()), default=0)
+    if not size:  # of a lossy form it is known when it is written, and checked then
+        size = dense_bytes(vector, bank.state.settings.exclude) if lossless(bank.state.settings.store) else 1
     most = most_bases(bank, size)
     if most is not None and most < 1:
         raise BankError(
@@ -85,13 +90,15 @@ def place(
     if to is None and best is not None and abs(near[best]) >= threshold:
         parts[best].append(new)
         return parts, [
-            f"{name}: joined {best} ({some(bank.bases[best].members)}), similarity {near[best]:.3f}; {threshold:.3f} is enough."
+            f"{name}: joined {best} ({some(bank.bases[best].members)}), |similarity| {abs(near[best]):.3f}; {threshold:.3f} is enough."
         ]
     why = (
         "as told"
         if to == "new"
-        else f"its largest similarity is {similar[best]:.3f}, below {threshold:.3f}"
+        else f"its largest |similarity| is {abs(near[best]):.3f}, below {threshold:.3f}"
         if best
+        else f"every basis is opposed to it (below {apart:g})"
+        if similar
         else "the first one"
     )
     if most is None or len(bank.bases) < most:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from thetau.bases.bank import Bank, Basis, Change, Member, Rows, full, lower
 from thetau.bases.build import weighted
-from thetau.bases.store import bytes_of, coefficient, lossless, write_basis
+from thetau.bases.store import bytes_of, coefficient, lossless, slack_of, write_basis
 from thetau.engine.executor import Engine
 from thetau.facade import Expression, gram, merge
 
@@ -57,6 +57,7 @@ def regroup(
     bases: dict[str, Basis] = {}
     rows: list[Tensor] = []
     said: list[str] = []
+    terms: dict[str, list[tuple[float, float, float | None]]] = {}
     for name, listed in parts.items():
         joined = [nodes[node] for node in listed]
         weights = torch.zeros(len(order), dtype=torch.float64)
@@ -94,6 +95,13 @@ def regroup(
         change.read += read
         change.written += basis.nbytes
         bases[name] = basis
+        if how == "member" or weights.any():
+            places = [order.index(node) for node in listed]
+            terms[name] = [
+                (float(weights[i]), float(products[i, i].clamp(min=0).sqrt()), _slack(bank, nodes[order[i]])) for i in places
+            ]
+        else:
+            terms[name] = [] if how == "merged" else [(0.0, 0.0, None)]
     if exact:
         linear = torch.stack(rows) if rows else torch.zeros(0, len(order), dtype=torch.float64)
         found = linear @ products @ linear.T
@@ -103,8 +111,10 @@ def regroup(
         change.read += bytes_of(vectors)
         found = gram(vectors, exclude=settings.exclude, engine=engine)
     norms = found.diagonal().clamp(min=0).sqrt().tolist()
+    bases = {name: replace(basis, norm=norm) for (name, basis), norm in zip(bases.items(), norms, strict=True)}
+    slack = {name: slack_of(found, bases[name].error, bases[name].norm) for name, found in terms.items()}
     return Regrouped(
-        bases={name: replace(basis, norm=norm) for (name, basis), norm in zip(bases.items(), norms, strict=True)},
+        bases={name: replace(basis, slack=slack.get(name, basis.slack)) for name, basis in bases.items()},
         gram=(found + found.T) / 2,
         said=tuple(said),
     )
@@ -113,6 +123,10 @@ def regroup(
 def _factor(inner: object, node: Node) -> float | None:
     """c where the node counts as c · Σ of its members (a given basis too: it stands for each of them alike); None where it does not."""
     return coefficient(inner, len(node.members))  # type: ignore[arg-type]
+
+
+def _slack(bank: Bank, node: Node) -> float | None:
+    return 0.0 if node.basis is None else bank.bases[node.basis].slack
 
 
 class _Remark:

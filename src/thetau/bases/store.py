@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from thetau.bases.bank import Basis, digest_of
+from thetau.checkpoint import matches
 from thetau.compression import Form, LowRank, Precision, Sparse, compress
 from thetau.engine.executor import Engine
 from thetau.engine.plan import plan
@@ -89,6 +90,27 @@ def write_basis(
         error=error,
     )
     return basis, read
+
+
+def slack_of(parts: Sequence[tuple[float, float, float | None]], error: float, norm: float) -> float | None:
+    """How far a stored Σ weight · vector can be from the exact one: `parts` are (weight, norm, slack of the vector).
+
+    One rounding a term, one a product and one at the end, each of at most 2⁻²⁴ of what is rounded; then the stored form's error, which is
+    relative to what was given to it, of length ‖stored‖ / (1 − error) at most.
+    """
+    if error >= 1 or any(slack is None for _, _, slack in parts):
+        return None
+    inherited = sum(abs(weight) * (slack or 0.0) for weight, _, slack in parts)
+    rounded = (2 * len(parts) + 1) * FLOAT_ERROR * sum(abs(weight) * norm for weight, norm, _ in parts) if len(parts) > 1 else 0.0
+    return inherited + rounded + error / (1 - error) * norm
+
+
+def dense_bytes(vector: Expression, exclude: Iterable[str] = ()) -> int:
+    """Bytes of a basis in float32 before it is written; its file has a header too, of a few kilobytes."""
+    left = list(exclude)
+    return 4 * sum(
+        spec.elements for name, spec in vector.specs().items() if spec.dtype.is_floating_point and not matches(name, left)
+    )
 
 
 def bytes_of(vectors: Iterable[Expression]) -> int:

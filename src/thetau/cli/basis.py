@@ -10,7 +10,7 @@ import typer
 
 from thetau.cli.basis_arith import add, compare, negate, ood
 from thetau.cli.basis_report import drift_table, report, table_of, told, write_state
-from thetau.cli.common import Exclude, MaxMemory, Quiet, Workers, engine, parse_fields
+from thetau.cli.common import Exclude, MaxMemory, Quiet, Workers, check_folder, engine, parse_fields
 from thetau.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ def build(
     from thetau.bases.cluster import named_groups
     from thetau.facade import open_base
 
+    check_folder(json)
     listed = [*(vectors or []), *(vector or [])]
     if not listed:
         raise RecipeError(["no task vector was given."], "options")
@@ -98,6 +99,10 @@ def build(
     clusters: Clustering | None = None
     if sum((partition != "spectral", bool(cluster))) > 1:
         raise RecipeError(["--partition and --cluster both say the clusters: give one of them."], "options")
+    if wanted != "auto" and (cluster or partition in ("one", "all")):
+        raise RecipeError(
+            ["-k is for spectral and random clusters: --cluster, --partition one and all say them themselves."], "options"
+        )
     if cluster:
         clusters = given_groups([part.split(",") for part in cluster], names)
     elif partition == "random":
@@ -334,6 +339,8 @@ def _named(bank: Bank, given: Sequence[str] | None) -> dict[str, Expression]:
     if not given:
         return {}
     names, vectors = _operands(bank.base(), given)
+    if len(set(names)) != len(names):
+        raise RecipeError([f"each task's vector can be given once. Got {', '.join(names)}."], "--vector")
     for name in names:
         bank.basis_of(name)
     return dict(zip(names, vectors, strict=True))

@@ -50,7 +50,10 @@ def drift_table(drift: dict[str, Any]) -> None:
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
     if "partition" not in drift:
-        console.print(f"drift: not measured; the vectors of {', '.join(drift['missing']) or 'two tasks'} are needed (--vector).")
+        missing = ", ".join(drift["missing"]) or "two tasks"
+        console.print(
+            f"drift: not measured; the vectors of {missing} are needed (`thetau basis show --drift --vector NAME=PATH`)."
+        )
         return
     table = Table("basis", "‖B − B*‖/‖B*‖, same members", "nearest offline basis", "cosine", box=None, pad_edge=False)
     for name, value in drift["same_members"].items():
@@ -96,8 +99,8 @@ def table_of(bank: Bank) -> None:
     )
     spectrum = bank.state.spectrum
     if spectrum is not None:
-        console.print("eigenvalues " + " ".join(f"{value:.4f}" for value in spectrum.eigenvalues))
-        console.print("gaps        " + " ".join(f"{value:.4f}" for value in spectrum.gaps))
+        console.print("of the last clustering: eigenvalues " + " ".join(f"{value:.4f}" for value in spectrum.eigenvalues))
+        console.print("                        gaps        " + " ".join(f"{value:.4f}" for value in spectrum.gaps))
 
 
 def write_state(bank: Bank, path: Path) -> None:
