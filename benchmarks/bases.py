@@ -126,6 +126,7 @@ SETTINGS = {
         control="cifar10",
         mixed=("mnist", "rsscn7", "gtsrb", "fashion_mnist"),
         second=("cifar10", "scene15"),
+        lambdas=(0.25, *LAMBDAS),
     ),
 }
 QUICK = ("sms_spam", "clinc_domain", "hwu64_scenario", "banking77", "dbpedia_topic")
@@ -208,7 +209,6 @@ class Study:
             "quick": self.is_quick,
             "base_hash": self.encoder.base_hash,
             "setting": _plain(replace(self.setting, backbone=Path(self.setting.backbone).name)),
-            "sizes": {task: len(self.evaluator.inputs(task, "test")) for task in self.loaded},
             "margin": self.setting.margin,
             **self.done,
         }
@@ -375,7 +375,8 @@ class Study:
         bench = self.bench(listed, INNER["Mean"], methods.Average(), grid=(1.0,), evaluator=few)
         rows = []
         every = range(1, len(listed) + 1)
-        for k in [k for k in every if k <= 8 or k % 2 == 0 or k == len(listed)]:
+        auto = cluster(whole).k
+        for k in [k for k in every if k <= 8 or k % 2 == 0 or k in (auto, len(listed))]:
             chosen = cluster(whole, k).groups
             drawn = [] if k in (1, len(listed)) else [random_partition(listed, k, seed).groups for seed in range(5)]
             values = [value_of_partition(bench, groups) for groups in (chosen, *drawn)]
@@ -391,11 +392,10 @@ class Study:
             self.say(
                 f"  k = {k}: bases {100 * values[0].absolute:.1f}, random {[round(100 * v.absolute, 1) for v in values[1:]]}"
             )
-        auto = cluster(whole)
         return {
             "tasks": listed,
             "rows": rows,
-            "eigengap": auto.k,
+            "eigengap": auto,
             "n": self.setting.many,
             "pretrained": average(few.evaluate(self.weights, "test", listed)),
             "individual": average(bench.individual()["test"]),
