@@ -65,7 +65,7 @@ RESULTS = Path(__file__).parent / "results"
 SNAPSHOTS = (1, 2, 20, 60)
 MARGIN = 0.05
 LAMBDAS = (0.5, 1.0, 1.5, 2.0, 3.0)
-ALPHAS = tuple(0.5 * i for i in range(7))
+ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.5, 1.0, 1.5, 2.0, 3.0)
 OOD_ALPHAS = tuple(0.25 * i for i in range(5))
 INNER: dict[str, Any] = {
     "Mean": methods.Average(),
