@@ -20,7 +20,8 @@ from torch import Tensor
 import thetau
 from fixtures import write_model
 from thetau.bases import Bank, build, drift_of, forget, insert, join_threshold, open_bank, rebuild
-from thetau.bases.bank import LOCK, MANIFEST, changing
+from thetau.bases.bank import LOCK, MANIFEST
+from thetau.bases.change import changing
 from thetau.cli import main
 from thetau.engine.executor import Engine
 from thetau.errors import AlignmentError, BankError, OutputError, RecipeError, ThetauError

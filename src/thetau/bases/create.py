@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from thetau._version import __version__
-from thetau.bases.bank import Bank, Basis, Member, Operation, Settings, State, lower, write_manifest
+from thetau.bases.bank import Bank, Basis, Member, Operation, Settings, State, lower
 from thetau.bases.build import merge_groups, named_vectors, refuse_far, refuse_other_base, similarities, space_of
+from thetau.bases.change import write_manifest
 from thetau.bases.cluster import OPPOSED, Clustering, Groups, Similarity, cluster, named_groups, refuse_zero
 from thetau.bases.members import at_home, describe
 from thetau.bases.store import DENSE, bytes_of, check_store, coefficient, dense_bytes, lossless, slack_of, write_basis

@@ -15,8 +15,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from thetau.bases.bank import Bank, Basis, Change, State, changing, open_bank
+from thetau.bases.bank import Bank, Basis, State, open_bank
 from thetau.bases.build import merge_groups, refuse_other_base, space_of, weighted
+from thetau.bases.change import Change, changing
 from thetau.bases.cluster import Similarity, cluster
 from thetau.bases.drift import drift_of
 from thetau.bases.members import at_hand, check_lengths, describe

@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thetau.bases.bank import Bank, Basis, Change, Member, Rows, full, lower
+from thetau.bases.bank import Bank, Basis, Member, Rows, full, lower
 from thetau.bases.build import weighted
+from thetau.bases.change import Change
 from thetau.bases.store import bytes_of, coefficient, lossless, slack_of, write_basis
 from thetau.engine.executor import Engine
 from thetau.facade import Expression, gram, merge
