@@ -556,6 +556,8 @@ def test_negate_by_each_way_of_finding_the_basis(world: World, tmp_path: Path) -
         assert (found.basis, found.how, found.members) == (basis, how, NATURAL[basis])
         assert f"α·{basis}" in said
         assert (found.similarity is not None) == (how != "own")
+    with pytest.raises(RecipeError, match=r"below 0 the basis would be added\. Got '-1,0'"):
+        invoke(*common, "--task", "animals", "--alphas=-1,0")
     first = read_weights(tmp_path / "model")
     alpha = -told(tmp_path / "model" / "thetau.json")["recipe"]["coefficients"]["b1"]
     expected = at_scale(world.weights, world.bank.vector("b1").state_dict(), -alpha)

@@ -603,3 +603,30 @@ def test_wrong_options_are_named(folder: Path, capsys: pytest.CaptureFixture[str
     assert code != 0
     assert message in text
     assert not Path("t.safetensors").exists()
+
+
+def test_no_rows_of_every_form(tmp_path: Path) -> None:
+    """A read of nothing is an empty tensor of the right shape, whatever the form."""
+    base, tuned = models({"w": (20, 64)}, ["a"])
+    _, vectors = vectors_of(base, tuned)
+    for number, form in enumerate(FORMS):
+        if isinstance(form, LowRank) and not isinstance(form.rank, int):
+            form = LowRank(rank=2)
+        compress(vectors[0], tmp_path / f"{number}.safetensors", form)
+        source = thetau.open(tmp_path / f"{number}.safetensors").terms[0][1]
+        assert source.read("w", 3, 3).shape == (0, 64)
+
+
+def test_a_tensor_of_very_many_empty_rows_costs_nothing(tmp_path: Path) -> None:
+    """A header of a few bytes may claim 2⁵⁹ rows without an entry: nothing walks over them."""
+    path = tmp_path / "rows.safetensors"
+    header = {
+        "__metadata__": {"thetau.kind": "task_vector"},
+        "a": {"dtype": "F32", "shape": [2**59, 0], "data_offsets": [0, 0]},
+        "b": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+    }
+    raw = json.dumps(header).encode()
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw + b"\0\0\x80?")
+    state = thetau.open(path).state_dict()
+    assert state["a"].shape == (2**59, 0)
+    assert state["b"].tolist() == [1.0]

@@ -396,3 +396,11 @@ def test_stitch_and_storage_from_the_command_line(folder: Path, capsys: pytest.C
     code, text = run(capsys, "vector", "storage", "a", "b", "-b", "base", "--rounding", "up")
     assert code != 0
     assert "`options(rounding=...)` must be one of half_up, half_even. Got 'up'." in text
+
+
+@pytest.mark.parametrize("bad", [0.5, float("nan"), float("inf")])
+def test_a_clusters_number_is_whole(bad: Any) -> None:
+    base, tuned = models(SHAPES, ["a", "b", "c"])
+    _, vectors = vectors_of(base, tuned)
+    with pytest.raises(RecipeError, match="a cluster's number is a whole number"):
+        storage(vectors, clusters=PerTask({"a": bad, "b": 1.0, "c": 0.0}), names=["a", "b", "c"])

@@ -209,6 +209,8 @@ class CompressedSource:
         return self._offsets[name]
 
     def _product(self, name: str, spec: Spec, start: int, stop: int) -> Tensor:
+        if start == stop or not spec.row_elements:
+            return torch.empty((stop - start, spec.row_elements))
         v = self.stored.read(part("v", name)).float()
         step = block_rows(spec.row_elements)
         first = start - start % step
@@ -221,7 +223,7 @@ class CompressedSource:
         values = self.stored.read(part("values", name), start, stop).float()
         whole = self.stored.specs[part("scale", name)].rows == 1
         scale = self.stored.read(part("scale", name), *((0, 1) if whole else (start, stop)))
-        return values.reshape(stop - start, -1) * scale[:, None]
+        return values.reshape(stop - start, spec.row_elements) * scale[:, None]
 
     def _check_metadata(self) -> None:
         version, kind = self.metadata.get("thetau.format", ""), self.metadata.get("thetau.kind")

@@ -119,7 +119,8 @@ def add(
     tasks = loaded(task or list(opened.members), data)
     names = [one.name for one in tasks]
     grid = parse_grid(alphas) or ADDITION
-    folders = [Path(opened.members[name].source) for name in names if name in opened.members]
+    moved = {name: Path(path) for name, _, path in (text.partition("=") for text in model or [])}
+    folders = {name: moved.get(name, Path(opened.members[name].source)) for name in names if name in opened.members}
     one = live(base or opened.base_label, tasks, sizes, folders)
     own, lost = individuals(opened, one, names, model or [], cache)
     space, parts = outer_space(
@@ -226,7 +227,13 @@ def negate(
     )
     grid = parse_grid(alphas) or NEGATION
     own = None if finding.ways else opened.basis_of(task)
-    folders = [Path(opened.members[name].source) for name in (task, control) if name in opened.members]
+    folders = {name: Path(opened.members[name].source) for name in (task, control) if name in opened.members}
+    if vector is not None:
+        folders[task] = Path(vector)
+    if any(alpha < 0 for alpha in parse_grid(alphas) or ()):
+        raise RecipeError(
+            [f"--alphas of a negation must be 0 or more: below 0 the basis would be added. Got {alphas!r}."], "options"
+        )
     one = live(base or opened.base_label, [target, kept], sizes, folders)
     similarity = None if own is not None else similarity_to(opened, task, finding, sizes, one)
     used = own if similarity is None else similar_bases(similarity)[0]
@@ -321,7 +328,7 @@ def ood(
         kind=kind,
         cache=cache,
     )
-    one = live(base or opened.base_label, [target], sizes, [] if vector is None else [Path(vector)])
+    one = live(base or opened.base_label, [target], sizes, {} if vector is None else {task: Path(vector)})
     similarity = similarity_to(opened, task, finding, sizes, one)
     chosen = similar_bases(similarity, threshold, most)
     vectors = {name: opened.vector(name) for name in chosen}
@@ -413,7 +420,7 @@ def compare(
         kind=kind,
         cache=cache,
     )
-    one = live(base, loaded([model.task for model in tuned], data), sizes, [model.path for model in tuned])
+    one = live(base, loaded([model.task for model in tuned], data), sizes, {model.task: model.path for model in tuned})
     tangent = one_space(tuned, one.encoder)
     start = open_base(base)
     vectors = {model.task: as_vector(open_weights(model.path, base=start), start).named(model.task) for model in tuned}

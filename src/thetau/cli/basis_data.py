@@ -136,15 +136,24 @@ def loaded(given: Sequence[str], data: Path | None) -> list[Task]:
     return [load_task(one, data) for one in dict.fromkeys(given)]
 
 
-def live(base: str, tasks: Sequence[Task], sizes: Sizes, heads: Sequence[Path] = ()) -> Live:
-    """The base's encoder with an evaluator; `heads`: folders of models whose trained heads are used. Raises `DataError`."""
+def live(base: str, tasks: Sequence[Task], sizes: Sizes, heads: Mapping[str, Path] | None = None) -> Live:
+    """The base's encoder with an evaluator. `heads`: task → its model's folder, whose head is used if it was trained; where a folder is
+    gone, that is said, and the base's frozen head is used. Raises `DataError`."""
     from thetau.evaluate import Evaluator
     from thetau.finetune.output import trained_heads
     from thetau.models import load_encoder
     from thetau.models.loading import kind_named
 
     encoder = load_encoder(base, kind_named(sizes.kind))
-    own: dict[str, Any] = {name: head for folder in heads if folder.is_dir() for name, head in trained_heads(folder).items()}
+    own: dict[str, Any] = {}
+    for name, folder in (heads or {}).items():
+        if folder.is_dir():
+            own |= {task: head for task, head in trained_heads(folder).items() if task == name}
+        elif not folder.exists():
+            typer.echo(
+                f"{name}: its model is not at {folder}; a head that was trained with it would be missed, the base's is used.",
+                err=True,
+            )
     evaluator = Evaluator(
         encoder,
         tasks,

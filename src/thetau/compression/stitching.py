@@ -152,4 +152,7 @@ def numbers(clusters: Clusters | tuple[float, ...] | None, tasks: Sequence[str])
         clusters = tuple(clusters.values[task] for task in tasks)
     if len(clusters) != len(tasks):
         raise RecipeError([f"one number for each of the {len(tasks)} tasks is needed. Got {len(clusters)}."], "clusters")
+    bad = [n for n in clusters if isinstance(n, bool) or not isinstance(n, int | float) or n % 1 != 0]  # NaN and inf are bad too
+    if bad:
+        raise RecipeError([f"a cluster's number is a whole number. Got {bad[0]!r}."], "clusters")
     return [int(number) for number in clusters]

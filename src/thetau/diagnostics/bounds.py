@@ -140,7 +140,8 @@ def _moves(vector: Mapping[str, Tensor], name: str) -> bool:
 
 
 def _along(gradient: Sequence[Tensor], names: Sequence[str], vector: Mapping[str, Tensor]) -> float:
-    return dot(*zip(*[(slope, vector[name]) for slope, name in zip(gradient, names, strict=True) if name in vector], strict=True))
+    pairs = [(slope, vector[name]) for slope, name in zip(gradient, names, strict=True) if name in vector]
+    return dot(*zip(*pairs, strict=True)) if pairs else 0.0
 
 
 def _columns(halves: Sequence[HalfSum], name: str) -> tuple[list[float], list[float]]:

@@ -24,7 +24,11 @@ def block_rows(spec: Spec) -> int:
 
 
 def blocks(spec: Spec, start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """The blocks between two rows, of which the first starts at a block's edge."""
+    """The blocks between two rows, of which the first starts at a block's edge; rows without entries are one block, however many."""
+    if not spec.row_elements:
+        if start < stop:
+            yield start, stop
+        return
     step = block_rows(spec)
     for first in range(start, stop, step):
         yield first, min(first + step, stop)

@@ -227,7 +227,7 @@ def value_of_partition(bench: Bench, groups: Groups, *, own: bool = False) -> Pa
         raise DataError(
             f"a partition holds every task once: {', '.join(bench.tasks)}. Got {partition_label(groups) or 'no clusters'}."
         )
-    bases = {basis: bench.basis(members) for basis, members in groups.items()}
+    bases = {"+".join(sorted(members)): bench.basis(members) for members in groups.values()}  # randomness goes by name
     space, parts = outer_space(
         bench.evaluator, bench.base, bases, bench.outer, tangent=bench.tangent, cache=bench.run, engine=bench.engine
     )

@@ -117,7 +117,7 @@ def similarity_of_run(
         length = epochs * math.ceil(examples / chosen.batch_size)
     short = FinetuneConfig(**{**_fields(chosen), **plain, "steps": length})
     with tempfile.TemporaryDirectory(prefix="thetau-") as folder:
-        out = (run or Path(folder)) / f"short-{task.name}-{_key(encoder, short)}"
+        out = (run or Path(folder)) / f"short-{task.name}-{_key(encoder, task, short)}"
         finetune(encoder, task, out, short, base=base_label or str(encoder.folder))
         vector = as_vector(open_weights(out, base=base), base).named(task.name)
         remedy = f"Raise the learning rate (lr={short.lr:g}) or the number of steps ({short.steps})."
@@ -163,7 +163,8 @@ def _fields(config: FinetuneConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in config.__dataclass_fields__}
 
 
-def _key(encoder: Encoder, config: FinetuneConfig) -> str:
+def _key(encoder: Encoder, task: Task, config: FinetuneConfig) -> str:
     from thetau.evaluate.cache import Cache
 
-    return Cache.key([encoder.base_hash, encoder.form, config.content()])[:12]
+    lesson = make_lesson(encoder, task, config, {})
+    return Cache.key([encoder.base_hash, encoder.form, config.content(), lesson.inputs.hash, lesson.head.hash()])[:12]
