@@ -539,7 +539,7 @@ def sparse_section(study: Study) -> Any:
         folder = study.run / "storage" / f"{density:g}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        kept = storage(list(vectors.values()), density=density, clusters=numbers, names=listed, folder=folder)
+        kept = storage(list(vectors.values()), density=density, clusters=PerTask(numbers), names=listed, folder=folder)
         shutil.rmtree(folder)
         ways: dict[str, Any] = {
             "localize_stitch": methods.LocalizeStitch(density=density),
