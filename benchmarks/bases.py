@@ -535,12 +535,8 @@ def sparse_section(study: Study) -> Any:
     numbers = {task: float(basis[1:]) for task, basis in found.label().items()}
     vectors = {task: study.vectors[task] for task in listed}
     rows = []
-    for density in (0.05, 0.1):
-        folder = study.run / "storage" / f"{density:g}"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        kept = storage(list(vectors.values()), density=density, clusters=PerTask(numbers), names=listed, folder=folder)
-        shutil.rmtree(folder)
+    for density in (0.05,):
+        kept = storage(list(vectors.values()), density=density, clusters=PerTask(numbers), names=listed)
         ways: dict[str, Any] = {
             "localize_stitch": methods.LocalizeStitch(density=density),
             "mask_sharing": methods.LocalizeStitch(density=density, sharing="mask", clusters=PerTask(numbers)),
@@ -551,7 +547,7 @@ def sparse_section(study: Study) -> Any:
         for name, method in ways.items():
             space, parts = outer_space(study.evaluator, study.weights, vectors, method, tangent=False)
             added = bases_addition(
-                space, listed, parts, outer=name, grid=(*study.setting.lambdas, 5.0, 8.0), individual=study.own(listed)
+                space, listed, parts, outer=name, grid=(1.0, 3.0, 6.0), individual=study.own(listed)
             )
             rows.append(
                 {

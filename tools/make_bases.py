@@ -264,7 +264,7 @@ def sparse_part(content: Content) -> str:
         ]
         for row in made["rows"]
     ]
-    head = ["way", "masks", "density, %", "masks × density × size, MB", "on disk, MB", "λ = 1", "tuned"]
+    head = ["way", "masks", "density, %", "masks × density × size, MB", "in our files, MB", "λ = 1", "tuned"]
     return f"{len(made['tasks'])} tasks in {len(made['groups'])} clusters.\n\n{table(head, rows)}"
 
 
