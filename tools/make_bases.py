@@ -318,9 +318,15 @@ def online_part(content: Content) -> str:
         "largest ‖B − B*‖/‖B*‖",
         "MB",
     ]
+    low = made["save_all"] < made["save_all_untuned"]
+    caution = (
+        " Tuned is below untuned here: the smallest λ tried is too large for a sum of so many vectors; read the untuned columns."
+        if low
+        else ""
+    )
     return (
         "Vectors inserted one by one in the order of their names, against one offline build in as many bases; Save-All gives "
-        f"{points(made['save_all_untuned'])}, and {points(made['save_all'])} with λ tuned.\n\n{table(head, rows)}"
+        f"{points(made['save_all_untuned'])}, and {points(made['save_all'])} with λ tuned.{caution}\n\n{table(head, rows)}"
     )
 
 
