@@ -546,9 +546,7 @@ def sparse_section(study: Study) -> Any:
             ways = {"dense": methods.TaskArithmetic(scale=1 / len(listed)), **ways}
         for name, method in ways.items():
             space, parts = outer_space(study.evaluator, study.weights, vectors, method, tangent=False)
-            added = bases_addition(
-                space, listed, parts, outer=name, grid=(1.0, 3.0, 6.0), individual=study.own(listed)
-            )
+            added = bases_addition(space, listed, parts, outer=name, grid=(1.0, 3.0, 6.0), individual=study.own(listed))
             rows.append(
                 {
                     "name": name,

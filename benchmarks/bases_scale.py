@@ -117,6 +117,7 @@ def main() -> None:
     floor = sum(floors) / 2
     nbytes = sum(path.stat().st_size for path in vectors)
     found: dict[str, Any] = {
+        "machine": f"{given.vectors} vectors of {int(given.parameters):,} parameters, {nbytes / 1e9:.1f} GB; reading them once took {floor:.1f} s",
         "vectors": given.vectors,
         "parameters": int(given.parameters),
         "bytes": nbytes,
@@ -125,9 +126,10 @@ def main() -> None:
         "floor_seconds": floors,
         "bases": len(state["bases"]),
         "bank_bytes": sum(basis["nbytes"] for basis in state["bases"].values()),
-        "build": {"seconds": build[0], "over_floor": build[0] / floor, "peak_gb": build[1]},
-        "insert": {"seconds": insert[0], "over_floor": insert[0] / floor, "peak_gb": insert[1]},
-        "forget": {"seconds": forget[0], "over_floor": forget[0] / floor, "peak_gb": forget[1]},
+        "operations": [
+            {"operation": name, "seconds": seconds, "over_floor": seconds / floor, "peak_gb": peak}
+            for name, (seconds, peak) in (("build", build), ("insert", insert), ("forget", forget))
+        ],
         "log": [{key: step[key] for key in ("kind", "read", "written", "seconds")} for step in state["log"]],
     }
     given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
