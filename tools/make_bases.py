@@ -407,8 +407,9 @@ def claim_twice(content: Content) -> str:
 def claim_mixed(content: Content) -> str:
     cells = {(cell["base"], cell["row"]): 100 * cell["absolute"] for cell in content["mixed"]["used"]["cells"]}
     rows = list(dict.fromkeys(row for _, row in cells))
-    leads = [cells[base, rows[0]] - cells[base, row] for base in ("first", "second") for row in rows[1:]]
-    return word(leads, noise(examples(content), content["setting"]["mixed"]))
+    unsure = noise(examples(content), content["setting"]["mixed"])
+    told = {base: word([cells[base, rows[0]] - cells[base, row] for row in rows[1:]], unsure) for base in ("first", "second")}
+    return "; ".join(f"over the {base} base: {verdict}" for base, verdict in told.items())
 
 
 CLAIMS = (
@@ -472,6 +473,8 @@ def page() -> str:
     parts.append(claims_part(contents))
     for name, content in contents.items():
         parts.append(f"## {'Text' if name == 'text' else 'Images'}: {content['setting']['backbone']}")
+        if content.get("remarks"):  # of a run whose sections were not all made with the settings that it records
+            parts.append("\n".join(f"- {remark}" for remark in content["remarks"]))
         for key, title, draw in PARTS:
             if key in content:
                 parts += [f"### {title}", draw(content, name)]
