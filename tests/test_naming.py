@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 import transformers
 from torch import nn
 
-from thetau.checkpoint.naming import Kind, View, kind_of, layer_of, view_of
+from thetau.checkpoint.naming import Kind, View, kind_of, layer_of, view_of, weighed_left
 
 WIDE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 TOKENS = {"vocab_size": 30, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -115,6 +116,43 @@ def test_attention_is_told_from_mlp(name: str, make: Callable[[str], nn.Module])
     expected = {"t5": 2 * 4 + 2 * 8, "clip": 16, "gpt2": 10, "gpt-neox": 4}.get(name, 8)
     assert len(attention) == expected
     assert {layer_of(key) for key in (*attention, *mlp)} == {0, 1}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_writes_the_residual_stream_and_what_widens_face_their_output(name: str, make: Callable[[str], nn.Module]) -> None:
+    """One output projection an attention, told from q, k and v; in an MLP the hidden layer's side, whatever the layer is called."""
+    sides: dict[bool, list[str]] = {True: [], False: []}
+    for key, tensor in make(name).state_dict().items():
+        shape = tuple(tensor.shape)
+        if kind_of(key, shape) in (Kind.ATTENTION, Kind.MLP):
+            logical = (shape[1], shape[0]) if view_of(key, shape).transposed else (shape[0], shape[1])
+            sides[weighed_left(key, logical)].append(key)
+            if kind_of(key, shape) is Kind.MLP:
+                assert weighed_left(key, logical) == (logical[0] > logical[1]), key
+    writers = [key for key in sides[True] if kind_of(key, (2, 2)) is Kind.ATTENTION]
+    readers = [key for key in sides[False] if kind_of(key, (2, 2)) is Kind.ATTENTION]
+    assert len(writers) == {"t5": 2 + 4, "clip": 4, "gpt2": 4}.get(name, 2), writers
+    assert all(re.search(r"\.(o|o_proj|out_proj|out_lin|c_proj|dense)\.weight$", key) for key in writers), writers
+    inward = r"(query|key|value|q|k|v|[qkv]_lin|q_proj|k_proj|v_proj|qkv|query_key_value|c_attn|q_attn|in_proj\w*)\.weight$|in_proj_weight$"
+    assert all(re.search(inward, key) for key in readers), readers
+
+
+@pytest.mark.parametrize(
+    ("key", "left"),
+    [
+        ("blocks.3.attn.proj.weight", True),  # timm
+        ("blocks.3.attn.qkv.weight", False),
+        ("transformer.layer.0.attention.out_lin.weight", True),  # DistilBERT
+        ("transformer.h.1.self_attention.dense.weight", True),  # Falcon, BLOOM
+        ("transformer.h.1.self_attention.query_key_value.weight", False),
+        ("encoder.layer.0.attention.attn.o.weight", True),  # MPNet
+        ("model.layers.0.self_attn.kv_a_proj_with_mqa.weight", False),
+        ("visual.transformer.resblocks.0.attn.in_proj_weight", False),
+    ],
+)
+def test_attention_outputs_of_other_models(key: str, left: bool) -> None:
+    assert weighed_left(key, (8, 8)) == left
+    assert kind_of(key, (8, 8)) is Kind.ATTENTION
 
 
 @pytest.mark.parametrize("name", ["bert", "llama", "gpt2", "clip"])

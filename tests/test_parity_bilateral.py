@@ -183,13 +183,51 @@ def test_to_the_right_only_it_is_wudis_closed_form(shape: tuple[int, int, int], 
 )
 def test_to_the_right_only_the_flow_is_wudis(shape: tuple[int, int, int], time: float) -> None:
     vectors = task_vectors(*shape)
-    tau = torch.stack(vectors).double()
-    weight = 1 / tau.square().sum((1, 2), keepdim=True)
-    a = (weight * tau.transpose(1, 2) @ tau).sum(0)
-    r = (weight * tau @ tau.transpose(1, 2) @ tau).sum(0) - tau.sum(0) @ a
-    quotient, mean = float((r * (r @ a)).sum() / r.square().sum()), float(a.trace() / len(a))
-    got = ours(vectors, p=0.0, q=1.0, solver="flow", time=time * quotient / mean)
+    tasks, d_out, d_in = shape
+    unseen = d_in / min(d_in, tasks * d_out)  # WUDI's mean eigenvalue counts the zeros
+    got = ours(vectors, p=0.0, q=1.0, solver="flow", time=time * unseen)
     assert relative(got, wudi(vectors, solver="gradient_flow", time=time)) < 1e-4
+
+
+def test_by_role_each_matrix_has_one_side() -> None:
+    """The right one is WUDI's gradient flow; the left one is that of the transposed vectors."""
+    vectors = task_vectors(4, 24, 24)
+    right = wudi(vectors, solver="gradient_flow")
+    left = wudi([v.T.contiguous() for v in vectors], solver="gradient_flow").T
+    for name, want in (
+        ("encoder.layer.0.attention.self.query.weight", right),
+        ("encoder.layer.0.attention.output.dense.weight", left),
+        ("encoder.layer.0.intermediate.dense.weight", right),  # no larger side
+    ):
+        got = bilateral(name, {f"t{i}": v for i, v in enumerate(vectors)})
+        assert relative(got, want) < 1e-5
+    for shape, name in (
+        ((40, 16), "encoder.layer.0.intermediate.dense.weight"),
+        ((16, 40), "encoder.layer.0.output.dense.weight"),
+    ):
+        vectors = task_vectors(4, *shape)
+        turned = [v.T.contiguous() if shape[0] > shape[1] else v for v in vectors]
+        want = wudi(turned, solver="gradient_flow")
+        got = bilateral(name, {f"t{i}": v for i, v in enumerate(vectors)})
+        assert relative(got, want.T if shape[0] > shape[1] else want) < 1e-5
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0])
+@pytest.mark.parametrize("left", [False, True])
+def test_whole_powers_of_one_side_are_products(power: float, left: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = [(i + 1) * v for i, v in enumerate(task_vectors(3, 8, 6))]
+    p, q = (power, 0.0) if left else (0.0, power)
+    sides = [factors(v, p, q) for v in vectors]
+    weights = {"norm": [1.0] * 3, "none": [float(v.double().norm() ** (2 * power)) for v in vectors]}
+    from thetau.methods import bilateral_solvers
+
+    def fail(*_: Any) -> None:
+        raise AssertionError("decomposed")
+
+    monkeypatch.setattr(bilateral_solvers, "truncated_svd", fail)
+    for balance, w in weights.items():
+        got = ours(vectors, p=p, q=q, balance=balance, **TO_THE_END)
+        assert relative(got, dense(vectors, sides, w)) < 1e-5
 
 
 # The solvers.
@@ -288,6 +326,8 @@ def test_zero_rows_and_columns_change_nothing() -> None:
     for fields in (
         coarse,
         {"solver": "flow"},
+        {"solver": "flow", "p": 0.0},
+        {"solver": "flow", "q": 0.0, "p": 1.0},
         coarse | {"p": 0.0},
         coarse | {"balance": "trace"},
         coarse | {"rank": 4, "tail": "drop"},
@@ -377,6 +417,8 @@ def test_factors_that_are_given() -> None:
 FIELDS: list[dict[str, Any]] = [
     {},
     {"solver": "flow"},
+    {"sides": "by_role", "solver": "flow", "p": 1.0},
+    {"sides": "by_role", "solver": "flow", "p": 2.0, "q": 2.0},
     {"p": 0.0},
     {"q": 0.0},
     {"balance": "none"},
@@ -461,6 +503,10 @@ def test_identical_tasks_give_what_they_agree_on() -> None:
 def test_cost() -> None:
     part = TwoSided(rank=256, iterations=30)
     assert part.cost(4096, 4096, 2).memory < part.cost(4096, 4096, 4).memory < part.cost(4096, 4096, 16).memory
+    by_role, right = TwoSided(sides="by_role", p=1.0), TwoSided(p=0.0)
+    assert by_role.cost(512, 64, 4) == TwoSided(q=0.0, p=1.0).cost(512, 64, 4)
+    assert by_role.cost(64, 512, 4) == right.cost(64, 512, 4)
+    assert by_role.alternatives() == {}
     assert TwoSided(p=0.0).cost(512, 512, 4).memory == TwoSided(p=0.0).cost(512, 512, 16).memory
     for tail, matmuls in (
         ("drop", 30 * 8 * (4 * 256 * 2048**2 + 4 * 256**2 * 2048)),  # on the compressed space of 8 · 256 dimensions
@@ -487,16 +533,20 @@ def bilateral(name: str, stored: dict[str, Tensor], **fields: Any) -> Tensor:
 def test_split_fused_merges_three_matrices() -> None:
     tasks = {f"t{i}": torch.cat(task_vectors(3, 16, 16, seed=i)) for i in range(4)}
     name = "visual.transformer.resblocks.0.attn.in_proj_weight"
-    parts = [ours([v[16 * k : 16 * (k + 1)] for v in tasks.values()], rank=0.25) for k in range(3)]
-    assert torch.equal(bilateral(name, tasks, split_fused=True), torch.cat(parts))
-    assert torch.equal(bilateral(name, tasks), ours(list(tasks.values()), rank=0.25))
-    assert not torch.equal(bilateral(name, tasks), torch.cat(parts))
+    both: dict[str, Any] = {"sides": "both", "solver": "cg", "rank": 0.25}
+    for fields in (both, {"p": 0.0, "solver": "flow"}):  # q, k and v face their input: by role that is the right side alone
+        parts = [ours([v[16 * k : 16 * (k + 1)] for v in tasks.values()], **{"p": 1.0, **fields}) for k in range(3)]
+        mine = {} if fields is not both else both
+        assert torch.equal(bilateral(name, tasks, split_fused=True, **mine), torch.cat(parts))
+        assert torch.equal(bilateral(name, tasks, **mine), ours(list(tasks.values()), **{"p": 1.0, **fields}))
+        assert not torch.equal(bilateral(name, tasks, **mine), torch.cat(parts))
 
 
 def test_conv1d_is_merged_as_the_linear_layer_that_it_is() -> None:
+    """Its larger side is the input's, the right one, however it is stored."""
     plain = {f"t{i}": v for i, v in enumerate(task_vectors(4, 16, 64))}
     got = bilateral("transformer.h.0.mlp.c_proj.weight", {task: v.T.contiguous() for task, v in plain.items()})
-    assert torch.equal(got, ours(list(plain.values()), rank=0.25).T)
+    assert torch.equal(got, ours(list(plain.values()), p=0.0, solver="flow").T)
 
 
 def test_the_sides_belong_to_outputs_and_inputs() -> None:
@@ -523,6 +573,7 @@ def test_term_sides_that_are_the_identity() -> None:
 RULES = [
     ({"p": -1.0}, "`Bilateral(p=...)` must be a number of at least 0. Got -1.0."),
     ({"q": float("nan")}, "`Bilateral(q=...)` must be a number of at least 0. Got nan."),
+    ({"sides": "left"}, "`Bilateral(sides=...)` must be one of by_role, both. Got 'left'."),
     ({"solver": "adam"}, "`Bilateral(solver=...)` must be one of cg, flow. Got 'adam'."),
     ({"tolerance": 2.0}, "`Bilateral(tolerance=...)` must be in [0, 1]. Got 2.0."),
     ({"iterations": -1}, "`Bilateral(iterations=...)` must be an integer of at least 0. Got -1."),

@@ -28,6 +28,9 @@ _LAYER = re.compile(r"(?:^|\.)(?:layers?|blocks?|resblocks|h|block)\.(\d+)(?=\.)
 _ATTENTION = re.compile(
     r"(?:^|[._])(?:attn|attention|crossattention|self_attn|cross_attn|SelfAttention|EncDecAttention|q_proj|k_proj|v_proj|o_proj|in_proj|qkv|Wqkv)(?=[._]|$)"
 )
+_ATTENTION_OUTPUT = re.compile(
+    r"(?:^|[._])(?:o|wo|o_proj|out_proj|out_lin|c_proj|(?:attn|attention)\.(?:proj|dense|output\.dense))\.weight$"
+)
 _EMBEDDING = re.compile(
     r"embed|(?:^|\.)(?:wte|wpe|shared|positional|class_embedding|relative_attention_bias)(?:\.|$)", re.IGNORECASE
 )
@@ -68,6 +71,18 @@ def kind_of(name: str, shape: tuple[int, ...]) -> Kind:
     if layer_of(name) is not None:
         return Kind.ATTENTION if _ATTENTION.search(name) else Kind.MLP
     return Kind.HEAD if _HEAD.search(name) else Kind.LINEAR
+
+
+def weighed_left(name: str, shape: tuple[int, int]) -> bool:
+    """Whether a linear layer's weight `[d_out, d_in]` faces the space that its block's function fixes with its output, not its input.
+
+    In an MLP that is the hidden layer, whose neurons a nonlinearity sets apart: the larger dimension, the input where both are equal. In
+    attention it is the residual stream, which q, k and v read and the output projection writes: between them, any invertible change of
+    a head's coordinates leaves the function as it is.
+    """
+    if kind_of(name, shape) is Kind.ATTENTION:
+        return _ATTENTION_OUTPUT.search(name) is not None
+    return shape[0] > shape[1]
 
 
 def view_of(name: str, shape: tuple[int, ...]) -> View:

@@ -1,15 +1,17 @@
-r"""Bilateral merging: let each task's vector stand in for its inputs and for its output gradients.
+r"""Bilateral merging: let each task's vector stand in for its inputs or for its output gradients, by what its matrix does.
 
 Ours; WUDI (Cheng et al., ICML 2025, <https://arxiv.org/abs/2503.08099>) is p = 0, q = 1. A task vector is a sum of (output
-gradient)(input)ᵀ, so its rows stand in for a layer's inputs and its columns for the output gradients. Weighing interference on both sides is
-the second-order change of the loss in the Kronecker-factored form of Martens and Grosse (K-FAC, ICML 2015,
+gradient)(input)ᵀ, so its rows stand in for a layer's inputs and its columns for the output gradients. Weighing interference with both is the
+second-order change of the loss in the Kronecker-factored form of Martens and Grosse (K-FAC, ICML 2015,
 <https://arxiv.org/abs/1503.05671>), with both factors read off the task vector alone: H_i = U s^{2p} Uᵀ, G_i = V s^{2q} Vᵀ with τ_i = U s Vᵀ
-and ‖s‖ = 1. See docs/bilateral.md for the derivation, what it assumes and where it fails.
+and ‖s‖ = 1. By default every matrix is weighed on one side, the one whose coordinates its block's function fixes (`sides="by_role"`): an MLP's
+hidden layer, and the residual stream around attention. That costs as much as WUDI's gradient flow; `sides="both"` is the product. See
+docs/bilateral.md for the derivation, what it assumes, where it fails, and what was measured.
 
-The factors are estimates, so the minimum itself is not wanted: conjugate gradients start from Σ τ_i and stop once the residual is down to a
-share (`tolerance`) of what it was, a rule that needs no data and no unit. A power of 0 is the identity, on the whole space. `rank` truncates
-the factors and never the vectors; what it leaves out counts by its share. It acts on the linear weights of the blocks and everything else
-stays at θ₀, as in WUDI.
+The factors are estimates, so the minimum itself is not wanted: gradient descent in continuous time starts from Σ τ_i and stops at a time in
+the loss's own scale (`flow`), or conjugate gradients stop once the residual is down to a share of what it was (`cg`); neither needs data or
+has a unit. A power of 0 is the identity, on the whole space. `rank` truncates the factors and never the vectors; what it leaves out counts
+by its share. It acts on the linear weights of the blocks and everything else stays at θ₀, as in WUDI.
 """
 
 from __future__ import annotations
@@ -34,11 +36,12 @@ class Bilateral:
 
     - `p`: power of the left factor, which stands in for the output gradients; 0 leaves it out.
     - `q`: power of the right factor, which stands in for the inputs; 0 leaves it out.
-    - `solver`: `cg` (conjugate gradients) or `flow` (gradient descent in continuous time, stopped at `time`).
+    - `sides`: `by_role` (one factor a matrix: the left one where it widens an MLP or writes attention's output, the right one elsewhere) or `both`.
+    - `solver`: `flow` (gradient descent in continuous time, stopped at `time`) or `cg` (conjugate gradients).
     - `iterations`: the most that `cg` makes.
     - `tolerance`: `cg` stops when the residual is down to this share of its first norm.
-    - `time`: where `flow` stops, in units of 1 / Rayleigh quotient of the first residual.
-    - `rank`: singular vectors of each task that its factors keep: a number, a share of the smaller dimension, or None for all.
+    - `time`: where `flow` stops, in units of 1 / mean non-zero eigenvalue of the one side; with both, of 1 / Rayleigh quotient of the first residual.
+    - `rank`: singular vectors of each task that its factors keep: a number, a share of the smaller dimension, or None for all; 0.25 where both sides count.
     - `tail`: what the other singular vectors weigh: all the same (`flat`), by what they hold of ‖τ_i‖², or nothing (`drop`).
     - `balance`: the tasks' weights: ‖s‖ = 1 (`norm`, WUDI's), `loss` (leaving a task out costs 1), `trace` (of its factors) or `none` (of τ as it is).
     - `start`: where the descent begins: the `sum` or the `mean` of the task vectors.
@@ -50,13 +53,14 @@ class Bilateral:
     - `split_fused`: merge fused q/k/v as the three matrices that they are.
     """
 
-    p: float = 0.5
+    p: float = 1.0
     q: float = 1.0
-    solver: Literal["cg", "flow"] = "cg"
+    sides: Literal["by_role", "both"] = "by_role"
+    solver: Literal["cg", "flow"] = "flow"
     iterations: int = 60
     tolerance: float = 0.01
     time: float = 1.0
-    rank: int | float | None = 0.25
+    rank: int | float | None = None
     tail: Literal["flat", "drop"] = "flat"
     balance: Literal["norm", "loss", "trace", "none"] = "norm"
     start: Literal["sum", "mean"] = "sum"
@@ -70,6 +74,7 @@ class Bilateral:
     def __post_init__(self) -> None:
         number("Bilateral", "p", self.p, "a number of at least 0", low=0)
         number("Bilateral", "q", self.q, "a number of at least 0", low=0)
+        choice("Bilateral", "sides", self.sides, ("by_role", "both"))
         choice("Bilateral", "solver", self.solver, ("cg", "flow"))
         whole("Bilateral", "iterations", self.iterations, low=0)
         number("Bilateral", "tolerance", self.tolerance, "in [0, 1]", low=0, high=1)
@@ -89,6 +94,7 @@ class Bilateral:
         return TwoSided(
             p=self.p,
             q=self.q,
+            sides=self.sides,
             solver=self.solver,
             iterations=self.iterations,
             tolerance=self.tolerance,

@@ -3,27 +3,31 @@
 Truncation simplifies the loss and no vector: Σ τ_i is exact, and the directions left out get the weight that their share of ‖τ_i‖² implies
 if it is spread evenly (`tail="flat"`), or none, so that what no kept direction sees stays the sum (`"drop"`). With p = 0
 or q = 0 one side is the identity, everything is summed up as WUDI does, and memory does not grow with the number of tasks; otherwise it
-grows by rank · (d_out + d_in) a task, which `rank` bounds. A loss whose factors come from elsewhere is `with_factors`.
+grows by rank · (d_out + d_in) a task, which `rank` bounds. With `sides="by_role"` every matrix has the one side that its role in the block
+says. Whole powers 1 and 2 of one side are products of matrices, and nothing is decomposed. A loss whose factors come from elsewhere is
+`with_factors`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil, prod
+from math import ceil, prod, sqrt
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from thetau.checkpoint import weighed_left
 from thetau.engine.types import Cost, Site
-from thetau.methods.kronecker import Kronecker, OneSided, Term, descend, flow, gaussian, sketched, truncated_svd
+from thetau.methods.kronecker import Kronecker, OneSided, Term, descend, gaussian, sketched, truncated_svd
 
 Side = tuple[Tensor, Tensor, float]  # basis, values above the rest, the rest
 TAIL = 1e-5  # a smaller share of ‖τ‖² outside the kept directions is rounding
 EXACT = 1e-5  # tolerances below this, but 0, are worked in float64
 DAMPING = 1e-2
+SPREAD = 10.0  # of the bound over the first Rayleigh quotient, for the cost of a flow; measured at 3 to 15
 
 
 @dataclass(kw_only=True)
@@ -45,6 +49,7 @@ class TwoSided:
 
     p: float = 0.5
     q: float = 1.0
+    sides: Literal["by_role", "both"] = "both"
     solver: Literal["cg", "flow"] = "cg"
     iterations: int = 60
     tolerance: float = 0.01
@@ -58,22 +63,27 @@ class TwoSided:
 
     def init(self, d_out: int, d_in: int, tasks: int) -> Total:
         """Nothing yet."""
-        state = Total(total=torch.zeros(d_out, d_in))
-        if self._one_sided:
-            side = d_out if self._left_only else d_in
-            gram = torch.zeros(side, side, dtype=torch.float64)
-            state.sums = OneSided(gram=gram, target=torch.zeros(d_out, d_in, dtype=torch.float64), left=self._left_only)
-        return state
+        return Total(total=torch.zeros(d_out, d_in))
 
     def add(self, state: Total, vector: Float[Tensor, "d_out d_in"], site: Site) -> Total:
         """Take in one task."""
+        if self.sides == "by_role":
+            left = weighed_left(site.name, (vector.shape[0], vector.shape[1]))
+            return self._facing(left).add(state, vector, site)
         square = float(vector.double().square().sum())
         if square == 0:
             return state
+        if self._one_sided and state.sums is None:
+            side = vector.shape[0 if self._left_only else 1]
+            gram, target = (torch.zeros(shape, dtype=torch.float64) for shape in ((side, side), vector.shape))
+            state.sums = OneSided(gram=gram, target=target, left=self._left_only)
         state.total += vector
         state.tasks += 1
         state.squares.append(square)
         norm = square**0.5
+        if state.sums is not None and self._by_products:
+            state.size += self._multiply(state.sums, vector, norm, square)
+            return state
         given = vector.to(self._dtype)
         u, s, v = truncated_svd(given / norm, self._rank(*vector.shape), ("bilateral", *site.tasks, site.name))
         seen = int(
@@ -123,6 +133,9 @@ class TwoSided:
 
     def cost(self, d_out: int, d_in: int, tasks: int) -> Cost:
         """Operations and working memory of one matrix, for as many iterations as there may be."""
+        if self.sides == "by_role":  # which of the two it is, a shape cannot tell
+            both = [self._facing(left).cost(d_out, d_in, tasks) for left in (False, True)]
+            return Cost(flops=max(one.flops for one in both), memory=max(one.memory for one in both))
         entries, small = d_out * d_in, min(d_out, d_in)
         r = self._rank(d_out, d_in)
         sketch = sketched(d_out, d_in, r)
@@ -132,6 +145,9 @@ class TwoSided:
             side = d_out if self._left_only else d_in
             step, kept = 2.0 * side * entries, 2 * (side**2 + entries) + 2 * side**2
             build = tasks * (decompose + 2.0 * r * (side**2 + entries))
+            if self._by_products:
+                squared = 2.0 * side**3 if (self.p if self._left_only else self.q) == 2 else 0.0
+                build = tasks * (4.0 * side * entries + squared)
         else:
             a, b = min(d_out, tasks * r), min(d_in, tasks * r)
             flat = self.tail == "flat" and r < small
@@ -151,16 +167,31 @@ class TwoSided:
             kept += d_out**2 + d_in**2
         adding = (4 if sketch else 6) * entries + 4 * small**2
         solving = 6 * entries
-        return Cost(flops=build + self.iterations * step, memory=4 * width * (kept + max(adding, solving)) + 4 * entries)
+        if self.solver == "cg":
+            solve = self.iterations * step
+        elif self._one_sided:
+            solve = 9.0 * side**3 + 2 * step
+            kept += 3 * side**2
+        else:
+            solve = (4 * sqrt(SPREAD * self.time + 4) + 16) * step
+        return Cost(flops=build + solve, memory=4 * width * (kept + max(adding, solving)) + 4 * entries)
 
     def alternatives(self) -> dict[str, TwoSided]:
-        """Smaller ranks of the same loss, by what a recipe would say: for the plan."""
+        """Smaller ranks of the same loss, by what a recipe would say: for the plan. Products need none."""
+        if self.sides == "by_role" and self._facing(True)._by_products:
+            return {}
         shares = [share for share in (0.25, 0.0625) if self.rank is None or (isinstance(self.rank, float) and share < self.rank)]
         return {f"rank={share:g}": replace(self, rank=share) for share in shares}
 
     @property
     def _one_sided(self) -> bool:
         return self.p == 0 or self.q == 0
+
+    @property
+    def _by_products(self) -> bool:
+        """Whether the one factor is a product of matrices: a small whole power of the whole vector."""
+        whole = (self.p if self._left_only else self.q) in (1, 2)
+        return self._one_sided and whole and self.rank is None and self.reference == "own" and self.balance in ("norm", "none")
 
     @property
     def _left_only(self) -> bool:
@@ -216,6 +247,24 @@ class TwoSided:
         q: Tensor = torch.linalg.qr(gaussian(basis.shape[0], basis.shape[1], key).to(basis)).Q
         return q
 
+    def _facing(self, left: bool) -> TwoSided:
+        """With the one side that a matrix of `sides="by_role"` has."""
+        return replace(self, sides="both", p=self.p if left else 0.0, q=0.0 if left else self.q)
+
+    def _multiply(self, sums: OneSided, vector: Tensor, norm: float, square: float) -> float:
+        """Add w τ G and w G, or w H τ and w H, of a whole power, from the vector itself; returns ‖w H τ‖."""
+        power = self.p if sums.left else self.q
+        unit = vector.to(self._dtype) / norm
+        rows = unit.T if sums.left else unit  # M with the factor (MᵀM)^power
+        gram = rows.T @ rows
+        if power == 2:
+            gram = gram @ gram
+        factor = gram.double() * self._weight(unit.new_empty(0), 0.0, 0.0, vector.shape, square)
+        pull = factor @ vector.double() if sums.left else vector.double() @ factor
+        sums.gram.add_(factor)
+        sums.target.add_(pull)
+        return float(pull.norm())
+
     def _sum(self, sums: OneSided, vector: Tensor, left: Side, right: Side, weight: float) -> None:
         """Add w τ G and w G, or w H τ and w H; with p = q = 0, w τ and w I."""
         if self.p == self.q == 0:
@@ -241,7 +290,7 @@ class TwoSided:
         if isinstance(small, OneSided):
             small = small.to(self._dtype)
         if self.solver == "flow":
-            change = flow(small.apply, residual, time=self.time, bound=small.bound(), floor=floor)
+            change = small.flow(residual, time=self.time, floor=floor)
         else:
             change = descend(
                 small.apply,

@@ -117,9 +117,19 @@ class OneSided:
         """B − start · A: minus half the gradient there."""
         return self.target - self.apply(start)
 
-    def bound(self) -> float:
-        """No eigenvalue is larger."""
-        return float(self.gram.norm())
+    def flow(self, residual: Tensor, *, time: float, floor: float = 0.0) -> Tensor:
+        """R Q φ(Λ) Qᵀ with φ(λ) = (1 − e^{−2sλ})/λ, A = QΛQᵀ and s = `time` / mean of the eigenvalues that are not 0.
+
+        In a direction whose λ is no more than A's own rounding R has only rounding too, and nothing moves.
+        """
+        if float(residual.norm()) <= floor:
+            return torch.zeros_like(residual)
+        values, vectors = torch.linalg.eigh(self.gram)
+        seen = values > values[-1] * sqrt(len(values)) * torch.finfo(values.dtype).eps
+        s = time / float(values[seen].mean())
+        growth = torch.where(seen, -torch.expm1(-2 * s * values) / values.clamp(min=torch.finfo(values.dtype).tiny), 0)
+        change: Tensor = residual @ vectors * growth @ vectors.T if not self.left else vectors * growth @ (vectors.T @ residual)
+        return change
 
     def compressed(self) -> tuple[OneSided, Tensor | None, Tensor | None]:
         """Itself."""
@@ -161,6 +171,10 @@ class Kronecker:
         for term in self.terms[1:]:
             total += term.residual(start)
         return total if self.pull is None else total.add_(self.pull).add_(start, alpha=-self.rest)
+
+    def flow(self, residual: Tensor, *, time: float, floor: float = 0.0) -> Tensor:
+        """As `flow` below does it."""
+        return flow(self.apply, residual, time=time, bound=self.bound(), floor=floor)
 
     def bound(self) -> float:
         """No eigenvalue is larger."""
