@@ -140,7 +140,8 @@ def choice(content: Mapping[str, Any]) -> list[str]:
         "## The default, and how it was chosen",
         "",
         f"`{default()}`. On {section['date']}, before any test example was looked at, on the validation data of the {section['suite']} suite "
-        f"({', '.join(section['tasks'])}; n = {', '.join(map(str, counts))} a task; standard vectors, the first seed); the rule: {section['rule']}. Everything below uses it unchanged.",
+        f"({', '.join(section['tasks'])}; n = {', '.join(map(str, counts))} a task; standard vectors, the first seed); the rule: "
+        f"{section['rule']}. Everything below uses it unchanged.",
         "",
         *table(
             ["setting", "validation, %", "normalised", "against the default, points", "seconds"],
