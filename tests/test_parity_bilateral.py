@@ -16,7 +16,7 @@ from test_parity_wudi import ours as wudi
 from test_parity_wudi import task_vectors
 from thetau.methods import Bilateral
 from thetau.methods.bilateral_solvers import TwoSided, with_factors
-from thetau.methods.kronecker import Kronecker, Term, chebyshev, descend, flow, sketched, truncated_svd
+from thetau.methods.kronecker import Kronecker, Term, chebyshev, descend, flow, sketched, svd, truncated_svd
 from tiny import one_thread as one_thread
 
 POWERS = [(0.5, 1.0), (0.5, 0.5), (0.25, 0.75), (1.0, 1.0), (0.0, 1.0), (1.0, 0.0), (0.0, 0.0)]
@@ -363,6 +363,23 @@ def test_a_sketch_finds_a_decaying_spectrum(shape: tuple[int, int]) -> None:
     for basis in (left, right):
         assert relative(basis.T @ basis, torch.eye(8)) < 1e-5
     assert relative(left.T @ matrix @ right, torch.diag(values)) < 1e-5
+
+
+def test_a_decomposition_that_does_not_converge_is_made_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = torch.randn(9, 5, generator=torch.Generator().manual_seed(0))
+    want = torch.linalg.svd(matrix, full_matrices=False)
+
+    def diverge(*_: Any, **__: Any) -> None:
+        raise torch.linalg.LinAlgError("did not converge")
+
+    monkeypatch.setattr(torch.linalg, "svd", diverge)
+    u, s, vt = svd(matrix)
+    assert u.shape == (9, 5)
+    assert relative(s, want.S) < 1e-5
+    assert relative((u * s) @ vt, matrix) < 1e-5
+    assert relative(u.T @ u, torch.eye(5)) < 1e-5
+    with pytest.raises(torch.linalg.LinAlgError):
+        svd(torch.full((3, 3), torch.nan))
 
 
 @pytest.mark.parametrize("reference", ["random", "random_left", "random_right"])

@@ -66,7 +66,8 @@ right side everywhere; the ablations below have each side everywhere, and both a
   factors measure is rather *what this task changed*, and keeping that is another aim than keeping the loss's curvature: the oracle below
   puts measured moments in their place.
 - *Every task counts the same* (w_i = 1 at ‖s‖ = 1, which is WUDI's balance), since no vector tells how much its loss matters.
-- Low-rank vectors (LoRA) leave most of the space without curvature; there the sum stays as it is.
+- Low-rank vectors (LoRA) leave most of the space without curvature; there the sum stays as it is. Their rows are those of A, which starts at
+  random and moves little: they are no sample of inputs, and adapters of one seed share them, so that the right side takes them for the same task.
 - The roles are those of transformers; a matrix of an MLP with equal sides, or of an unknown block, is weighed on its inputs, as in WUDI.
 
 ### What it reduces to

@@ -35,7 +35,6 @@ METHODS: dict[str, Any] = {
     "awd": thetau.methods.Awd(tensors="all"),
     "della": thetau.methods.Della(),
     "wudi (gradient flow)": thetau.methods.Wudi(solver="gradient_flow"),
-    "bilateral": thetau.methods.Bilateral(),
 }
 DISKS = {"SATA SSD, 0.5 GB/s": 0.5e9, "NVMe, 3 GB/s": 3e9, "parallel file system, 10 GB/s": 10e9}
 WORKERS, MEMORY, TASKS = 16, 64_000_000_000, 3

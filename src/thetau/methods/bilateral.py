@@ -5,7 +5,7 @@ gradient)(input)ᵀ, so its rows stand in for a layer's inputs and its columns f
 second-order change of the loss in the Kronecker-factored form of Martens and Grosse (K-FAC, ICML 2015,
 <https://arxiv.org/abs/1503.05671>), with both factors read off the task vector alone: H_i = U s^{2p} Uᵀ, G_i = V s^{2q} Vᵀ with τ_i = U s Vᵀ
 and ‖s‖ = 1. By default every matrix is weighed on one side, the one whose coordinates its block's function fixes (`sides="by_role"`): an MLP's
-hidden layer, and the residual stream around attention. That costs as much as WUDI's gradient flow; `sides="both"` is the product. See
+hidden layer, and the residual stream around attention. That costs one eigendecomposition, as WUDI's gradient flow does; `sides="both"` is the product. See
 docs/bilateral.md for the derivation, what it assumes, where it fails, and what was measured.
 
 The factors are estimates, so the minimum itself is not wanted: gradient descent in continuous time starts from Σ τ_i and stops at a time in

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from thetau.engine.types import Chain, Cost, Selection, Site, Varying, check_selection
 from thetau.methods.checks import flag, number, varying
+from thetau.methods.kronecker import svd
 from thetau.methods.reductions import Scale
 from thetau.methods.registry import register
 from thetau.methods.tsv import orthonormal
@@ -119,7 +120,7 @@ class Isotropic:
 
     def result(self, state: Summed, site: Site) -> Float[Tensor, "d_out d_in"]:
         """The flattened sum."""
-        u, s, vt = torch.linalg.svd(state.total, full_matrices=False)
+        u, s, vt = svd(state.total)
         seen = int((s > s[0] * max(state.total.shape) * EPS).sum())
         own = self._own(len(s), state.tasks)
         if own == 0:
@@ -129,7 +130,7 @@ class Isotropic:
         u, v = u[:, :common], vt[:common].T
         left, values, right = [u], [s[:common]], [v]
         for vector in state.kept:
-            a, b, ct = torch.linalg.svd(vector - u @ (u.T @ vector), full_matrices=False)
+            a, b, ct = svd(vector - u @ (u.T @ vector))
             rank = min(own, int((b > s[0] * max(vector.shape) * EPS).sum()))
             left.append(a[:, :rank])
             values.append(b[:rank])

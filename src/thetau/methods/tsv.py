@@ -18,7 +18,7 @@ from torch import Tensor
 
 from thetau.engine.types import Chain, Cost, Selection, Site, Varying, check_selection
 from thetau.methods.checks import flag, rank, varying
-from thetau.methods.kronecker import sketched, truncated_svd
+from thetau.methods.kronecker import sketched, svd, truncated_svd
 from thetau.methods.reductions import Scale
 from thetau.methods.registry import register
 
@@ -114,6 +114,6 @@ class SingularVectors:
 
 def orthonormal(columns: Float[Tensor, "d k"]) -> Float[Tensor, "d k"]:
     """The polar factor: the nearest matrix with orthonormal columns (rows, where there are more columns than rows)."""
-    u, _, vt = torch.linalg.svd(columns, full_matrices=False)
+    u, _, vt = svd(columns)
     nearest: Tensor = u @ vt
     return nearest
