@@ -122,13 +122,14 @@ class TwoSided:
             unit = float(state.sums.gram.diagonal().max())
             if unit == 0:
                 return start
-            operator: OneSided | Kronecker = replace(state.sums, gram=state.sums.gram / unit, target=state.sums.target / unit)
+            operator: OneSided | Kronecker = state.sums
         else:
             unit = max(term.weight for term in state.terms)
             shape = (state.total.shape[0], state.total.shape[1])
             pull = None if state.pull is None else state.pull / unit
             operator = Kronecker(terms=[term.scaled(1 / unit) for term in state.terms], shape=shape, pull=pull)
-        change = self._change(operator, start, floor=4 * torch.finfo(self._dtype).eps * state.size / unit)
+        floor = 4 * torch.finfo(self._dtype).eps * state.size / unit
+        change = self._change(operator, start, floor, unit if state.sums is not None else 1.0)
         return start + change.to(start.dtype)
 
     def cost(self, d_out: int, d_in: int, tasks: int) -> Cost:
@@ -143,7 +144,7 @@ class TwoSided:
         width = 2 if self._dtype == torch.float64 else 1
         if self._one_sided:
             side = d_out if self._left_only else d_in
-            step, kept = 2.0 * side * entries, 2 * (side**2 + entries) + 2 * side**2
+            step, kept = 2.0 * side * entries, 2 * (side**2 + entries)
             build = tasks * (decompose + 2.0 * r * (side**2 + entries))
             if self._by_products:
                 squared = 2.0 * side**3 if (self.p if self._left_only else self.q) == 2 else 0.0
@@ -167,11 +168,13 @@ class TwoSided:
             kept += d_out**2 + d_in**2
         adding = (4 if sketch else 6) * entries + 4 * small**2
         solving = 6 * entries
+        if self._one_sided:  # a task's factor in both precisions; the sum once more, its decomposition, and the workspace of that
+            adding += 2 * entries + (4 if self._by_products else 3) * side**2
+            solving += 2 * entries + (4 if self.solver == "cg" else 5) * side**2
         if self.solver == "cg":
             solve = self.iterations * step
         elif self._one_sided:
             solve = 9.0 * side**3 + 2 * step
-            kept += 3 * side**2
         else:
             solve = (4 * sqrt(SPREAD * self.time + 4) + 16) * step
         return Cost(flops=build + solve, memory=4 * width * (kept + max(adding, solving)) + 4 * entries)
@@ -259,7 +262,7 @@ class TwoSided:
         gram = rows.T @ rows
         if power == 2:
             gram = gram @ gram
-        factor = gram.double() * self._weight(unit.new_empty(0), 0.0, 0.0, vector.shape, square)
+        factor = gram.double().mul_(self._weight(unit.new_empty(0), 0.0, 0.0, vector.shape, square))
         pull = factor @ vector.double() if sums.left else vector.double() @ factor
         sums.gram.add_(factor)
         sums.target.add_(pull)
@@ -281,14 +284,14 @@ class TwoSided:
         else:
             sums.target.addmm_(vector @ weighted, basis.T)
 
-    def _change(self, operator: OneSided | Kronecker, start: Tensor, floor: float) -> Tensor:
-        """From the start to where it stops."""
+    def _change(self, operator: OneSided | Kronecker, start: Tensor, floor: float, unit: float = 1.0) -> Tensor:
+        """From the start to where it stops; `unit` is what sums are still to be divided by."""
         small, left, right = operator.compressed()
-        residual = operator.residual(start.to(torch.float64 if isinstance(operator, OneSided) else self._dtype))
+        residual = operator.residual(start.to(torch.float64 if isinstance(operator, OneSided) else self._dtype)).div_(unit)
         residual = residual if left is None else left.T @ residual
         residual = (residual if right is None else residual @ right).to(self._dtype)
         if isinstance(small, OneSided):
-            small = small.to(self._dtype)
+            small = small.to(self._dtype, unit)
         if self.solver == "flow":
             change = small.flow(residual, time=self.time, floor=floor)
         else:

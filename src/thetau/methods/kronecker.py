@@ -140,9 +140,9 @@ class OneSided:
         inverse = damped_inverse(self.gram, damping)
         return lambda x: inverse @ x if self.left else x @ inverse
 
-    def to(self, dtype: torch.dtype) -> OneSided:
-        """In another precision."""
-        return replace(self, gram=self.gram.to(dtype), target=self.target.to(dtype))
+    def to(self, dtype: torch.dtype, unit: float) -> OneSided:
+        """A / `unit` in another precision; B is left as it is."""
+        return replace(self, gram=(self.gram / unit).to(dtype))
 
 
 @dataclass(frozen=True, kw_only=True)
