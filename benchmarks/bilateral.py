@@ -98,7 +98,8 @@ class Entry:
 
 def entries() -> list[Entry]:
     """The methods that are compared."""
-    lambdas = (0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
+    lambdas = (0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.3)
+    flat = (0.09, 0.13, 0.18, 0.25, 0.35, 0.5, 0.65, 0.8, 1.0, 1.3, 1.6, 2.0, 2.6, 3.3, 4.2)
     return [
         Entry(name="bilateral", method=Bilateral()),
         Entry(name="bilateral, both sides at once", method=two_sided()),
@@ -106,10 +107,10 @@ def entries() -> list[Entry]:
         Entry(name="WUDI (closed form)", method=Wudi(solver="closed_form")),
         Entry(name="WUDI (gradient flow)", method=Wudi(solver="gradient_flow")),
         Entry(name="TSV-M", method=methods.TsvM()),
-        Entry(name="TSV-M, λ tuned", method=methods.TsvM(), scales=(0.6, 0.8, 1.0, 1.3, 1.6, 2.0, 2.5)),
-        Entry(name="Iso-C, λ tuned", method=methods.IsoC(), scales=(0.5, 0.65, 0.8, 1.0, 1.3, 1.6, 2.0, 2.6)),
-        Entry(name="Iso-CTS, λ tuned", method=methods.IsoCts(), scales=(0.5, 0.65, 0.8, 1.0, 1.3, 1.6, 2.0, 2.6)),
-        Entry(name="TIES, λ tuned", method=methods.Ties(), scales=(0.3, 0.4, 0.6, 0.8, 1.0, 1.3, 1.6)),
+        Entry(name="TSV-M, λ tuned", method=methods.TsvM(), scales=(0.3, 0.45, 0.6, 0.8, 1.0, 1.3, 1.6, 2.0, 2.5, 3.2)),
+        Entry(name="Iso-C, λ tuned", method=methods.IsoC(), scales=flat),
+        Entry(name="Iso-CTS, λ tuned", method=methods.IsoCts(), scales=flat),
+        Entry(name="TIES, λ tuned", method=methods.Ties(), scales=(0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.3, 1.6, 2.0, 2.5)),
         Entry(name="AWD-TA, λ tuned", method=methods.Awd(then=methods.TaskArithmetic(scale=1.0)), scales=lambdas),
         Entry(name="task arithmetic, λ tuned", method=methods.TaskArithmetic(scale=1.0), scales=lambdas),
         Entry(name="averaging", method=methods.Average()),
@@ -627,8 +628,8 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data-image", type=Path, default=None)
     parser.add_argument("--tasks-text", default=None)
     parser.add_argument("--tasks-vision", default=None)
-    parser.add_argument("--validation", type=int, default=150)
-    parser.add_argument("--test", type=int, default=500)
+    parser.add_argument("--validation", type=int, default=100)
+    parser.add_argument("--test", type=int, default=300)
     parser.add_argument("--oracle-examples", type=int, default=256)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--fresh", action="store_true", help="forget what the result file has")

@@ -19,6 +19,13 @@ RESULTS = ROOT / "benchmarks" / "results" / "bilateral.json"
 PAGE = ROOT / "docs" / "bilateral.md"
 Rows = Sequence[Mapping[str, Any]]
 
+DATA = "--data-text FOLDER --data-image FOLDER --backbone-vision MODEL --threads 1"
+COMMANDS = (
+    "--sections choice --suites text --validation 300",
+    "--sections main --seeds 0,1,2 --ks 2,4,6,8 --vectors standard,attention,lora",
+    "--sections ablations,oracle --suites text",
+    "--sections cost --threads 2",
+)
 DERIVATION = r"""
 ## The idea
 
@@ -224,7 +231,7 @@ def comparison(content: Mapping[str, Any]) -> list[str]:
                 ["method", "accuracy", "normalised", "λ", "bilateral minus it"],
                 [
                     [
-                        f"**{name}**" if name == "bilateral" else name,
+                        (f"**{name}**" if name == "bilateral" else name) + fewer(by_name[name], seeds),
                         percent([row["absolute"] for row in by_name[name]]),
                         percent([row["normalised"] for row in by_name[name]]),
                         ", ".join(f"{row['scale']:g}" for row in by_name[name]) if by_name[name][0]["trials"] else "",
@@ -234,7 +241,30 @@ def comparison(content: Mapping[str, Any]) -> list[str]:
                 ],
             ),
         ]
-    return lines + summary(content)
+    return lines + edges(content["main"]["rows"]) + summary(content)
+
+
+def fewer(rows: Rows, seeds: Sequence[int]) -> str:
+    """Which seeds a row of the table has, where it lacks some."""
+    mine = sorted({row["seed"] for row in rows})
+    return "" if mine == list(seeds) else f" (seed {', '.join(map(str, mine))} alone)"
+
+
+def edges(rows: Rows) -> list[str]:
+    """Where validation chose the first or the last λ of a grid that does not end there by nature."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        grid = sorted(float(value) for value in row["trials"] or {})
+        if grid and row["scale"] in (grid[0], grid[-1]):
+            told = f"{row['suite']}, {row['vectors']}, K = {row['k']}, seed {row['seed']} ({row['scale']:g})"
+            found.setdefault(row["name"], []).append(told)
+    if not found:
+        return ["Validation chose no λ at the edge of its grid.", ""]
+    return [
+        "Where validation chose λ at the edge of its grid, a wider one might do better (the grids were widened once, after first test figures, for "
+        "that reason): " + "; ".join(f"{name}: {', '.join(places)}" for name, places in found.items()) + ".",
+        "",
+    ]
 
 
 def summary(content: Mapping[str, Any]) -> list[str]:
@@ -287,8 +317,9 @@ def ablations(content: Mapping[str, Any]) -> list[str]:
     lines = [
         "## Ablations",
         "",
-        "One field changed at a time, standard vectors of the first seed, all tasks, test data; nothing is chosen from it. The last column "
-        "is the difference from the default in points of normalised accuracy, paired.",
+        "Each row names all fields in which it differs from the default: one, or those of the product of both sides and one more. Standard vectors "
+        "of the first seed, all tasks, test data; nothing is chosen from it. The last column is the difference from the default in points of "
+        "normalised accuracy, paired.",
         "",
     ]
     for suite in dict.fromkeys(row["suite"] for row in rows):
@@ -417,6 +448,10 @@ def page(content: Mapping[str, Any]) -> str:
         lines += ["**From a `--quick` run on toy data: the numbers mean nothing.**", ""]
     lines += [
         "    thetau merge --method bilateral -b BASE -m A -m B -o OUT",
+        "",
+        "The figures are those of these commands; sections, suites, seeds, K and kinds of vectors can be run one after the other:",
+        "",
+        *(f"    make bilateral ARGS='{DATA} {rest}'" for rest in COMMANDS),
         "",
         DERIVATION.strip(),
         "",
