@@ -41,7 +41,6 @@ from thetau.bases import (
     similarities,
 )
 from thetau.bases.cluster import Clustering, Similarity, agreement
-from thetau.engine.types import PerTask
 from thetau.evaluate.arithmetic import negation
 from thetau.evaluate.bases import bases_addition, basis_ood, outer_space
 from thetau.evaluate.cache import Cache, write_atomically
@@ -59,6 +58,7 @@ from thetau.evaluate.partitions import (
 from thetau.evaluate.similarity import TargetSimilarity
 from thetau.finetune import FinetuneConfig, finetune
 from thetau.models import load_encoder, read_weights
+from thetau.parts import PerTask
 from thetau.tasks import load_task
 
 RESULTS = Path(__file__).parent / "results"

@@ -27,7 +27,6 @@ from torch import Tensor
 from thetau import methods
 from thetau._version import __version__
 from thetau.checkpoint import Kind, weighed_left
-from thetau.engine.types import Site
 from thetau.evaluate.cache import Cache, write_atomically
 from thetau.evaluate.evaluator import Evaluator
 from thetau.evaluate.merging import at_scale, merged_vector
@@ -37,6 +36,7 @@ from thetau.methods import Bilateral, Wudi
 from thetau.methods.bilateral_solvers import with_factors
 from thetau.methods.wudi_solvers import Interference
 from thetau.models import load_encoder, read_weights, weights_hash
+from thetau.parts import Site
 from thetau.tasks import load_task
 
 RESULTS = Path(__file__).parent / "results" / "bilateral.json"
@@ -561,7 +561,7 @@ def cost_section(file: File, options: argparse.Namespace) -> None:
                 seconds[name].append(time.perf_counter() - begin)
         median = {name: statistics.median(found) for name, found in seconds.items()}
         for name, part in contenders.items():
-            told = part.cost(*shape, tasks)
+            told = part.cost(shape, tasks)
             row = {
                 "shape": f"{shape[0]}x{shape[1]}",
                 "tasks": tasks,
@@ -576,7 +576,7 @@ def cost_section(file: File, options: argparse.Namespace) -> None:
             say(f"cost, {row['shape']}, {name}: {row['seconds']:.3f} s, {row['ratio_to_adam']:.2f} of adam")
     large = {"q, k, v, o": (4096, 4096, 4 * 32), "gate, up": (11008, 4096, 2 * 32), "down": (4096, 11008, 32)}
     for name, part in contenders.items():
-        costs = [(part.cost(out, inner, tasks), count) for out, inner, count in large.values()]
+        costs = [(part.cost((out, inner), tasks), count) for out, inner, count in large.values()]
         row = {
             "shape": "7B",
             "tasks": tasks,

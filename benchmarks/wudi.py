@@ -39,7 +39,7 @@ def vector(shape: tuple[int, int], task: int) -> Tensor:
 
 def site(shape: tuple[int, int], tasks: int):
     from thetau.checkpoint import Kind
-    from thetau.engine.types import Site
+    from thetau.parts import Site
 
     names = tuple(f"t{task}" for task in range(tasks))
     return Site(name="w", shape=shape, kind=Kind.MLP, layer=0, tasks=names, row_elements=shape[1])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import thetau
 from thetau.checkpoint.naming import Kind
-from thetau.engine.types import Site
+from thetau.parts import Site
 
 State = dict[str, Tensor]
 

@@ -102,7 +102,7 @@ class Slowly(TaskArithmetic):
     """Task arithmetic on the torch path, with a pause, so that there is somebody to kill."""
 
     def chain(self) -> Any:
-        from thetau.engine.types import Chain
+        from thetau.parts import Chain
 
         return Chain(reduction=SlowSum())
 

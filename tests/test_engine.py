@@ -19,11 +19,11 @@ from fixtures import assert_same, bits, leftovers, load_folder, random_weights, 
 from thetau.checkpoint import Spec
 from thetau.engine import kernels
 from thetau.engine.executor import Engine, Item, gigabytes
-from thetau.engine.random import element_bits
-from thetau.engine.sums import sum_in_order, weighted_sum
 from thetau.engine.window import BLOCK, block_rows, blocks, windows
 from thetau.errors import CheckpointError, OutputError, ThetauError
 from thetau.facade import grams
+from thetau.random import element_bits
+from thetau.sums import sum_in_order, weighted_sum
 
 METHODS = {
     "average": thetau.methods.Average,

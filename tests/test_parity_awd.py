@@ -283,7 +283,7 @@ def test_a_zero_task_stays_zero(scope: Any) -> None:
 def test_the_summary_says_what_it_brought() -> None:
     tau = task_vectors(3, 30, 0.5)
     state = Disentangle().prepare(tau @ tau.T, TASKS)
-    (line,) = Disentangle().describe(state)
+    (line,) = Disentangle().notes(state)
     assert "mean |cos|" in line
     assert "→" in line
 

@@ -519,23 +519,23 @@ def test_identical_tasks_give_what_they_agree_on() -> None:
 
 def test_cost() -> None:
     part = TwoSided(rank=256, iterations=30)
-    assert part.cost(4096, 4096, 2).memory < part.cost(4096, 4096, 4).memory < part.cost(4096, 4096, 16).memory
+    assert part.cost((4096, 4096), 2).memory < part.cost((4096, 4096), 4).memory < part.cost((4096, 4096), 16).memory
     by_role, right = TwoSided(sides="by_role", p=1.0), TwoSided(p=0.0)
-    assert by_role.cost(512, 64, 4) == TwoSided(q=0.0, p=1.0).cost(512, 64, 4)
-    assert by_role.cost(64, 512, 4) == right.cost(64, 512, 4)
+    assert by_role.cost((512, 64), 4) == TwoSided(q=0.0, p=1.0).cost((512, 64), 4)
+    assert by_role.cost((64, 512), 4) == right.cost((64, 512), 4)
     assert by_role.alternatives() == {}
-    assert TwoSided(p=0.0).cost(512, 512, 4).memory == TwoSided(p=0.0).cost(512, 512, 16).memory
+    assert TwoSided(p=0.0).cost((512, 512), 4).memory == TwoSided(p=0.0).cost((512, 512), 16).memory
     for tail, matmuls in (
         ("drop", 30 * 8 * (4 * 256 * 2048**2 + 4 * 256**2 * 2048)),  # on the compressed space of 8 · 256 dimensions
         ("flat", 30 * 8 * (8 * 256 * 4096**2 + 4 * 256**2 * 4096)),
     ):
-        many, none = (TwoSided(rank=256, iterations=n, tail=tail).cost(4096, 4096, 8).flops for n in (30, 0))  # type: ignore[arg-type]
+        many, none = (TwoSided(rank=256, iterations=n, tail=tail).cost((4096, 4096), 8).flops for n in (30, 0))  # type: ignore[arg-type]
         assert many - none == pytest.approx(matmuls)
-    assert part.cost(4096, 4096, 8).memory > TwoSided(rank=128).cost(4096, 4096, 8).memory
+    assert part.cost((4096, 4096), 8).memory > TwoSided(rank=128).cost((4096, 4096), 8).memory
     assert set(TwoSided().alternatives()) == {"rank=0.25", "rank=0.0625"}
     assert set(TwoSided(rank=0.25).alternatives()) == {"rank=0.0625"}
     assert all(
-        other.cost(4096, 4096, 8).flops < TwoSided().cost(4096, 4096, 8).flops for other in TwoSided().alternatives().values()
+        other.cost((4096, 4096), 8).flops < TwoSided().cost((4096, 4096), 8).flops for other in TwoSided().alternatives().values()
     )
 
 

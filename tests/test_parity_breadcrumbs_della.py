@@ -14,8 +14,8 @@ import thetau
 from fixtures import write_model
 from synthetic import State, differences, merged_vector, models
 from thetau.checkpoint import Kind
-from thetau.engine.types import Site
 from thetau.methods import Breadcrumbs, BreadcrumbsTies, Della, DellaLinear, ModelStock
+from thetau.parts import Site
 from thetau.statistics.quantile import kept_ranks
 from thetau.transforms import RankDrop
 from thetau.transforms.stock import stock_ratio

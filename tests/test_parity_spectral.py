@@ -135,8 +135,8 @@ def test_zeros_and_cost(part: Any) -> None:
     assert torch.equal(ours(part, [zero, zero]), zero)
     vectors = task_vectors(3, 12, 10, rms=1e-2)
     assert bool(ours(part, [*vectors, torch.zeros(12, 10)]).isfinite().all())
-    assert part.cost(768, 768, 8).flops > 768**3
-    assert part.cost(768, 3072, 8).memory > 4 * 768 * 3072
+    assert part.cost((768, 768), 8).flops > 768**3
+    assert part.cost((768, 3072), 8).memory > 4 * 768 * 3072
 
 
 @pytest.mark.parametrize(

@@ -321,9 +321,9 @@ def test_nothing_to_learn_from_leaves_the_sum() -> None:
 
 def test_cost_grows_with_the_work() -> None:
     part = Interference()
-    assert part.cost(768, 768, 8).flops == pytest.approx(300 * 2 * 768**3, rel=0.2)
-    assert part.cost(3072, 768, 4).memory == part.cost(3072, 768, 16).memory
-    assert Interference(solver="closed_form").cost(768, 768, 8).flops < part.cost(768, 768, 8).flops / 5
+    assert part.cost((768, 768), 8).flops == pytest.approx(300 * 2 * 768**3, rel=0.2)
+    assert part.cost((3072, 768), 4).memory == part.cost((3072, 768), 16).memory
+    assert Interference(solver="closed_form").cost((768, 768), 8).flops < part.cost((768, 768), 8).flops / 5
 
 
 # Through the engine: fused and transposed tensors.

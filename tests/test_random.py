@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from synthetic import site
-from thetau.engine.random import element_bits
-from thetau.engine.types import Site
+from thetau.parts import Site
+from thetau.random import element_bits
 
 N = 1 << 17
 KEYS = [(0, "drop", "a", "w"), (1, "drop", "a", "w"), (0, "drop", "b", "w"), (0, "drop", "a", "v"), (0, "u", "a", "w")]

@@ -11,7 +11,6 @@ import pytest
 
 import thetau
 from thetau import methods
-from thetau.engine.types import BlockReduction, Chain, Method, StreamReduction
 from thetau.errors import RecipeError
 from thetau.methods import (
     Awd,
@@ -26,6 +25,7 @@ from thetau.methods import (
     TopK,
     Wudi,
 )
+from thetau.parts import BlockReduction, Chain, Method, StreamReduction
 
 NAMES = [
     "average",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from synthetic import site
-from thetau.engine.types import Statistic
+from thetau.parts import Statistic
 from thetau.statistics import Collect, Gram, MagnitudeQuantile, SignTotals, SquaredNorms
 from thetau.statistics.gram import cosines, row_grams
 from thetau.statistics.quantile import kept_count

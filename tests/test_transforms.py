@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from synthetic import site
-from thetau.engine.sums import sum_in_order, weighted_sum
-from thetau.engine.types import PerPattern, PerTask, Transform
 from thetau.errors import RecipeError
 from thetau.methods.reductions import DisjointMean, Mean, Scale, Sum
+from thetau.parts import PerPattern, PerTask, Transform
 from thetau.statistics import Collect, Gram, MagnitudeQuantile, SignTotals
+from thetau.sums import sum_in_order, weighted_sum
 from thetau.transforms import Disentangle, Drop, Elect, Trim
 
 TASKS = ("a", "b", "c")
@@ -175,9 +175,9 @@ def test_scale_by_pattern() -> None:
     merged = stack()[0]
     part = Scale(scale=PerPattern({"layers.0.*": 0.5, "*.bias": 3.0, "*": 1.0}))
     for name, factor in (("layers.0.bias", 0.5), ("layers.1.bias", 3.0), ("head.weight", 1.0)):
-        assert torch.equal(part.adjust(merged, site(TASKS, name)), merged * factor)
+        assert torch.equal(part.adjust(merged, None, None, site(TASKS, name)), merged * factor)
     with pytest.raises(RecipeError, match=r"no pattern fits 'x'; end with `\"\*\": value`. Got a, b."):
-        Scale(scale=PerPattern({"a": 1.0, "b": 2.0})).adjust(merged, site(TASKS, "x"))
+        Scale(scale=PerPattern({"a": 1.0, "b": 2.0})).adjust(merged, None, None, site(TASKS, "x"))
 
 
 def test_a_field_that_does_not_vary_by_task_says_so() -> None:

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from thetau.compression import storage as storage
     from thetau.compression import stored as stored
     from thetau.engine.executor import Engine as Engine
-    from thetau.engine.types import PerPattern as PerPattern
-    from thetau.engine.types import PerTask as PerTask
     from thetau.facade import Expression as Expression
     from thetau.facade import ThetauWarning as ThetauWarning
     from thetau.facade import gram as gram
@@ -30,13 +28,15 @@ if TYPE_CHECKING:
     from thetau.facade import open as open
     from thetau.facade import transform as transform
     from thetau.facade import verify as verify
+    from thetau.parts import PerPattern as PerPattern
+    from thetau.parts import PerTask as PerTask
 
 _HOMES = {
     "Engine": "thetau.engine.executor",
     "Expression": "thetau.facade",
     "LowRank": "thetau.compression",
-    "PerPattern": "thetau.engine.types",
-    "PerTask": "thetau.engine.types",
+    "PerPattern": "thetau.parts",
+    "PerTask": "thetau.parts",
     "Precision": "thetau.compression",
     "Sparse": "thetau.compression",
     "ThetauWarning": "thetau.facade",

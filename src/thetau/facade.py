@@ -22,11 +22,11 @@ from thetau.checkpoint.writer import SHARD_BYTES
 from thetau.engine.executor import Engine
 from thetau.engine.merge import Merge, Part
 from thetau.engine.save import Report, save, state_dict
-from thetau.engine.types import Chain, Method, PerTask
 from thetau.engine.verify import Verification, read_record
 from thetau.engine.verify import verify as _verify
 from thetau.errors import AlignmentError, CheckpointError, OutputError, RecipeError
 from thetau.methods import build, name_of, plain
+from thetau.parts import BlockReduction, Chain, Method, PerTask, Transform
 from thetau.recipes.loading import from_mapping, split_method
 from thetau.recipes.schema import Recipe
 from thetau.statistics import Gram
@@ -111,7 +111,7 @@ class Expression(Combination):
         return float(cosines(gram([self, other], exclude=exclude, engine=engine))[0, 1])
 
 
-class _Identity:
+class _Identity(BlockReduction):
     """A chain's end for statistics alone."""
 
     def reduce(self, stack: Tensor, state: object, site: object) -> Tensor:
@@ -221,10 +221,8 @@ def _grams(vectors: Sequence[Combination], statistic: Gram, exclude: Sequence[st
     return merged.states[0]
 
 
-class _Measure:
+class _Measure(Transform):
     """A transform that changes nothing and asks for a Gram matrix."""
-
-    per_task = True
 
     def __init__(self, statistic: Gram) -> None:
         self.statistic = statistic

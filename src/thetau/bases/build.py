@@ -12,10 +12,10 @@ from thetau.bases.cluster import Groups, Similarity
 from thetau.checkpoint import Source
 from thetau.engine.executor import Engine
 from thetau.engine.guard import FAR
-from thetau.engine.types import Method, PerTask
 from thetau.errors import AlignmentError, RecipeError
 from thetau.facade import Expression, gram, merge
 from thetau.methods import TaskArithmetic
+from thetau.parts import Method, PerTask
 from thetau.vectors.combination import require_vector
 from thetau.vectors.identity import identities
 

@@ -27,11 +27,11 @@ from thetau.bases.members import at_home, describe
 from thetau.bases.store import DENSE, bytes_of, check_store, coefficient, dense_bytes, lossless, slack_of, write_basis
 from thetau.engine.executor import Engine, gigabytes
 from thetau.engine.guard import FAR
-from thetau.engine.types import Method
 from thetau.errors import AlignmentError, OutputError, RecipeError
 from thetau.facade import Expression, gram
 from thetau.facade import open as open_weights
 from thetau.methods import Average, plain
+from thetau.parts import Method
 
 
 def build(

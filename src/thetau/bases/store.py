@@ -11,11 +11,11 @@ from thetau.checkpoint import matches
 from thetau.compression import Form, LowRank, Precision, Sparse, compress
 from thetau.engine.executor import Engine
 from thetau.engine.plan import plan
-from thetau.engine.types import Method
 from thetau.errors import RecipeError, nearest
 from thetau.facade import Expression
 from thetau.facade import open as open_weights
 from thetau.methods import Average, TaskArithmetic
+from thetau.parts import Method
 
 FLOAT_ERROR = 2.0**-24  # of one rounding to float32
 

@@ -23,10 +23,10 @@ from thetau.compression.write import compress
 from thetau.engine.executor import Engine
 from thetau.engine.kernels import Result
 from thetau.engine.merge import Merge
-from thetau.engine.types import Chain, PerTask, Site
 from thetau.methods import LocalizeStitch
 from thetau.methods.checks import choice
 from thetau.methods.reductions import Mean
+from thetau.parts import Chain, PerTask, Site, Statistic, Transform
 from thetau.statistics import MagnitudeQuantile
 from thetau.transforms import Trim
 from thetau.transforms.share import Rounding, Sharing, shared
@@ -186,7 +186,7 @@ def _dense_file(vector: Combination, path: Path, dtype: str, options: dict[str, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskCounts:
+class MaskCounts(Statistic):
     """How many entries each mask keeps, before and after sharing; in one round after those of the exact cuts.
 
     Int64 of shape `[2 · task + cluster]`: by task, by cluster under Mask Sharing, by task under Stitch Twice.
@@ -258,11 +258,10 @@ class MaskCounts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Ask:
+class _Ask(Transform):
     """A transform that changes nothing and asks for a statistic."""
 
     statistic: MaskCounts
-    per_task: bool = True
 
     def requires(self) -> MaskCounts:
         return self.statistic

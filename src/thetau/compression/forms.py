@@ -8,9 +8,9 @@ from typing import Literal, final
 import torch
 
 from thetau.checkpoint import FLOATS, matches
-from thetau.engine.types import PerPattern
 from thetau.errors import RecipeError
 from thetau.methods.checks import choice, number, whole
+from thetau.parts import PerPattern
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 DTYPES = ("float32", "bfloat16", "float16")

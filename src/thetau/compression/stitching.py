@@ -12,11 +12,11 @@ from typing import Literal
 
 from thetau.engine.executor import Engine
 from thetau.engine.merge import Merge, Part
-from thetau.engine.types import Chain, PerTask, Varying
 from thetau.errors import RecipeError
 from thetau.facade import Expression, merge
 from thetau.methods import LocalizeStitch, plain
 from thetau.methods.reductions import Mean, Scale
+from thetau.parts import Chain, PerTask, Varying
 from thetau.transforms import Trim
 from thetau.transforms.share import StitchPairs
 from thetau.vectors import Combination
@@ -149,10 +149,12 @@ def numbers(clusters: Clusters | tuple[float, ...] | None, tasks: Sequence[str])
         if lost or extra:
             problems = [f"no cluster for the task {task!r}." for task in lost]
             raise RecipeError(problems + [f"{task!r} is not a task. Tasks: {', '.join(tasks)}." for task in extra], "clusters")
-        clusters = tuple(clusters.values[task] for task in tasks)
-    if len(clusters) != len(tasks):
-        raise RecipeError([f"one number for each of the {len(tasks)} tasks is needed. Got {len(clusters)}."], "clusters")
-    bad = [n for n in clusters if isinstance(n, bool) or not isinstance(n, int | float) or n % 1 != 0]  # NaN and inf are bad too
+        given: Sequence[object] = [clusters.values[task] for task in tasks]
+    else:
+        given = clusters
+    if len(given) != len(tasks):
+        raise RecipeError([f"one number for each of the {len(tasks)} tasks is needed. Got {len(given)}."], "clusters")
+    bad = [n for n in given if isinstance(n, bool) or not isinstance(n, int | float) or n % 1 != 0]  # NaN and inf are bad too
     if bad:
         raise RecipeError([f"a cluster's number is a whole number. Got {bad[0]!r}."], "clusters")
-    return [int(number) for number in clusters]
+    return [int(number) for number in given]  # type: ignore[call-overload]

@@ -19,9 +19,9 @@ from thetau.compression.forms import Form, LowRank, Precision, Sparse
 from thetau.engine.executor import Engine, Item
 from thetau.engine.merge import Merge
 from thetau.engine.save import Output, changed_inputs, metadata_of, report_of
-from thetau.engine.types import Chain
 from thetau.errors import CheckpointError, OutputError
 from thetau.methods.reductions import Mean
+from thetau.parts import Chain
 from thetau.transforms import Trim
 from thetau.vectors import Combination
 from thetau.vectors.combination import require_vector

@@ -7,8 +7,8 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from thetau.checkpoint import check_patterns
-from thetau.engine.types import SELECTIONS, Chain, PerPattern, PerTask, Site
 from thetau.errors import RecipeError
+from thetau.parts import SELECTIONS, Chain, PerPattern, PerTask, Site
 
 
 def check_fields(chain: Chain, names: Sequence[str], sites: Sequence[Site]) -> None:

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from thetau.engine.executor import gigabytes
-from thetau.engine.sums import fold_tree
 from thetau.errors import ThetauError
+from thetau.sums import fold_tree
 
 if TYPE_CHECKING:
     from thetau.engine.executor import Engine, Item

@@ -13,7 +13,7 @@ from thetau.checkpoint import Slots, Source
 from thetau.engine import kernels
 from thetau.engine.guard import refuse_nonfinite
 from thetau.engine.kernels import Inputs, Result, Sink
-from thetau.engine.types import BlockReduction, Op, Statistic
+from thetau.parts import BlockReduction, Op, Statistic
 
 if TYPE_CHECKING:
     from thetau.engine.merge import Merge
@@ -54,11 +54,9 @@ def program(merge: Merge, name: str, element: int, upto: int | None, *, reduce: 
     if reduce:
         parts += [(chain.reduction, None), *((stage, None) for stage in chain.post)]
     for part, state in parts:
-        fuse = getattr(part, "fuse", None)
-        found = fuse(state, site, element) if fuse is not None else None
-        if found is None:
+        if not part.compiles(site):
             return None
-        ops += found
+        ops += part.program(state, site, element)
     return ops
 
 
@@ -76,7 +74,7 @@ def fit(merge: Merge, name: str, ground: Source | None, *, upto: int | None = No
 
 def measure(merge: Merge, statistic: Statistic, round_: int, index: int, name: str, seen: Any, *, check: bool) -> Any | None:
     """One tensor's part of a statistics pass, as `statistic.add` would have made it over all its blocks; None where it does not fit."""
-    kind = getattr(statistic, "compiled", ("", ""))[round_]
+    kind = statistic.compiled[round_]
     if not kind:
         return None
     compiled = fit(merge, name, merge.reference if check else None, upto=index, reduce=False)
@@ -89,7 +87,7 @@ def measure(merge: Merge, statistic: Statistic, round_: int, index: int, name: s
         kernels.run(compiled.inputs, ops, first, count, statistic=kind, into=result, upper=upper)
     if check:
         _look(compiled, result)
-    return statistic.from_compiled(result)  # type: ignore[attr-defined]
+    return statistic.from_compiled(result)
 
 
 def write(merge: Merge, name: str, ground: Source | None, weight: float, writer: Slots) -> bool:

@@ -14,8 +14,8 @@ from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 
-from thetau.engine.sums import fold_tree
 from thetau.errors import ThetauError
+from thetau.sums import fold_tree
 
 Result = TypeVar("Result")
 WIDEST = 16  # bytes of an element in flight: as stored, in float32, and as much again for what is made of it

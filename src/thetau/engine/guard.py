@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from thetau.checkpoint import Source
-from thetau.engine.types import as_float
 from thetau.engine.window import Reading, Window
 from thetau.errors import CheckpointError
+from thetau.parts import as_float
 from thetau.vectors import Combination
 
 FAR = 0.3  # ‖τ‖ / ‖θ₀‖; fine-tuning gives 0.001 to 0.1, another initialisation about 1.4

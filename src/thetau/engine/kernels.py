@@ -19,8 +19,8 @@ import torch
 from thetau.checkpoint import Alignment, Source, Spec, dtype_name
 from thetau.checkpoint.safetensors import SafetensorsSource
 from thetau.engine.guard import refuse_nonfinite
-from thetau.engine.types import Op
 from thetau.errors import CheckpointError, OutputError
+from thetau.parts import Op
 from thetau.vectors import Combination
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}

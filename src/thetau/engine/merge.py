@@ -17,10 +17,10 @@ from thetau.engine import compiled
 from thetau.engine.check import check_fields
 from thetau.engine.executor import Engine, Item
 from thetau.engine.guard import Guard
-from thetau.engine.sums import sum_in_order
-from thetau.engine.types import SELECTIONS, Chain, Site, State, Statistic, StreamReduction, Transform
 from thetau.engine.window import Reading, Window, block_rows, blocks, windows
 from thetau.errors import AlignmentError
+from thetau.parts import SELECTIONS, BlockReduction, Chain, Site, State, Statistic, StreamReduction, Transform
+from thetau.sums import sum_in_order
 from thetau.vectors import Combination
 
 
@@ -133,11 +133,7 @@ class Merge:
         outside = named(f"{len(self.outside)} tensors that are no {matrices}{self.chain.selection} {what}", self.outside)
         if self.states is None:
             return (*inner, *self.alignment.notes, *outside)
-        said = [
-            line
-            for part, state in zip(self.chain.transforms, self.states, strict=True)
-            for line in getattr(part, "describe", _nothing)(state)
-        ]
+        said = [line for part, state in zip(self.chain.transforms, self.states, strict=True) for line in part.notes(state)]
         return (*inner, *self.alignment.notes, *outside, *said, *self.guard.notes())
 
     def fingerprint(self) -> str:
@@ -193,6 +189,7 @@ class Merge:
                 window.results[id(self)] = self._stream(window, self.chain.reduction)
             return window.results[id(self)][start - window.start : stop - window.start]
         site = self.site(name, start)
+        assert isinstance(self.chain.reduction, BlockReduction)
         merged = self.chain.reduction.reduce(self.transformed(window, start, stop), None, site)
         return self._post(merged, site)
 
@@ -213,7 +210,7 @@ class Merge:
 
     def _post(self, merged: Tensor, site: Site) -> Tensor:
         for stage in self.chain.post:
-            merged = stage.adjust(merged, site)
+            merged = stage.adjust(merged, None, None, site)
         return merged
 
     def _checked(self, window: Window, start: int, stop: int) -> Tensor:
@@ -350,7 +347,7 @@ class Merge:
             d_out, d_in = (spec.row_elements, spec.rows) if view.transposed else (spec.rows, spec.row_elements)
             held = 3 if self.chain.by_task else len(self.tasks) * 2 + len(readers)
             assert isinstance(self.chain.reduction, StreamReduction)
-            memory = held * spec.elements * width + self.chain.reduction.cost(d_out, d_in, len(self.tasks)).memory
+            memory = held * spec.elements * width + self.chain.reduction.cost((d_out, d_in), len(self.tasks)).memory
         for transform in self.chain.transforms:
             statistic = transform.requires()
             if statistic is not None and not last:
@@ -363,7 +360,7 @@ class Merge:
 
     def alternatives(self) -> list[tuple[str, float]]:
         """What the reduction's other solvers would cost, by name, in operations."""
-        others: Mapping[str, StreamReduction] = getattr(self.chain.reduction, "alternatives", dict)()
+        others = self.chain.reduction.alternatives() if isinstance(self.chain.reduction, StreamReduction) else {}
         return [(name, self._flops(reduction)) for name, reduction in others.items()]
 
     def _flops(self, reduction: StreamReduction) -> float:
@@ -373,7 +370,7 @@ class Merge:
             view = view_of(name, spec.shape)
             d_out, d_in = (spec.row_elements, spec.rows) if view.transposed else (spec.rows, spec.row_elements)
             parts = view.parts if self.chain.split_fused else 1
-            total += parts * reduction.cost(d_out // parts, d_in, len(self.tasks)).flops
+            total += parts * reduction.cost((d_out // parts, d_in), len(self.tasks)).flops
         return total
 
 
@@ -442,10 +439,6 @@ class Part:
         window = Window(name, 0, spec.rows) if self.whole(name) else Window(name, start, stop)
         rows = torch.cat([self.block(window, a, b) for a, b in blocks(spec, start, stop)])
         return rows if spec.shape else rows.reshape(())
-
-
-def _nothing(state: State) -> list[str]:
-    return []
 
 
 def _union(vectors: Sequence[Combination]) -> dict[str, Spec]:

@@ -21,9 +21,9 @@ from thetau.engine import compiled
 from thetau.engine.executor import Engine, Item
 from thetau.engine.guard import Guard, refuse_nonfinite
 from thetau.engine.merge import Merge, Part
-from thetau.engine.types import as_float
 from thetau.engine.window import Reading, Window, blocks, windows
 from thetau.errors import AlignmentError, CheckpointError, OutputError
+from thetau.parts import as_float
 from thetau.vectors import Combination
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from thetau.checkpoint import Alignment, Source, Spec
-from thetau.engine.types import as_float
+from thetau.parts import as_float
 from thetau.vectors import Combination
 
 BLOCK = 1 << 16  # elements of a block: with a stack of eight in float32, 2 MiB, which a core's cache holds

@@ -21,7 +21,6 @@ from thetau._version import __version__
 from thetau.bases.build import merge_groups
 from thetau.engine.executor import Engine
 from thetau.engine.merge import Merge, Part
-from thetau.engine.types import Method
 from thetau.errors import DataError, OutputError
 from thetau.evaluate.arithmetic import ADDITION
 from thetau.evaluate.bases import BasesAddition, bases_addition, outer_space
@@ -32,6 +31,7 @@ from thetau.evaluate.tuned import make_space
 from thetau.facade import Expression
 from thetau.facade import open as open_weights
 from thetau.methods import plain
+from thetau.parts import Method
 
 Groups = Mapping[str, tuple[str, ...]]
 Cluster = tuple[str, ...]

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, final
 
-from thetau.engine.types import check_selection
 from thetau.errors import RecipeError, nearest
 from thetau.methods.checks import choice, flag, number, whole
+from thetau.parts import check_selection
 
 
 @final

@@ -26,13 +26,13 @@ from thetau.checkpoint import kind_of
 from thetau.checkpoint.memory import MemorySource
 from thetau.compression import Compressed, Sparse, compress
 from thetau.engine.executor import Engine
-from thetau.engine.types import Selection
 from thetau.errors import AlignmentError, DataError
 from thetau.evidence.config import MaskConfig
 from thetau.facade import Expression
 from thetau.finetune.batches import training_batches
 from thetau.finetune.lesson import to_device
 from thetau.models import Encoder, weights_hash
+from thetau.parts import Selection
 from thetau.statistics.quantile import kept_count
 from thetau.tasks import Task, encode, make_head
 from thetau.tasks.encoding import ordered_batches

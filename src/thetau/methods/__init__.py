@@ -1,7 +1,5 @@
 """Methods: named chains of parts, one file each, and the registry."""
 
-from thetau.engine.types import PerPattern as PerPattern
-from thetau.engine.types import PerTask as PerTask
 from thetau.methods.average import Average as Average
 from thetau.methods.awd import Awd as Awd
 from thetau.methods.bilateral import Bilateral as Bilateral
@@ -29,3 +27,5 @@ from thetau.methods.ties import Ties as Ties
 from thetau.methods.topk import TopK as TopK
 from thetau.methods.tsv import TsvM as TsvM
 from thetau.methods.wudi import Wudi as Wudi
+from thetau.parts import PerPattern as PerPattern
+from thetau.parts import PerTask as PerTask

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from thetau.engine.types import Chain, Varying
 from thetau.methods.checks import varying
 from thetau.methods.reductions import Mean, Scale
 from thetau.methods.registry import register
+from thetau.parts import Chain, Method, Varying
 
 
 @register("average", paper="Wortsman et al., ICML 2022, https://arxiv.org/abs/2203.05482")
 @dataclass(frozen=True, kw_only=True)
-class Average:
+class Average(Method):
     r"""$\tau = \frac{\lambda}{K}\sum_t \tau_t$; with λ = 1 the mean of the models.
 
     - `scale`: λ; a number, or one a pattern of tensor names.

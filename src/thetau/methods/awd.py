@@ -9,16 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from thetau.engine.types import Chain, Method, Selection, check_selection
 from thetau.methods.checks import choice, flag, number, whole
 from thetau.methods.registry import register
 from thetau.methods.task_arithmetic import TaskArithmetic
+from thetau.parts import Chain, Method, Selection, check_selection
 from thetau.transforms import Disentangle
 
 
 @register("awd", paper="Xiong et al. 2024, https://arxiv.org/abs/2411.18729")
 @dataclass(frozen=True, kw_only=True)
-class Awd:
+class Awd(Method):
     r"""Merge $\hat\tau_t = \tau_t - \delta$, δ minimising $\mathrm{mean}_{i \neq j} |\cos(\hat\tau_i, \hat\tau_j)| + \alpha\|\delta\|$.
 
     - `then`: the method that merges the disentangled vectors.

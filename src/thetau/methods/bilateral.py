@@ -19,11 +19,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from thetau.engine.types import Chain, Selection, Varying, check_selection
 from thetau.methods.bilateral_solvers import TwoSided
 from thetau.methods.checks import choice, flag, number, rank, varying, whole
 from thetau.methods.reductions import Scale
 from thetau.methods.registry import register
+from thetau.parts import Chain, Method, Selection, Varying, check_selection
 
 BALANCES = ("norm", "loss", "trace", "none")
 REFERENCES = ("own", "random", "random_left", "random_right")
@@ -31,7 +31,7 @@ REFERENCES = ("own", "random", "random_left", "random_right")
 
 @register("bilateral", paper="ours, after Cheng et al., ICML 2025, https://arxiv.org/abs/2503.08099")
 @dataclass(frozen=True, kw_only=True)
-class Bilateral:
+class Bilateral(Method):
     r"""$\tau = \arg\min_{\tau_m} \sum_i w_i \|(\tau_i\tau_i^\top)^{p/2} (\tau_m - \tau_i) (\tau_i^\top\tau_i)^{q/2}\|_F^2$, from $\sum_i \tau_i$.
 
     - `p`: power of the left factor, which stands in for the output gradients; 0 leaves it out.

@@ -20,8 +20,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thetau.checkpoint import weighed_left
-from thetau.engine.types import Cost, Site
 from thetau.methods.kronecker import Kronecker, OneSided, Term, descend, gaussian, sketched, truncated_svd
+from thetau.parts import Cost, Site, StreamReduction
 
 Side = tuple[Tensor, Tensor, float]  # basis, values above the rest, the rest
 TAIL = 1e-5  # a smaller share of ‖τ‖² outside the kept directions is rounding
@@ -44,7 +44,7 @@ class Total:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TwoSided:
+class TwoSided(StreamReduction):
     """The reduction of `Bilateral`; its fields are explained there. An all-zero task vector's term is dropped."""
 
     p: float = 0.5
@@ -132,10 +132,11 @@ class TwoSided:
         change = self._change(operator, start, floor, unit if state.sums is not None else 1.0)
         return start + change.to(start.dtype)
 
-    def cost(self, d_out: int, d_in: int, tasks: int) -> Cost:
+    def cost(self, shape: tuple[int, ...], tasks: int) -> Cost:
         """Operations and working memory of one matrix, for as many iterations as there may be."""
+        d_out, d_in = shape
         if self.sides == "by_role":  # which of the two it is, a shape cannot tell
-            both = [self._facing(left).cost(d_out, d_in, tasks) for left in (False, True)]
+            both = [self._facing(left).cost(shape, tasks) for left in (False, True)]
             return Cost(flops=max(one.flops for one in both), memory=max(one.memory for one in both))
         entries, small = d_out * d_in, min(d_out, d_in)
         r = self._rank(d_out, d_in)

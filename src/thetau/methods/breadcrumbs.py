@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from thetau.engine.types import Chain, Varying
 from thetau.methods.checks import choice, number, varying
 from thetau.methods.reductions import DisjointMean, Scale, Sum
 from thetau.methods.registry import register
+from thetau.parts import Chain, Method, Varying
 from thetau.transforms import Elect, Trim
 
 PAPER = "Davari and Belilovsky, ECCV 2024, https://arxiv.org/abs/2312.06795"
@@ -27,7 +27,7 @@ def _check(owner: str, density: float, gamma: float, trim: str) -> None:
 
 @register("breadcrumbs", paper=PAPER)
 @dataclass(frozen=True, kw_only=True)
-class Breadcrumbs:
+class Breadcrumbs(Method):
     r"""$\tau = \sum_t \lambda_t\, m_t \odot \tau_t$, $m_t$ leaving out the largest and the smallest entries of each tensor of task $t$.
 
     - `density`: share of the entries that is kept, in (0, 1]; 1 keeps everything, outliers too.
@@ -52,7 +52,7 @@ class Breadcrumbs:
 
 @register("breadcrumbs_ties", paper=PAPER)
 @dataclass(frozen=True, kw_only=True)
-class BreadcrumbsTies:
+class BreadcrumbsTies(Method):
     r"""TIES over $m_t \odot \tau_t$, with the masks of `breadcrumbs` in place of the trim.
 
     - `density`: share of the entries that is kept, in (0, 1]; 1 keeps everything, outliers too.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from thetau.engine.types import PerPattern, PerTask
+from thetau.parts import PerPattern, PerTask
 
 
 def number(

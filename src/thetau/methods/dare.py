@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from thetau.engine.types import Chain, Varying
 from thetau.methods.checks import choice, number, varying
 from thetau.methods.reductions import DisjointMean, Scale, Sum
 from thetau.methods.registry import register
+from thetau.parts import Chain, Method, Varying
 from thetau.transforms import Drop, Elect, Trim
 
 PAPER = "Yu et al., ICML 2024, https://arxiv.org/abs/2311.03099"
@@ -20,7 +20,7 @@ PAPER = "Yu et al., ICML 2024, https://arxiv.org/abs/2311.03099"
 
 @register("dare_linear", paper=PAPER)
 @dataclass(frozen=True, kw_only=True)
-class DareLinear:
+class DareLinear(Method):
     r"""$\tau = \sum_t \lambda_t \frac{m_t \odot \tau_t}{1 - p}$ with random masks $m_t$ that are zero with probability $p$.
 
     - `drop`: p, in [0, 1).
@@ -41,7 +41,7 @@ class DareLinear:
 
 @register("dare_ties", paper=PAPER)
 @dataclass(frozen=True, kw_only=True)
-class DareTies:
+class DareTies(Method):
     r"""TIES over $\frac{m_t \odot \tau_t}{1 - p}$.
 
     - `drop`: p, in [0, 1).

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from thetau.engine.types import Chain, Varying
 from thetau.methods.checks import choice, number, varying
 from thetau.methods.reductions import DisjointMean, Scale, Sum
 from thetau.methods.registry import register
+from thetau.parts import Chain, Method, Varying
 from thetau.transforms import Elect, RankDrop
 
 PAPER = "Deep et al. 2024, https://arxiv.org/abs/2406.11617"
@@ -30,7 +30,7 @@ def _check(owner: str, drop: float, epsilon: float) -> None:
 
 @register("della_linear", paper=PAPER)
 @dataclass(frozen=True, kw_only=True)
-class DellaLinear:
+class DellaLinear(Method):
     r"""$\tau = \sum_t \lambda_t \frac{m_t \odot \tau_t}{1 - p_t}$, masks zero with probabilities that fall with the rank in the row.
 
     - `drop`: p, the mean probability, in [0, 1).
@@ -53,7 +53,7 @@ class DellaLinear:
 
 @register("della", paper=PAPER)
 @dataclass(frozen=True, kw_only=True)
-class Della:
+class Della(Method):
     r"""TIES's election and disjoint mean over $\frac{m_t \odot \tau_t}{1 - p_t}$.
 
     - `drop`: p, the mean probability, in [0, 1).

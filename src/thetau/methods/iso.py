@@ -17,19 +17,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thetau.engine.types import Chain, Cost, Selection, Site, Varying, check_selection
 from thetau.methods.checks import flag, number, varying
 from thetau.methods.kronecker import svd
 from thetau.methods.reductions import Scale
 from thetau.methods.registry import register
 from thetau.methods.tsv import orthonormal
+from thetau.parts import Chain, Cost, Method, Selection, Site, StreamReduction, Varying, check_selection
 
 EPS = torch.finfo(torch.float32).eps
 
 
 @register("iso_c", paper="Marczak et al., ICML 2025, https://arxiv.org/abs/2502.04959")
 @dataclass(frozen=True, kw_only=True)
-class IsoC:
+class IsoC(Method):
     r"""$\tau = \lambda\,\bar\sigma\,U V^\top$ with $\sum_i \tau_i = U\,\mathrm{diag}(\sigma)\,V^\top$ and $\bar\sigma$ the mean of σ.
 
     - `scale`: λ; a number, or one a pattern of tensor names.
@@ -60,7 +60,7 @@ class IsoC:
 
 @register("iso_cts", paper="Marczak et al., ICML 2025, https://arxiv.org/abs/2502.04959")
 @dataclass(frozen=True, kw_only=True)
-class IsoCts:
+class IsoCts(Method):
     r"""$\tau = \lambda\,\bar\sigma\,\hat U \hat V^\top$, $\hat U$ and $\hat V$ from the common space of $\sum_i \tau_i$ and each task's own part outside it.
 
     - `common`: share of the singular vectors that the common space keeps, in (0, 1].
@@ -102,7 +102,7 @@ class Summed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Isotropic:
+class Isotropic(StreamReduction):
     """The reduction of `IsoC` (`common` None) and of `IsoCts`."""
 
     common: float | None = None
@@ -138,8 +138,9 @@ class Isotropic:
         flat = float(torch.cat(values).sum()) / len(s)
         return flat * orthonormal(torch.cat(left, 1)) @ orthonormal(torch.cat(right, 1)).T
 
-    def cost(self, d_out: int, d_in: int, tasks: int) -> Cost:
+    def cost(self, shape: tuple[int, ...], tasks: int) -> Cost:
         """Operations and working memory of one matrix."""
+        d_out, d_in = shape
         entries, small = d_out * d_in, min(d_out, d_in)
         svd = 6.0 * entries * small + 20.0 * small**3
         own = self._own(small, tasks)

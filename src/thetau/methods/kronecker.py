@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thetau.engine.random import element_bits
+from thetau.random import element_bits
 
 OVERSAMPLE, POWERS = 16, 2
 Apply = Callable[[Tensor], Tensor]

@@ -11,17 +11,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from thetau.engine.types import Chain, PerTask, Varying
 from thetau.errors import RecipeError
 from thetau.methods.checks import choice, number, varying
 from thetau.methods.reductions import DisjointMean, Scale, Sum
 from thetau.methods.registry import register
+from thetau.parts import Chain, Method, PerTask, Varying
 from thetau.transforms import Share, Trim
 
 
 @register("localize_stitch", paper="He et al. 2024, https://arxiv.org/abs/2408.13656")
 @dataclass(frozen=True, kw_only=True)
-class LocalizeStitch:
+class LocalizeStitch(Method):
     r"""$\tau = \lambda \sum_t \frac{\gamma_t}{\sum_s \gamma_s} \odot \tau_t$ entrywise, $\gamma_t$ keeping the largest entries of task $t$.
 
     - `density`: share of each task vector's entries that is kept, in (0, 1]; 1 keeps all that is not zero.

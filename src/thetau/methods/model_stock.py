@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from thetau.engine.types import Chain, Varying
 from thetau.methods.checks import varying
 from thetau.methods.reductions import Mean, Scale
 from thetau.methods.registry import register
+from thetau.parts import Chain, Method, Varying
 from thetau.transforms import StockRatio
 
 
 @register("model_stock", paper="Jang et al., ECCV 2024, https://arxiv.org/abs/2403.19522")
 @dataclass(frozen=True, kw_only=True)
-class ModelStock:
+class ModelStock(Method):
     r"""$\tau = \frac{\lambda t}{K}\sum_i \tau_i$ with $t = \frac{K\cos\theta}{1 + (K-1)\cos\theta}$ in each tensor, clamped to [0, 1].
 
     - `scale`: λ; a number, or one a pattern of tensor names.

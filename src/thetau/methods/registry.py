@@ -7,8 +7,8 @@ from dataclasses import MISSING, dataclass, fields
 from inspect import cleandoc
 from typing import Any, TypeVar, get_type_hints
 
-from thetau.engine.types import Method, PerPattern, PerTask
 from thetau.errors import RecipeError, nearest
+from thetau.parts import Method, PerPattern, PerTask
 
 T = TypeVar("T", bound=type[Method])
 _METHODS: dict[str, type[Method]] = {}

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from thetau.engine.types import Chain, Varying
 from thetau.methods.checks import varying
 from thetau.methods.reductions import Sum
 from thetau.methods.registry import register
+from thetau.parts import Chain, Method, Varying
 
 
 @register("task_arithmetic", paper="Ilharco et al., ICLR 2023, https://arxiv.org/abs/2212.04089")
 @dataclass(frozen=True, kw_only=True)
-class TaskArithmetic:
+class TaskArithmetic(Method):
     r"""$\tau = \sum_t \lambda_t \tau_t$.
 
     - `scale`: λ; a number, one a task (a list, or `per_task`), or one a pattern of tensor names (`per_pattern`).

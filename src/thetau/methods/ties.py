@@ -10,16 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from thetau.engine.types import Chain, Varying
 from thetau.methods.checks import choice, number, varying
 from thetau.methods.reductions import DisjointMean, Scale
 from thetau.methods.registry import register
+from thetau.parts import Chain, Method, Varying
 from thetau.transforms import Elect, Trim
 
 
 @register("ties", paper="Yadav et al., NeurIPS 2023, https://arxiv.org/abs/2306.01708")
 @dataclass(frozen=True, kw_only=True)
-class Ties:
+class Ties(Method):
     r"""$\tau = \lambda\,\mathrm{mean}\{\hat\tau_t : \mathrm{sgn}\,\hat\tau_t = \mathrm{sgn}\sum_s \hat\tau_s\}$ entrywise, $\hat\tau_t$ being task $t$ trimmed.
 
     - `density`: share of each task vector's entries that is kept, in (0, 1].

@@ -8,16 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from thetau.engine.types import Chain, Varying
 from thetau.methods.checks import choice, number, varying
 from thetau.methods.reductions import Mean, Scale
 from thetau.methods.registry import register
+from thetau.parts import Chain, Method, Varying
 from thetau.transforms import Trim
 
 
 @register("topk", paper="Task vector bases, https://arxiv.org/abs/2502.01015")
 @dataclass(frozen=True, kw_only=True)
-class TopK:
+class TopK(Method):
     r"""$\tau = \frac{\lambda}{K}\sum_t m_t \odot \tau_t$, $m_t$ keeping the largest entries of task $t$.
 
     - `density`: share of each task vector's entries that is kept, in (0, 1].

@@ -16,16 +16,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thetau.engine.types import Chain, Cost, Selection, Site, Varying, check_selection
 from thetau.methods.checks import flag, rank, varying
 from thetau.methods.kronecker import sketched, svd, truncated_svd
 from thetau.methods.reductions import Scale
 from thetau.methods.registry import register
+from thetau.parts import Chain, Cost, Method, Selection, Site, StreamReduction, Varying, check_selection
 
 
 @register("tsv_m", paper="Gargiulo et al., CVPR 2025, https://arxiv.org/abs/2412.00081")
 @dataclass(frozen=True, kw_only=True)
-class TsvM:
+class TsvM(Method):
     r"""$\tau = \lambda\,\hat U\,\mathrm{diag}(S_1, \dots, S_K)\,\hat V^\top$, $\hat U$ the nearest orthonormal matrix to $[U_1 \dots U_K]$, $\hat V$ likewise.
 
     - `rank`: singular vectors of each task: a number, a share of the smaller dimension, or None for its K-th part.
@@ -69,7 +69,7 @@ class Parts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SingularVectors:
+class SingularVectors(StreamReduction):
     """The reduction of `TsvM`."""
 
     rank: int | float | None = None
@@ -94,8 +94,9 @@ class SingularVectors:
         u, v = (orthonormal(torch.cat(side, 1)) for side in (parts.left, parts.right))
         return (u * torch.cat(parts.values)) @ v.T
 
-    def cost(self, d_out: int, d_in: int, tasks: int) -> Cost:
+    def cost(self, shape: tuple[int, ...], tasks: int) -> Cost:
         """Operations and working memory of one matrix."""
+        d_out, d_in = shape
         entries, small = d_out * d_in, min(d_out, d_in)
         r = self._rank(d_out, d_in, tasks)
         whole = 6.0 * entries * small + 20.0 * small**3

@@ -16,16 +16,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from thetau.engine.types import Chain, Selection, Varying, check_selection
 from thetau.methods.checks import choice, flag, number, varying, whole
 from thetau.methods.reductions import Scale
 from thetau.methods.registry import register
 from thetau.methods.wudi_solvers import Interference
+from thetau.parts import Chain, Method, Selection, Varying, check_selection
 
 
 @register("wudi", paper="Cheng et al., ICML 2025, https://arxiv.org/abs/2503.08099")
 @dataclass(frozen=True, kw_only=True)
-class Wudi:
+class Wudi(Method):
     r"""$\tau = \arg\min_{\tau_m} \sum_i \|(\tau_m - \tau_i)\,\tau_i^\top\|_F^2 / \|\tau_i\|_F^2$ for each linear layer, approached from $\sum_i \tau_i$.
 
     - `solver`: `adam` (the paper), `closed_form` (Eq. 20) or `gradient_flow` (ours: exact, scale-free, one eigendecomposition).

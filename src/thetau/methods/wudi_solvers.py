@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thetau.engine.types import Cost, Site
+from thetau.parts import Cost, Site, StreamReduction
 
 PAPER_RMS = 2.4e-4  # rms of the entries of the paper's task vectors (CLIP ViT-B/32, eight tasks)
 PAPER_EPS = 1e-8
@@ -71,7 +71,7 @@ class Quadratic:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Interference:
+class Interference(StreamReduction):
     """The reduction of `Wudi`; its fields are explained there. An all-zero task vector's term is dropped."""
 
     solver: Literal["adam", "closed_form", "gradient_flow"] = "adam"
@@ -125,8 +125,9 @@ class Interference:
             return self._adam(total)
         return self._closed_form(total) if self.solver == "closed_form" else self._gradient_flow(total)
 
-    def cost(self, d_out: int, d_in: int, tasks: int) -> Cost:
+    def cost(self, shape: tuple[int, ...], tasks: int) -> Cost:
         """Operations and working memory of one matrix."""
+        d_out, d_in = shape
         each = ceil(self.rows * d_out)
         r, entries = each * tasks, d_out * d_in
         if self._factored(d_out, d_in, tasks):

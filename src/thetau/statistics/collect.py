@@ -8,15 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thetau.engine.types import Site
+from thetau.parts import Site, Statistic
 
 
 @dataclass(frozen=True, kw_only=True)
-class Collect:
+class Collect(Statistic):
     """Every tensor's stack `[task, *shape]`, by name."""
 
     per_tensor: bool = True
-    rounds: int = 1
 
     def add(self, total: list[Tensor] | None, stack: Float[Tensor, "task *block"], site: Site, seen: None) -> list[Tensor]:
         """Keep a block."""

@@ -9,18 +9,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thetau.engine.kernels import Result
-from thetau.engine.types import Site
+from thetau.parts import Site, Statistic
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gram:
+class Gram(Statistic):
     """G of shape `[task, task]`, float64; `per_tensor` gives one a tensor.
 
     Exactness: products of two float32 numbers are exact in float64, so only the sum rounds.
     """
 
     per_tensor: bool = False
-    rounds: int = 1
 
     def add(
         self, total: Float[Tensor, "task task"] | None, stack: Float[Tensor, "task *block"], site: Site, seen: None

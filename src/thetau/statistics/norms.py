@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from thetau.engine.types import Site
+from thetau.parts import Site, Statistic
 
 
 @dataclass(frozen=True, kw_only=True)
-class SquaredNorms:
+class SquaredNorms(Statistic):
     """‖τ_t‖² of shape `[task]`, float64; `per_tensor` gives one vector of norms a tensor."""
 
     per_tensor: bool = False
-    rounds: int = 1
 
     def add(
         self, total: Float[Tensor, " task"] | None, stack: Float[Tensor, "task *block"], site: Site, seen: None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, floor
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from thetau.engine.kernels import Result
-from thetau.engine.types import Site
+from thetau.parts import Site, Statistic
 
 BINS = 1 << 15
 FINE = 1 << 16
@@ -31,7 +32,7 @@ class Bin:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MagnitudeQuantile:
+class MagnitudeQuantile(Statistic):
     """The smallest |x| that is kept when the ⌊gamma · n⌋ largest entries go and the ⌈density · n⌉ next ones stay, and the largest one.
 
     Float32 of shape `[task, 2]`, smallest first; n counts all entries of the vector (or of the tensor). Where too few are left below the
@@ -41,7 +42,7 @@ class MagnitudeQuantile:
     density: float
     gamma: float = 0.0
     per_tensor: bool = False
-    rounds: int = 2
+    pace: ClassVar[float] = 0.7e9
 
     def add(
         self, total: Int[Tensor, "task cut bin"] | None, stack: Float[Tensor, "task *block"], site: Site, seen: Bin | None
@@ -72,6 +73,11 @@ class MagnitudeQuantile:
         lower, _ = _from_top(total, seen.rank)
         found = ((seen.upper << 16) | lower).to(torch.int32).view(torch.float32)
         return found if self.gamma else torch.cat([found, torch.full_like(found, torch.inf)], 1)
+
+    @property
+    def rounds(self) -> int:
+        """One for the upper bits, one for the lower."""
+        return 2
 
     @property
     def compiled(self) -> tuple[str, ...]:

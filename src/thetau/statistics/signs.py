@@ -10,16 +10,15 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from thetau.engine.sums import sum_in_order
-from thetau.engine.types import Site
+from thetau.parts import Site, Statistic
+from thetau.sums import sum_in_order
 
 
 @dataclass(frozen=True, kw_only=True)
-class SignTotals:
+class SignTotals(Statistic):
     """Σ over entries of sign(Σ_t τ_t): a positive or negative integer."""
 
     per_tensor: bool = False
-    rounds: int = 1
 
     def add(self, total: int | None, stack: Float[Tensor, "task *block"], site: Site, seen: None) -> int:
         """Add a block's signs."""

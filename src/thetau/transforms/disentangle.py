@@ -10,22 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thetau.engine.sums import weighted_sum
-from thetau.engine.types import Op, Site
+from thetau.parts import Op, Site, Transform
 from thetau.statistics import Collect, Gram
 from thetau.statistics.gram import row_grams
+from thetau.sums import weighted_sum
 from thetau.transforms.awd_adam import FullDelta, full_dimension
 from thetau.transforms.awd_gram import Disentangled, solve, solve_batch
 
 
 @dataclass(frozen=True, kw_only=True)
-class Disentangle:
+class Disentangle(Transform):
     """τ̂_i = τ_i − δ. An all-zero task vector stays zero and takes no part in δ.
 
     - `alpha`: weight of ‖δ‖ (the paper tunes it in 1e-2 … 1e-6).
@@ -40,7 +40,7 @@ class Disentangle:
     reverse: bool = False
     steps: int = 200
     lr: float = 0.01
-    per_task: bool = False
+    per_task: ClassVar[bool] = False
 
     def requires(self) -> Gram | Collect | None:
         """The Gram matrix; nothing by row, where a block holds all that counts; everything for Adam."""
@@ -57,11 +57,14 @@ class Disentangle:
             return {name: solve(gram, self.alpha, reverse=self.reverse) for name, gram in result.items()}
         return solve(result, self.alpha, reverse=self.reverse) if isinstance(result, Tensor) else None
 
-    def fuse(self, state: object, site: Site, element: int) -> list[Op] | None:
-        """The same for the compiled loop, where δ is a combination of the vectors."""
-        found = state.get(site.name) if isinstance(state, Mapping) else state
-        if not isinstance(found, Disentangled):
-            return None
+    def compiles(self, site: Site) -> bool:
+        """Where δ is one combination of the vectors for the whole tensor."""
+        return self.solver == "gram" and self.scope != "row"
+
+    def program(self, state: object, site: Site, element: int) -> list[Op]:
+        """The same for the compiled loop."""
+        found = state[site.name] if isinstance(state, Mapping) else state
+        assert isinstance(found, Disentangled)
         return [Op("disentangle", by_task=tuple(found.coefficients), keys=tuple(map(int, found.alive)))]
 
     def apply(self, stack: Float[Tensor, "task *block"], state: object, site: Site) -> Float[Tensor, "task *block"]:
@@ -83,7 +86,7 @@ class Disentangle:
                 row -= delta
         return out
 
-    def describe(self, state: object) -> list[str]:
+    def notes(self, state: object) -> list[str]:
         """What δ brought, for the summary. A shared δ cannot make every pair orthogonal: mean and largest |cos| say how near it came."""
         if isinstance(state, Disentangled):
             return [

@@ -10,23 +10,20 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from thetau.engine.types import Op, Site
+from thetau.parts import Op, Site, Transform
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drop:
+class Drop(Transform):
     """Each entry is dropped with probability `rate`; the others are multiplied by 1/(1 − rate)."""
 
     rate: float
-    per_task: bool = True
 
-    def requires(self) -> None:
-        """Nothing."""
+    def compiles(self, site: Site) -> bool:
+        """At any tensor."""
+        return True
 
-    def prepare(self, result: object, tasks: tuple[str, ...]) -> None:
-        """Nothing."""
-
-    def fuse(self, state: None, site: Site, element: int) -> list[Op]:
+    def program(self, state: None, site: Site, element: int) -> list[Op]:
         """The same for the compiled loop."""
         threshold = round(self.rate * (1 << 31))
         keys = [key for task in range(len(site.tasks)) for key in (*site.keys(task, element, "drop"), threshold)]

@@ -6,22 +6,22 @@ The second step of TIES-Merging, Yadav et al., NeurIPS 2023, <https://arxiv.org/
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
-from thetau.engine.sums import sum_in_order
-from thetau.engine.types import Op, Site
+from thetau.parts import Op, Site, Transform
 from thetau.statistics import SignTotals
+from thetau.sums import sum_in_order
 
 
 @dataclass(frozen=True, kw_only=True)
-class Elect:
+class Elect(Transform):
     """`cancelled` says what becomes of entries whose deltas cancel exactly: `zero`, or the sign of the `majority` of all entries, as in the authors' code."""
 
     cancelled: Literal["zero", "majority"] = "zero"
-    per_task: bool = False
+    per_task: ClassVar[bool] = False
 
     def requires(self) -> SignTotals | None:
         """The majority of all entries, where it is wanted."""
@@ -31,7 +31,11 @@ class Elect:
         """The sign that cancelled entries get."""
         return float((result > 0) - (result < 0)) if isinstance(result, int) else 0.0
 
-    def fuse(self, state: float, site: Site, element: int) -> list[Op]:
+    def compiles(self, site: Site) -> bool:
+        """At any tensor."""
+        return True
+
+    def program(self, state: float, site: Site, element: int) -> list[Op]:
         """The same for the compiled loop."""
         return [Op("elect", value=state)]
 

@@ -10,40 +10,37 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
+from typing import ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thetau.engine.types import Op, Site
 from thetau.engine.window import BLOCK
+from thetau.parts import Op, Site, Transform
 
 LONGEST = 1 << 18  # entries of a row in the compiled loop
 INDEXED = 1 << 31  # elements of a tensor there: more would need other random keys in the middle of a run
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankDrop:
+class RankDrop(Transform):
     """`rate` is p, `epsilon` the width over which the probability falls."""
 
     rate: float
     epsilon: float
-    per_task: bool = True
+    pace: ClassVar[float] = 0.15e9  # it sorts
 
-    def requires(self) -> None:
-        """Nothing."""
-
-    def prepare(self, result: object, tasks: tuple[str, ...]) -> None:
-        """Nothing."""
-
-    def fuse(self, state: None, site: Site, element: int) -> list[Op] | None:
-        """The same for the compiled loop; None for rows that it does not take."""
+    def compiles(self, site: Site) -> bool:
+        """Where the loop takes rows of this length."""
         matrix = len(site.shape) >= 2
-        elements = int(np.prod(site.shape))
-        row = site.row_elements if matrix else elements
-        if row > (LONGEST if matrix else BLOCK) or elements > INDEXED:
-            return None
+        return _row(site) <= (LONGEST if matrix else BLOCK) and prod(site.shape) <= INDEXED
+
+    def program(self, state: None, site: Site, element: int) -> list[Op]:
+        """The same for the compiled loop."""
+        row = _row(site)
         thresholds, factors = _tables(self.rate, self.epsilon, row)
         keys = [key for task in range(len(site.tasks)) for key in site.keys(task, element, "drop")]
         return [Op("rank_drop", by_task=tuple(factors.tolist()), keys=(row, *keys, *thresholds.tolist()))]
@@ -61,6 +58,11 @@ class RankDrop:
             kept = rows * factors[rank].to(rows.dtype)
             out[task] = kept.masked_fill_(bits < thresholds[rank], 0).reshape(values.shape)
         return out
+
+
+def _row(site: Site) -> int:
+    """Entries that are ranked together."""
+    return site.row_elements if len(site.shape) >= 2 else prod(site.shape)
 
 
 @lru_cache(maxsize=32)

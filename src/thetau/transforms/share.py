@@ -1,7 +1,7 @@
 r"""Share: localised task vectors, weighted so that their sum is the stitched vector; masks shared within clusters of tasks.
 
 Localize-and-Stitch, He et al. 2024, <https://arxiv.org/abs/2408.13656>: task i keeps a mask $\gamma_i$, and where masks overlap its
-entry counts $\gamma_i / \sum_j \gamma_j$. Mask Sharing and Stitch Twice are of "Task vector bases" (He et al. 2025,
+entry counts $\gamma_i / \sum_j \gamma_j$. Mask Sharing and Stitch Twice are of "Task vector bases" (Zeng et al. 2025,
 <https://arxiv.org/abs/2502.01015>, Section 6.4):
 
 - `mask`: the N tasks of a cluster share $\bar\gamma_c = \mathrm{round}(\sum_i \gamma_i / N)$, and their values come from the whole
@@ -19,15 +19,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from thetau.engine.sums import sum_in_order
-from thetau.engine.types import PerTask, Site
+from thetau.parts import BlockReduction, PerTask, Site, Transform
 from thetau.statistics import MagnitudeQuantile
+from thetau.sums import sum_in_order
 from thetau.transforms.trim import Trim
 
 Sharing = Literal["none", "mask", "twice"]
@@ -35,7 +35,7 @@ Rounding = Literal["half_up", "half_even"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
+class Share(Transform):
     """Multiplies each task's entries by their weight. With `stitch=False` by what is kept alone: what is then stored, whose sum over
     the tasks of a cluster is the cluster's model under `mask`.
     """
@@ -46,7 +46,7 @@ class Share:
     clusters: PerTask
     rounding: Rounding = "half_up"
     stitch: bool = True
-    per_task: bool = False
+    per_task: ClassVar[bool] = False
 
     def requires(self) -> MagnitudeQuantile | None:
         """The exact cuts; none where every entry that is not zero is kept."""
@@ -104,7 +104,7 @@ def inner(masks: Bool[Tensor, "task *block"], clusters: Sequence[int], sharing: 
 
 
 @dataclass(frozen=True, kw_only=True)
-class StitchPairs:
+class StitchPairs(BlockReduction):
     """The end of a chain over a doubled stack: the whole vectors, and beside each the localised one whose nonzero entries are its mask.
 
     `pairs` names both, with the number of the task's cluster.

@@ -14,16 +14,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thetau.engine.types import Op, Site
+from thetau.parts import Op, Site, Transform
 from thetau.statistics import Gram
 from thetau.statistics.gram import cosines
 
 
 @dataclass(frozen=True, kw_only=True)
-class StockRatio:
+class StockRatio(Transform):
     """Multiplies every task's entries in a tensor by that tensor's t."""
-
-    per_task: bool = True
 
     def requires(self) -> Gram:
         """Inner products, tensor by tensor."""
@@ -33,14 +31,18 @@ class StockRatio:
         """t by tensor."""
         return {name: stock_ratio(gram) for name, gram in result.items()}
 
-    def describe(self, state: Mapping[str, float]) -> list[str]:
+    def notes(self, state: Mapping[str, float]) -> list[str]:
         """The ratios' range, for the summary."""
         if not state:
             return []
         low, high = min(state, key=lambda name: state[name]), max(state, key=lambda name: state[name])
         return [f"model stock: t from {state[low]:.3f} ({low}) to {state[high]:.3f} ({high})."]
 
-    def fuse(self, state: Mapping[str, float], site: Site, element: int) -> list[Op]:
+    def compiles(self, site: Site) -> bool:
+        """At any tensor."""
+        return True
+
+    def program(self, state: Mapping[str, float], site: Site, element: int) -> list[Op]:
         """The same for the compiled loop."""
         return [Op("weigh", value=state[site.name])]
 

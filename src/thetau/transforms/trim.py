@@ -15,7 +15,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from thetau.engine.types import Op, Site
+from thetau.parts import Op, Site, Transform
 from thetau.statistics import MagnitudeQuantile
 
 Band = tuple[float, float]
@@ -23,13 +23,12 @@ Cuts = Mapping[str, Band] | Mapping[str, Mapping[str, Band]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trim:
+class Trim(Transform):
     """Drops the ⌊gamma · n⌋ entries of largest magnitude and keeps the ⌈density · n⌉ next ones, n counting the whole vector or one tensor."""
 
     density: float
     gamma: float = 0.0
     scope: Literal["vector", "tensor"] = "vector"
-    per_task: bool = True
 
     def requires(self) -> MagnitudeQuantile | None:
         """The exact cuts; none where everything is kept."""
@@ -43,7 +42,11 @@ class Trim:
             return {name: dict(zip(tasks, map(tuple, cuts.tolist()), strict=True)) for name, cuts in result.items()}
         return dict(zip(tasks, map(tuple, result.tolist()), strict=True)) if isinstance(result, Tensor) else None
 
-    def fuse(self, state: object, site: Site, element: int) -> list[Op]:
+    def compiles(self, site: Site) -> bool:
+        """At any tensor."""
+        return True
+
+    def program(self, state: object, site: Site, element: int) -> list[Op]:
         """The same for the compiled loop."""
         if not isinstance(state, Mapping):
             return []

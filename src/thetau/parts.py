@@ -1,0 +1,474 @@
+"""The contract between the engine and the parts of a method.
+
+A method is a chain: transforms, one reduction, post-stages. A part is a frozen dataclass of hyper-parameters with pure functions of
+tensors; it never sees a file. What it must know of whole vectors it asks for as a `Statistic` of its own input; the engine makes the
+passes and hands the result to `prepare` once. See docs/engine.md.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from thetau.checkpoint.align import matches
+from thetau.checkpoint.naming import Kind
+from thetau.errors import RecipeError, nearest
+from thetau.random import element_bits, stream_keys
+
+Access = Literal["block", "stream", "whole"]
+State = Any
+PACE = 1.4e9  # of most parts in the compiled loop
+SELECTIONS = ("all", "linear", "matrices")
+
+
+@dataclass(frozen=True)
+class PerTask:
+    """A field's value by task; tasks are named as in the recipe. A task's value may itself vary by pattern (layer-wise coefficients)."""
+
+    values: Mapping[str, float | PerPattern]
+
+    def __post_init__(self) -> None:
+        if not self.values:
+            raise ValueError("`PerTask` needs a value for at least one task.")
+
+
+@dataclass(frozen=True)
+class PerPattern:
+    """A field's value by tensor name: the first shell-style pattern that fits decides, `"*"` last for the rest."""
+
+    values: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        if not self.values:
+            raise ValueError("`PerPattern` needs at least one pattern.")
+
+
+Varying = float | tuple[float, ...] | PerTask | PerPattern  # a tuple stands in the order in which the tasks are given
+
+
+@dataclass(frozen=True)
+class Op:
+    """A part as the compiled loop knows it (`engine/kernels.py`): a name, a number, numbers by task, integers by task.
+
+    A part that has such a form says so with `compiles`, and gives it with `program`.
+    """
+
+    code: str
+    value: float = 0.0
+    by_task: tuple[float, ...] = ()
+    keys: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """Where a part acts: one tensor, or a block of its rows.
+
+    `tasks` are the tasks' identities in the engine's canonical order (sorted), which is the order of the stack's first axis.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: Kind
+    layer: int | None
+    tasks: tuple[str, ...]
+    seed: int = 0
+    start: int = 0  # first row of the block
+    row_elements: int = 1
+    base: Tensor | None = None  # the base's block, for parts that need it
+    evidence: Mapping[str, Tensor] = field(default_factory=dict)  # `[task, *block]` for each kind that the chain needs
+
+    def bits(self, task: int, count: int, salt: str = "") -> Int[Tensor, " count"]:
+        """Random integers in [0, 2³¹), one an element of the block: a function of (seed, salt, task, tensor, element index) alone."""
+        return element_bits((self.seed, salt, self.tasks[task], self.name), self.start * self.row_elements, count)
+
+    def keys(self, task: int, element: int, salt: str = "") -> tuple[int, int]:
+        """What `bits` derives its stream from, for the 2³¹ elements around one: for the compiled loop."""
+        return stream_keys((self.seed, salt, self.tasks[task], self.name), element)
+
+    def value(self, field_value: Varying) -> float:
+        """A field's value at this tensor, where it does not vary by task."""
+        if isinstance(field_value, PerPattern):
+            for pattern, value in field_value.values.items():
+                if matches(self.name, [pattern]):
+                    return value
+            raise RecipeError(
+                [f'no pattern fits {self.name!r}; end with `"*": value`. Got {", ".join(field_value.values)}.'], "per_pattern"
+            )
+        if isinstance(field_value, PerTask | tuple):
+            raise RecipeError(["this field cannot vary by task; give one number or `per_pattern`."], "per_task")
+        return field_value
+
+    def per_task(self, field_value: Varying) -> list[float]:
+        """A field's values at this tensor, in the order of the stack."""
+        if isinstance(field_value, PerTask):
+            lost = [task for task in self.tasks if task not in field_value.values]
+            extra = [name for name in field_value.values if name not in self.tasks]
+            if lost or extra:
+                problems = [f"no value for the task {task!r}." for task in lost]
+                problems += [
+                    f"{name!r} is not a task.{nearest(name, self.tasks)} Tasks: {', '.join(self.tasks)}." for name in extra
+                ]
+                raise RecipeError(problems, "per_task")
+            return [self.value(field_value.values[task]) for task in self.tasks]
+        if isinstance(field_value, tuple):
+            raise RecipeError([f"a tuple of {len(field_value)} values names no task; give `per_task`."], "per_task")
+        return [self.value(field_value)] * len(self.tasks)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one piece of work costs: floating-point operations, and bytes of working memory."""
+
+    flops: float = 0.0
+    memory: int = 0
+
+
+class Statistic(ABC):
+    """A streaming reduction over the stack, in one or more rounds.
+
+    Per tensor, `add` takes the tensor's blocks in order and returns the running total (None at first); unless `per_tensor`, the
+    tensors' totals are then folded in the order of their names. `finish` makes the round's result: of one tensor, or of all. The
+    next round sees it as `seen`; the last one is what `prepare` gets (a mapping from tensor name where `per_tensor`).
+    """
+
+    pace: ClassVar[float] = PACE  # bytes of input a second that one worker gets through, in the compiled loop
+
+    @property
+    def rounds(self) -> int:
+        """Passes over the stack."""
+        return 1
+
+    @property
+    def per_tensor(self) -> bool:
+        """Whether each tensor has a result of its own."""
+        return False
+
+    @property
+    def compiled(self) -> tuple[str, ...]:
+        """What the compiled loop calls each round, empty where it cannot make it."""
+        return ("",) * self.rounds
+
+    @abstractmethod
+    def add(self, total: Any, stack: Float[Tensor, "task *block"], site: Site, seen: Any) -> Any:
+        """The running total with one more block in it."""
+
+    @abstractmethod
+    def fold(self, total: Any, other: Any) -> Any:
+        """The totals of two runs of tensors as one; never called where `per_tensor`."""
+
+    @abstractmethod
+    def finish(self, total: Any, seen: Any) -> Any:
+        """A round's result."""
+
+    @abstractmethod
+    def memory(self, tasks: int, elements: int) -> int:
+        """Bytes held while one tensor of so many elements is worked on."""
+
+    def held(self, tasks: int, elements: Sequence[int]) -> int:
+        """Bytes of the result, over all tensors, given the elements of each."""
+        return 0
+
+    def from_compiled(self, result: Any) -> Any:
+        """A tensor's total, from what the compiled loop counted (`engine.kernels.Result`)."""
+        raise NotImplementedError(f"{type(self).__name__} names a compiled form and does not read it: write `from_compiled`.")
+
+
+class Part(ABC):  # noqa: B024  what is abstract stands on its kinds
+    """What all parts share. The defaults are those of a part that needs nothing, costs next to nothing and has no compiled form.
+
+    A part is a frozen dataclass of hyper-parameters with pure functions of tensors; what it must know of whole vectors it asks for as
+    a `Statistic` of its own input. The engine makes the passes and calls `prepare` once; every later call gets that state.
+    """
+
+    access: ClassVar[Access] = (
+        "block"  # how it must see a tensor: any `block` of rows, task by task (`stream`), or the `whole` stack
+    )
+    needs: ClassVar[tuple[str, ...]] = ()  # evidence by task (`"fisher"`), and `"base"`: what `Site` must bring
+    pace: ClassVar[float] = PACE  # bytes of input a second that one worker gets through, in the compiled loop
+
+    def requires(self) -> Statistic | None:
+        """The statistic of its own input that it needs: of the stack as the stages before left it."""
+        return None
+
+    def prepare(self, result: Any, tasks: tuple[str, ...]) -> State:
+        """What it makes of the statistic, once."""
+        return None
+
+    def solving(self, tasks: int, elements: Sequence[int]) -> Cost:
+        """What `prepare` costs, given the elements of each tensor."""
+        return Cost()
+
+    def cost(self, shape: tuple[int, ...], tasks: int) -> Cost:
+        """Operations and working memory at one tensor, beyond an elementwise walk over the stack."""
+        return Cost()
+
+    def compiles(self, site: Site) -> bool:
+        """Whether `program` gives the compiled form at this tensor, whatever the state."""
+        return False
+
+    def program(self, state: State, site: Site, element: int) -> list[Op]:
+        """The same for the compiled loop, for elements from `element` on; called where `compiles` says so."""
+        raise NotImplementedError(f"{type(self).__name__} says that it compiles and has no `program`.")
+
+    def notes(self, state: State) -> list[str]:
+        """Sentences for the summary of a run."""
+        return []
+
+
+class Transform(Part):
+    """Stack → stack. `per_task` says that each task's rows are treated alone, so that tasks can be read one by one."""
+
+    per_task: ClassVar[bool] = True
+
+    @abstractmethod
+    def apply(self, stack: Float[Tensor, "task *block"], state: State, site: Site) -> Float[Tensor, "task *block"]:
+        """The stack of a block, of the same shape."""
+
+
+class Reduction(Part):
+    """Stack → one tensor: a `BlockReduction`, a `StreamReduction` or a `WholeReduction`."""
+
+    def weights(self, site: Site) -> list[float]:
+        """What each task counts in the mean or the sum that a tensor outside the selection gets (`Selection.elsewhere`)."""
+        return [1.0] * len(site.tasks)
+
+
+class BlockReduction(Reduction):
+    """Stack → one tensor, elementwise: any block of rows will do."""
+
+    @abstractmethod
+    def reduce(self, stack: Float[Tensor, "task *block"], state: State, site: Site) -> Float[Tensor, "*block"]:
+        """The merged block."""
+
+
+class WholeReduction(Reduction):
+    """Stack → one tensor, from the whole stack of it at once: all tasks are in memory, one tensor at a time, and the plan says so.
+
+    Matrices come as `[task, d_out, d_in]` whatever the file stores (transposed, or fused where the chain splits them); other tensors
+    as they are stored.
+    """
+
+    access: ClassVar[Access] = "whole"
+
+    @abstractmethod
+    def reduce(self, stack: Float[Tensor, "task *shape"], state: State, site: Site) -> Float[Tensor, "*shape"]:
+        """The merged tensor."""
+
+    @abstractmethod
+    def cost(self, shape: tuple[int, ...], tasks: int) -> Cost:
+        """Operations, and working memory beside the stack and the result."""
+
+
+class StreamReduction(Reduction):
+    """Stack → one matrix, fed task by task, so that memory need not grow with their number.
+
+    `site.tasks` names the task that `add` gets; matrices are `[d_out, d_in]` whatever the file stores.
+    """
+
+    access: ClassVar[Access] = "stream"
+
+    @abstractmethod
+    def init(self, d_out: int, d_in: int, tasks: int) -> Any:
+        """The total of no task."""
+
+    @abstractmethod
+    def add(self, total: Any, vector: Float[Tensor, "d_out d_in"], site: Site) -> Any:
+        """The total with one more task in it."""
+
+    @abstractmethod
+    def result(self, total: Any, site: Site) -> Float[Tensor, "d_out d_in"]:
+        """The merged matrix."""
+
+    @abstractmethod
+    def cost(self, shape: tuple[int, ...], tasks: int) -> Cost:
+        """Operations and working memory of one matrix."""
+
+    def alternatives(self) -> Mapping[str, StreamReduction]:
+        """The same objective by other solvers, by what a recipe would say: for the plan."""
+        return {}
+
+
+class PostStage(Part):
+    """Merged tensor → merged tensor, after the reduction.
+
+    With `reads_stack` it is also given the stack as it went into the reduction, and its statistic (`requires`) is taken of the merged
+    tensor and the stack, the merged one first. `everywhere` says that it also acts on what the selection left out.
+    """
+
+    reads_stack: ClassVar[bool] = False
+    everywhere: ClassVar[bool] = False
+
+    @abstractmethod
+    def adjust(
+        self, merged: Float[Tensor, "*block"], stack: Float[Tensor, "task *block"] | None, state: State, site: Site
+    ) -> Float[Tensor, "*block"]:
+        """The merged block, of the same shape."""
+
+
+class Emit(Part):
+    """The end of a chain with several outputs: names, and what each of them holds. Lazy: an output is computed when it is read."""
+
+    @abstractmethod
+    def names(self, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        """The outputs' names, given the tasks as they are sorted."""
+
+    @abstractmethod
+    def emit(
+        self, name: str, merged: Float[Tensor, "*block"] | None, stack: Float[Tensor, "task *block"], state: State, site: Site
+    ) -> Float[Tensor, "*block"]:
+        """A block of one output; `merged` is None unless `reads_merged`."""
+
+    reads_merged: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class EachTask(Emit):
+    """One output a task: its vector after the chain's transforms (AWD's disentangled vectors, Table 6 there)."""
+
+    reads_merged: ClassVar[bool] = False
+
+    def names(self, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        """The tasks themselves."""
+        return tasks
+
+    def emit(
+        self, name: str, merged: Float[Tensor, "*block"] | None, stack: Float[Tensor, "task *block"], state: State, site: Site
+    ) -> Float[Tensor, "*block"]:
+        """The task's own rows."""
+        return stack[site.tasks.index(name)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which tensors a chain acts on, and what the output gets elsewhere.
+
+    `tensors` is `"all"`, `"linear"` (the weight matrices of the blocks: attention and MLP), `"matrices"` (whatever has two dimensions) or
+    shell-style patterns. `elsewhere` is `"base"` (θ₀), `"mean"` or `"sum"` of the task vectors.
+    """
+
+    tensors: str | tuple[str, ...] = "all"
+    elsewhere: Literal["base", "mean", "sum"] = "base"
+
+    def __str__(self) -> str:
+        chosen = self.tensors if isinstance(self.tensors, str) else ", ".join(self.tensors)
+        return f"`tensors: {chosen}`"
+
+    def takes(self, name: str, shape: tuple[int, ...], kind: Kind) -> bool:
+        """Whether the chain acts on this tensor."""
+        if self.tensors == "all":
+            return True
+        if self.tensors == "matrices":
+            return len(shape) == 2
+        if self.tensors == "linear":
+            return len(shape) == 2 and kind in (Kind.ATTENTION, Kind.MLP)
+        patterns = (self.tensors,) if isinstance(self.tensors, str) else self.tensors
+        return matches(name, patterns)
+
+
+def check_selection(owner: str, tensors: object, elsewhere: object) -> None:
+    """The checks of the two fields that several methods share.
+
+    Raises:
+        ValueError: one of them is not what `Selection` allows.
+    """
+    plain = isinstance(tensors, str) or (isinstance(tensors, tuple) and tensors and all(isinstance(t, str) for t in tensors))
+    if not plain:
+        raise ValueError(f'`{owner}(tensors=...)` must be "all", "linear" or patterns of names. Got {tensors!r}.')
+    if elsewhere not in ("base", "mean", "sum"):
+        raise ValueError(f'`{owner}(elsewhere=...)` must be "base", "mean" or "sum". Got {elsewhere!r}.')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """A method, taken apart: what the engine runs, checked when it is built.
+
+    - `models`: the parts see models θ_t, not task vectors; what comes out is a model too, from which the engine takes θ₀ again.
+    - `emit`: the outputs, where there are several; by default the merged vector alone.
+    """
+
+    reduction: Reduction
+    transforms: tuple[Transform, ...] = ()
+    post: tuple[PostStage, ...] = ()
+    selection: Selection = field(default_factory=Selection)
+    split_fused: bool = False  # merge fused q/k/v as the three matrices that they are
+    models: bool = False
+    emit: Emit | None = None
+
+    def __post_init__(self) -> None:
+        kinds: list[tuple[str, object, type[Part]]] = [("reduction", self.reduction, Reduction)]
+        kinds += [("transforms", part, Transform) for part in self.transforms]
+        kinds += [("post", part, PostStage) for part in self.post]
+        kinds += [("emit", self.emit, Emit)] if self.emit is not None else []
+        for where, part, kind in kinds:
+            if not isinstance(part, kind):
+                raise TypeError(f"`Chain({where}=...)` takes a `thetau.parts.{kind.__name__}`. Got {part!r}.")
+        if type(self.reduction).__mro__[1:2] == (Reduction,) or self.reduction.access not in ("block", "stream", "whole"):
+            raise TypeError(
+                "`Chain(reduction=...)` takes a `BlockReduction`, a `StreamReduction` or a `WholeReduction` of `thetau.parts`. "
+                f"Got {self.reduction!r}."
+            )
+        for part in (*self.transforms, *self.post):
+            if part.access == "stream":
+                raise TypeError(
+                    f"`{type(part).__name__}.access` must be `block` or `whole`: only a reduction is fed task by task."
+                )
+
+    @property
+    def stages(self) -> tuple[Part, ...]:
+        """Transforms, reduction, post-stages and what is emitted, in the order in which they act; states stand in the same order."""
+        return (*self.transforms, self.reduction, *self.post, *([self.emit] if self.emit is not None else []))
+
+    @property
+    def access(self) -> Access:
+        """How the chain reads: any block of rows, a tensor task by task, or the whole stack of a tensor."""
+        if any(part.access == "whole" for part in self.stages):
+            return "whole"
+        if self.reduction.access == "stream":
+            return "whole" if self.reads_stack else "stream"
+        return "block"
+
+    @property
+    def reads_stack(self) -> bool:
+        """Whether something after the reduction still looks at the stack."""
+        return self.emit is not None or any(stage.reads_stack for stage in self.post)
+
+    @property
+    def by_task(self) -> bool:
+        """Whether a stream can be fed one task at a time."""
+        return all(transform.per_task for transform in self.transforms)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The evidence that some part needs, sorted; without the base, which is there anyway."""
+        return tuple(sorted({name for part in self.stages for name in part.needs} - {"base"}))
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the base's rows must be read."""
+        return self.models or any("base" in part.needs for part in self.stages)
+
+    def fields(self) -> Iterator[tuple[Part, str, Any]]:
+        """Every hyper-parameter of every part."""
+        for part in self.stages:
+            if is_dataclass(part):
+                for entry in fields(part):
+                    yield part, entry.name, part.__dict__[entry.name]
+
+
+class Method(ABC):
+    """A named set of hyper-parameters, a frozen keyword-only dataclass, that says which chain it is."""
+
+    @abstractmethod
+    def chain(self) -> Chain:
+        """The parts that it is made of."""
+
+
+def as_float(value: Tensor) -> Tensor:
+    """Float32, or float64 where it is already."""
+    return value if value.dtype == torch.float64 else value.float()
