@@ -16,9 +16,10 @@ import torch
 
 import thetau
 from fixtures import write_model
-from thetau.engine.executor import Item
+from thetau.engine.work import Call
 from thetau.errors import CheckpointError, OutputError, ThetauError
 from thetau.methods import Awd, DareTies, TaskArithmetic, Ties, Wudi
+from thetau.plan import Step
 
 ray = pytest.importorskip("ray", reason="the executor `ray` is an extra; the tests' own set-up installs it")
 pytestmark = pytest.mark.filterwarnings("default")  # Ray's own
@@ -126,7 +127,7 @@ def test_a_tensor_that_no_machine_holds_is_refused(cluster: None) -> None:
     """It would be waited for without an end."""
     engine = thetau.Engine(executor="ray", max_memory=1 << 50)
     with pytest.raises(ThetauError, match="'huge'; the largest machine of the cluster offers"):
-        list(engine.run([Item("huge", 1, 1 << 49)], str, "Testing"))
+        list(engine.run([Step("huge", 1, 1 << 49)], Call(str), "Testing"))
 
 
 def test_an_error_on_a_worker_is_our_own_and_leaves_nothing(tmp_path: Path, inputs: list[Path], cluster: None) -> None:

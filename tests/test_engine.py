@@ -18,10 +18,12 @@ import thetau
 from fixtures import assert_same, bits, leftovers, load_folder, random_weights, shifted, write_model
 from thetau.checkpoint import Spec
 from thetau.engine import kernels
-from thetau.engine.executor import Engine, Item, gigabytes
+from thetau.engine.executor import Engine
 from thetau.engine.window import BLOCK, block_rows, blocks, windows
+from thetau.engine.work import Call, gigabytes
 from thetau.errors import CheckpointError, OutputError, ThetauError
 from thetau.facade import grams
+from thetau.plan import Step
 from thetau.random import element_bits
 from thetau.sums import sum_in_order, weighted_sum
 
@@ -219,27 +221,27 @@ class Recorder:
         self.runs[-1]["ended"] = True
 
 
-def items(count: int, memory: int = 1) -> list[Item]:
-    return [Item(f"tensor{number}", 10 + number, memory) for number in range(count)]
+def items(count: int, memory: int = 1) -> list[Step]:
+    return [Step(f"tensor{number}", 10 + number, memory) for number in range(count)]
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_results_come_in_order(workers: int) -> None:
-    def work(item: Item) -> str:
+    def work(item: Step) -> str:
         time.sleep(0.01 if item.name.endswith(("0", "3")) else 0)
         return item.name * 2
 
     progress = Recorder()
     given = items(20)
-    got = list(Engine(workers=workers, progress=progress).run(given, work, "Doubling"))
+    got = list(Engine(workers=workers, progress=progress).run(given, Call(work), "Doubling"))
     assert got == [(item, item.name * 2) for item in given]
-    total = sum(item.nbytes for item in given)
+    total = sum(item.read for item in given)
     assert progress.runs == [{"what": "Doubling", "total": total, "done": total, "ended": True}]
 
 
 def test_nothing_to_do() -> None:
     progress = Recorder()
-    assert list(Engine(progress=progress).run([], lambda item: None, "Nothing")) == []
+    assert list(Engine(progress=progress).run([], Call(lambda item: None), "Nothing")) == []
     assert progress.runs == [{"what": "Nothing", "total": 0, "done": 0, "ended": True}]
 
 
@@ -251,7 +253,7 @@ def alive() -> list[str]:
 def test_the_first_error_stops_everything(workers: int) -> None:
     done: list[str] = []
 
-    def work(item: Item) -> None:
+    def work(item: Step) -> None:
         if item.name == "tensor3":
             raise CheckpointError("tensor3: damaged")
         time.sleep(0.002)
@@ -260,7 +262,7 @@ def test_the_first_error_stops_everything(workers: int) -> None:
     progress = Recorder()
     before = torch.get_num_threads()
     with pytest.raises(CheckpointError, match="tensor3: damaged"):
-        list(Engine(workers=workers, progress=progress).run(items(1000), work, "Working"))
+        list(Engine(workers=workers, progress=progress).run(items(1000), Call(work), "Working"))
     assert len(done) < 3 + 3 * workers + 1
     assert alive() == []
     assert progress.runs[0]["ended"]
@@ -268,17 +270,17 @@ def test_the_first_error_stops_everything(workers: int) -> None:
 
 
 def test_an_error_while_others_wait_for_memory() -> None:
-    def work(item: Item) -> None:
+    def work(item: Step) -> None:
         time.sleep(0.01)
         raise OutputError(item.name)
 
     with pytest.raises(OutputError, match="tensor0"):
-        list(Engine(workers=4, max_memory=10).run(items(50, memory=10), work, "Working"))
+        list(Engine(workers=4, max_memory=10).run(items(50, memory=10), Call(work), "Working"))
     assert alive() == []
 
 
 def test_stopping_early_stops_the_threads() -> None:
-    results: Iterator[Any] = Engine(workers=2).run(items(100), lambda item: item.name, "Working")
+    results: Iterator[Any] = Engine(workers=2).run(items(100), Call(lambda item: item.name), "Working")
     assert next(results)[1] == "tensor0"
     results.close()  # type: ignore[attr-defined]
     assert alive() == []
@@ -287,7 +289,7 @@ def test_stopping_early_stops_the_threads() -> None:
 def test_memory_in_flight_stays_within_the_budget() -> None:
     lock, flying, most = threading.Lock(), [0], [0]
 
-    def work(item: Item) -> None:
+    def work(item: Step) -> None:
         with lock:
             flying[0] += item.memory
             most[0] = max(most[0], flying[0])
@@ -295,21 +297,21 @@ def test_memory_in_flight_stays_within_the_budget() -> None:
         with lock:
             flying[0] -= item.memory
 
-    given = [Item(f"t{number}", 1, 40 if number % 3 else 90) for number in range(30)]
-    list(Engine(workers=6, max_memory=100).run(given, work, "Working"))
+    given = [Step(f"t{number}", 1, 40 if number % 3 else 90) for number in range(30)]
+    list(Engine(workers=6, max_memory=100).run(given, Call(work), "Working"))
     assert 80 <= most[0] <= 100
 
 
 def test_workers_use_one_thread_each() -> None:
-    got = list(Engine(workers=2).run(items(4), lambda item: torch.get_num_threads(), "Counting"))
+    got = list(Engine(workers=2).run(items(4), Call(lambda item: torch.get_num_threads()), "Counting"))
     assert {threads for _, threads in got} == {1}
 
 
 def test_a_budget_that_cannot_hold_one_tensor() -> None:
-    given = [*items(3), Item("the.big.one", 1, 2_000_000_000)]
+    given = [*items(3), Step("the.big.one", 1, 2_000_000_000)]
     message = r"Working needs 2\.00 GB for the tensor 'the\.big\.one'; the memory budget is 0\.1 MB\. Raise it \(`--max-memory`\) or choose"
     with pytest.raises(ThetauError, match=message):
-        list(Engine(max_memory=100_000).run(given, lambda item: None, "Working"))
+        list(Engine(max_memory=100_000).run(given, Call(lambda item: None), "Working"))
 
 
 @pytest.mark.parametrize("method", ["average", "ties", "wudi"])

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import thetau
-from thetau.engine.executor import gigabytes
-from thetau.engine.plan import Plan, plan
+from thetau.engine.planning import plan
+from thetau.engine.work import gigabytes
+from thetau.plan import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -51,3 +51,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """`" Did you mean 'x'?"` when a known name is near, else the empty string; made to end a message."""
     close = get_close_matches(str(name), [str(one) for one in known], n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+class PartError(ThetauError):
+    """A part of a method failed; the message names the part, the tensor and what went wrong."""

@@ -16,17 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from thetau.checkpoint import FLOATS, Source, dtype_name, open_source
-from thetau.checkpoint.lora import LoraSource
 from thetau.checkpoint.remote import check_free, is_url, upload
 from thetau.checkpoint.writer import SHARD_BYTES
 from thetau.engine.executor import Engine
-from thetau.engine.merge import Merge, Part
+from thetau.engine.measuring import measured
+from thetau.engine.merge import Merge
+from thetau.engine.merge import outputs as emitted
 from thetau.engine.save import Report, save, state_dict
 from thetau.engine.verify import Verification, read_record
 from thetau.engine.verify import verify as _verify
 from thetau.errors import AlignmentError, CheckpointError, OutputError, RecipeError
 from thetau.methods import build, name_of, plain
-from thetau.parts import BlockReduction, Chain, Method, PerTask, Transform
+from thetau.parts import EachTask, Method, PerTask
 from thetau.recipes.loading import from_mapping, split_method
 from thetau.recipes.schema import Recipe
 from thetau.statistics import Gram
@@ -111,13 +112,6 @@ class Expression(Combination):
         return float(cosines(gram([self, other], exclude=exclude, engine=engine))[0, 1])
 
 
-class _Identity(BlockReduction):
-    """A chain's end for statistics alone."""
-
-    def reduce(self, stack: Tensor, state: object, site: object) -> Tensor:
-        return stack[0]
-
-
 def open(what: Openable, *, base: Combination | Openable | None = None, name: str | None = None) -> Expression:
     """Open a checkpoint lazily; only headers are read.
 
@@ -135,9 +129,8 @@ def open(what: Openable, *, base: Combination | Openable | None = None, name: st
     base_source = _base(base)
     source = open_source(_packaged(what), base=base_source)
     label = name or (Path(os.fspath(what)).name if isinstance(what, str | os.PathLike) else None)
-    if isinstance(source, LoraSource):
-        assert base_source is not None
-        return Expression(((1.0, base_source), (1.0, source)), reference=base_source, name=label)
+    if source.over is not None:
+        return Expression(((1.0, source.over), (1.0, source)), reference=source.over, name=label)
     return Expression(((1.0, source),), reference=source if source.degree == 1 else None, name=label)
 
 
@@ -158,6 +151,7 @@ def merge(
     seed: int = 0,
     exclude: Sequence[str] = (),
     engine: Engine | None = None,
+    evidence: Mapping[str, Mapping[str, Openable | Combination]] | None = None,
 ) -> Expression:
     """The merged task vector, lazily: `(base + thetau.merge(vectors, method)).save(path)`.
 
@@ -168,11 +162,13 @@ def merge(
         seed: of randomised methods. Masks depend on (seed, task, tensor, element), never on the order of tasks.
         exclude: shell-style patterns of tensors that are left out: the output keeps the base's.
         engine: workers, memory budget, progress.
+        evidence: what the method must know of the tasks' data, by kind and task: `{"fisher": {"sst2": "sst2.safetensors", …}}`.
 
     Raises:
         AlignmentError: a vector is a model, vectors do not fit each other, or no tensor is left to merge.
+        RecipeError: a field or the evidence does not fit the tasks.
     """
-    merged = _merge(vectors, method, names, seed, exclude, engine)
+    merged = _merge(vectors, method, names, seed, exclude, engine, evidence)
     return Expression(((1.0, merged),), reference=merged.reference, name=merged.label)
 
 
@@ -189,9 +185,27 @@ def transform(
 
     `base + transform(vectors, Awd())[0]` is the first task's reconstructed individual (Table 6 of AWD).
     """
-    merged = _merge(vectors, method, names, seed, exclude, engine)
-    order = identities(vectors, names)
-    return [Expression(((1.0, Part(merged, task)),), reference=merged.reference, name=task) for task in order]
+    merged = _merge(vectors, method, names, seed, exclude, engine, None)
+    made = emitted(merged, EachTask())
+    return [Expression(((1.0, made[task]),), reference=merged.reference, name=task) for task in identities(vectors, names)]
+
+
+def outputs(
+    vectors: Sequence[Combination],
+    method: Method,
+    *,
+    names: Sequence[str] | None = None,
+    seed: int = 0,
+    exclude: Sequence[str] = (),
+    engine: Engine | None = None,
+    evidence: Mapping[str, Mapping[str, Openable | Combination]] | None = None,
+) -> dict[str, Expression]:
+    """The outputs of a method that has several, by name, lazily: a vector for each task, masks, a model and its rescalers.
+
+    Of a method that has one it is each task's vector after the method's transforms. Arguments and errors are those of `merge`.
+    """
+    merged = _merge(vectors, method, names, seed, exclude, engine, evidence)
+    return {name: Expression(((1.0, source),), reference=merged.reference, name=name) for name, source in emitted(merged).items()}
 
 
 def gram(vectors: Sequence[Combination], *, exclude: Sequence[str] = (), engine: Engine | None = None) -> Tensor:
@@ -209,32 +223,8 @@ def grams(vectors: Sequence[Combination], *, exclude: Sequence[str] = (), engine
 
 def _grams(vectors: Sequence[Combination], statistic: Gram, exclude: Sequence[str], engine: Engine | None) -> Any:
     order = [f"{index:06d}" for index in range(len(vectors))]  # sorts as given
-    merged = Merge(
-        dict(zip(order, vectors, strict=True)),
-        Chain(transforms=(_Measure(statistic),), reduction=_Identity()),
-        label="inner products",
-        exclude=exclude,
-        engine=engine,
-    )
-    merged.prepare()
-    assert merged.states is not None
-    return merged.states[0]
-
-
-class _Measure(Transform):
-    """A transform that changes nothing and asks for a Gram matrix."""
-
-    def __init__(self, statistic: Gram) -> None:
-        self.statistic = statistic
-
-    def requires(self) -> Gram:
-        return self.statistic
-
-    def prepare(self, result: object, tasks: tuple[str, ...]) -> object:
-        return result
-
-    def apply(self, stack: Tensor, state: object, site: object) -> Tensor:
-        return stack
+    given = dict(zip(order, vectors, strict=True))
+    return measured(given, statistic, label="inner products", exclude=exclude, engine=engine)[0]
 
 
 def _merge(
@@ -244,6 +234,7 @@ def _merge(
     seed: int,
     exclude: Sequence[str],
     engine: Engine | None,
+    evidence: Mapping[str, Mapping[str, Openable | Combination]] | None,
 ) -> Merge:
     if not isinstance(method, Method) or isinstance(method, type):
         raise TypeError(f"`merge(method=...)` must be one of `thetau.methods`, such as `thetau.methods.Wudi()`. Got {method!r}.")
@@ -255,16 +246,23 @@ def _merge(
         require_vector(vector, "A merge")
     tasks = identities(vectors, names)
     method = _bind(method, tasks)
-    merged = Merge(
+    made: dict[str, Any] = {"method": plain(method), "tasks": sorted(tasks), "seed": seed, "exclude": list(exclude)}
+    opened = {
+        kind: {task: one if isinstance(one, Combination) else open(one) for task, one in given.items()}
+        for kind, given in (evidence or {}).items()
+    }
+    if opened:
+        made["evidence"] = {kind: {task: one.label for task, one in given.items()} for kind, given in opened.items()}
+    return Merge(
         dict(zip(tasks, vectors, strict=True)),
         method.chain(),
         label=f"{name_of(method)} of {len(vectors)} task vectors",
         seed=seed,
         exclude=exclude,
         engine=engine,
+        evidence=opened,
+        made=made,
     )
-    merged.recipe = {"method": plain(method), "tasks": sorted(tasks), "seed": seed, "exclude": list(exclude)}
-    return merged
 
 
 def _bind(method: Method, tasks: Sequence[str]) -> Method:
@@ -306,11 +304,11 @@ def dtype_of(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 
 def _provenance(expression: Combination) -> dict[str, Any]:
-    merges = [source for source in expression.sources() if isinstance(source, Merge)]
     recipe: dict[str, Any] = {"expression": expression.label}
+    merges = [{**made, "weight": weight} for weight, source in expression.terms if (made := source.recipe()) is not None]
     if merges:
-        recipe["merges"] = [{**merge.recipe, "weight": weight} for weight, merge in expression.terms if isinstance(merge, Merge)]
-    return {"recipe": recipe, "seed": merges[0].seed if merges else 0}
+        recipe["merges"] = merges
+    return {"recipe": recipe, "seed": merges[0].get("seed", 0) if merges else 0}
 
 
 def _warn(report: Report) -> Report:
@@ -328,14 +326,19 @@ def from_recipe(recipe: Recipe, *, engine: Engine | None = None) -> Expression:
     base = open_base(recipe.base)
     vectors = [as_vector(open(entry.path, base=base, name=entry.name), base) for entry in recipe.entries()]
     method_name, values = split_method(recipe.method)
-    merged = merge(vectors, build(method_name, values), seed=recipe.seed, exclude=recipe.exclude, engine=engine)
+    merged = merge(
+        vectors, build(method_name, values), seed=recipe.seed, exclude=recipe.exclude, engine=engine, evidence=recipe.evidence
+    )
     return base + merged if recipe.output == "model" else merged
 
 
 def complete(recipe: Recipe) -> dict[str, Any]:
     """A recipe with the method's defaults too, as an output records it, so that the run can be repeated."""
     name, values = split_method(recipe.method)
-    return {**recipe.model_dump(), "method": plain(build(name, values))}
+    said = {**recipe.model_dump(), "method": plain(build(name, values))}
+    if not recipe.evidence:
+        del said["evidence"]
+    return said
 
 
 def verify(

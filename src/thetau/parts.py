@@ -314,6 +314,8 @@ class PostStage(Part):
 class Emit(Part):
     """The end of a chain with several outputs: names, and what each of them holds. Lazy: an output is computed when it is read."""
 
+    reads_merged: ClassVar[bool] = True
+
     @abstractmethod
     def names(self, tasks: tuple[str, ...]) -> tuple[str, ...]:
         """The outputs' names, given the tasks as they are sorted."""
@@ -324,7 +326,11 @@ class Emit(Part):
     ) -> Float[Tensor, "*block"]:
         """A block of one output; `merged` is None unless `reads_merged`."""
 
-    reads_merged: ClassVar[bool] = True
+    def outside(
+        self, name: str, merged: Float[Tensor, "*block"], stack: Float[Tensor, "task *block"], site: Site
+    ) -> Float[Tensor, "*block"]:
+        """A block of one output where the chain does not act: what the merged vector has there."""
+        return merged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -341,6 +347,12 @@ class EachTask(Emit):
         self, name: str, merged: Float[Tensor, "*block"] | None, stack: Float[Tensor, "task *block"], state: State, site: Site
     ) -> Float[Tensor, "*block"]:
         """The task's own rows."""
+        return stack[site.tasks.index(name)]
+
+    def outside(
+        self, name: str, merged: Float[Tensor, "*block"], stack: Float[Tensor, "task *block"], site: Site
+    ) -> Float[Tensor, "*block"]:
+        """The task's own rows there too."""
         return stack[site.tasks.index(name)]
 
 

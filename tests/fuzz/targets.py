@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save
 
 import thetau
-from thetau.engine.plan import plan
+from thetau.engine.planning import plan
 from thetau.errors import ThetauError
 from thetau.recipes import load
 

@@ -81,7 +81,7 @@ def space_of(vectors: Mapping[str, Expression], base: Source) -> Space:
     """
     spaces: dict[str, Space] = {}
     for name, vector in vectors.items():
-        told = {getattr(s, "metadata", {}).get("thetau.space") for s in vector.sources() if s.key != base.key}
+        told = {s.metadata.get("thetau.space") for s in vector.sources() if s.key != base.key}
         spaces[name] = "tangent" if "tangent" in told else "weights"
     linear = [name for name, space in spaces.items() if space == "tangent"]
     if linear and len(linear) < len(spaces):
@@ -101,7 +101,7 @@ def refuse_other_base(vectors: Mapping[str, Expression], base: Source) -> None:
     """
     own = base.fingerprint()
     for name, vector in vectors.items():
-        theirs = {getattr(s, "metadata", {}).get("thetau.base") for s in vector.sources() if s.degree == 0} - {None}
+        theirs = {s.metadata.get("thetau.base") for s in vector.sources() if s.degree == 0} - {None}
         if vector.reference is not None and vector.reference.degree == 1 and vector.reference.key != base.key:
             theirs.add(vector.reference.fingerprint())
         if theirs - {own}:

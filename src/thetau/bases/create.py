@@ -25,8 +25,9 @@ from thetau.bases.change import write_manifest
 from thetau.bases.cluster import OPPOSED, Clustering, Groups, Similarity, cluster, named_groups, refuse_zero
 from thetau.bases.members import at_home, describe
 from thetau.bases.store import DENSE, bytes_of, check_store, coefficient, dense_bytes, lossless, slack_of, write_basis
-from thetau.engine.executor import Engine, gigabytes
+from thetau.engine.executor import Engine
 from thetau.engine.guard import FAR
+from thetau.engine.work import gigabytes
 from thetau.errors import AlignmentError, OutputError, RecipeError
 from thetau.facade import Expression, gram
 from thetau.facade import open as open_weights

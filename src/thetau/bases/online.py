@@ -24,8 +24,9 @@ from thetau.bases.members import at_hand, check_lengths, describe
 from thetau.bases.placing import links_of, most_bases, place, some
 from thetau.bases.regroup import Node, exact_members, regroup, with_tasks
 from thetau.bases.store import bytes_of, coefficient, slack_of, write_basis
-from thetau.engine.executor import Engine, gigabytes
+from thetau.engine.executor import Engine
 from thetau.engine.guard import FAR
+from thetau.engine.work import gigabytes
 from thetau.errors import AlignmentError, BankError, RecipeError
 from thetau.facade import Expression, gram
 from thetau.vectors.combination import require_vector

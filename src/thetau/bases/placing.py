@@ -11,7 +11,7 @@ from torch import Tensor
 from thetau.bases.bank import Bank
 from thetau.bases.regroup import Node
 from thetau.bases.store import coefficient, dense_bytes, lossless
-from thetau.engine.executor import gigabytes
+from thetau.engine.work import gigabytes
 from thetau.errors import BankError
 from thetau.facade import Expression
 

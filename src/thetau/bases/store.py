@@ -10,7 +10,7 @@ from thetau.bases.bank import Basis, digest_of
 from thetau.checkpoint import matches
 from thetau.compression import Form, LowRank, Precision, Sparse, compress
 from thetau.engine.executor import Engine
-from thetau.engine.plan import plan
+from thetau.engine.planning import plan
 from thetau.errors import RecipeError, nearest
 from thetau.facade import Expression
 from thetau.facade import open as open_weights

@@ -62,7 +62,9 @@ def check_patterns(patterns: Iterable[str], names: Iterable[str], where: str) ->
     ]
 
 
-def align(reference: Mapping[str, Spec], label: str, sources: Sequence[Source], exclude: Sequence[str] = ()) -> Alignment:
+def align(
+    reference: Mapping[str, Spec], label: str, sources: Sequence[Source], exclude: Sequence[str] = (), *, shapes: bool = True
+) -> Alignment:
     """Map every source's names onto the reference's.
 
     Args:
@@ -70,6 +72,7 @@ def align(reference: Mapping[str, Spec], label: str, sources: Sequence[Source], 
         label: what messages call the reference.
         sources: all weights that take part.
         exclude: shell-style patterns of tensors that do not take part: the output keeps the base's, and others' are left out.
+        shapes: whether shapes and dtypes must agree; those of evidence need not.
 
     Raises:
         AlignmentError: missing or extra tensors that `exclude` does not name, other shapes, or a pattern that matches nothing.
@@ -87,7 +90,7 @@ def align(reference: Mapping[str, Spec], label: str, sources: Sequence[Source], 
     for source in sources:
         rename = renames[source.key]
         gone = out | {name for name in source.specs if matches(name, exclude)} | {rename(name) for name in out}
-        maps[source.key] = _map_names(reference, label, source, sources, rename, gone, found)
+        maps[source.key] = _map_names(reference, label, source, sources, rename, gone, found, shapes)
     for name, spec in reference.items():
         if name not in kept and not spec.dtype.is_floating_point:
             kept[name] = _buffer(name, spec, sources, maps)
@@ -110,6 +113,7 @@ def _map_names(
     rename: _Rename,
     gone: Set[str],
     found: _Findings,
+    shapes: bool,
 ) -> dict[str, str]:
     """Reference name → source name; `gone` are the excluded names, in either spelling."""
     mapping = {name: rename(name) for name in reference if rename(name) in source.specs}
@@ -150,7 +154,7 @@ def _map_names(
     dropped = [name for name in source.specs if name not in used and name in gone]
     found.several(f"{source.label}: {len(dropped)} tensors are excluded and left out", dropped, "", found.notes)
     for name, theirs in mapping.items():
-        if name not in gone:
+        if shapes and name not in gone:
             _check(reference[name], label, source.specs[theirs], source.label, found)
     return mapping
 

@@ -86,7 +86,7 @@ def expanded(source: Source) -> Source:
     return source
 
 
-class CompressedSource:
+class CompressedSource(Source):
     """A task vector whose rows are made when they are read, in float32. `stored` is the file as it is."""
 
     degree = 0

@@ -55,7 +55,7 @@ class _Delta:
     embedding: bool = False
 
 
-class LoraSource:
+class LoraSource(Source):
     """The difference that an adapter makes to its base: names are the base's; absent names do not change."""
 
     degree = 0
@@ -64,7 +64,7 @@ class LoraSource:
     def __init__(self, folder: Path, base: Source) -> None:
         self.folder: Path | None = folder
         self.label = str(folder)
-        self._base = base
+        self._base = self.over = base
         config = _config(folder / "adapter_config.json")
         safe, weights = folder / "adapter_model.safetensors", folder / "adapter_model.bin"
         weights = safe if safe.exists() else weights
@@ -76,7 +76,7 @@ class LoraSource:
             if name not in used:
                 self.specs[saved_name(name)] = replace(spec, name=saved_name(name))
         self.key = f"lora:{self._weights.key}:{base.key}"
-        self.notes = (f"{folder}: LoRA adapter, restored over {base.label} in {len(self._deltas)} tensors.",)
+        self._notes = (f"{folder}: LoRA adapter, restored over {base.label} in {len(self._deltas)} tensors.",)
         self._check_shapes()
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
@@ -114,13 +114,11 @@ class LoraSource:
 
     def header_hashes(self) -> dict[str, str]:
         """Those of the adapter's own file."""
-        found: dict[str, str] = getattr(self._weights, "header_hashes", dict)()
-        return found
+        return self._weights.header_hashes()
 
     def changed_files(self) -> list[str]:
         """The adapter's file, if it is no longer what was opened."""
-        found: list[str] = getattr(self._weights, "changed_files", list)()
-        return found
+        return self._weights.changed_files()
 
     def _check_shapes(self) -> None:
         shapes = {name: spec.shape for name, spec in self._weights.specs.items()}

@@ -15,14 +15,12 @@ from torch import Tensor, nn
 
 from thetau.checkpoint.dtypes import TO_SAFETENSORS, dtype_name
 from thetau.checkpoint.safetensors import home_of, read_weight_map, shard_path
-from thetau.checkpoint.source import Spec, span
+from thetau.checkpoint.source import Source, Spec, span
 from thetau.errors import CheckpointError
 
 
-class MemorySource:
+class MemorySource(Source):
     """A state dict. Its tensors are read where they are and never written to."""
-
-    partial = False
 
     def __init__(
         self,
@@ -37,7 +35,7 @@ class MemorySource:
         if not tensors:
             raise CheckpointError(f"{label}: holds no tensor.")
         self._tensors = {name: tensor.detach() for name, tensor in tensors.items()}
-        self.label, self.folder, self.degree, self.notes = label, folder, degree, notes
+        self.label, self.folder, self.degree, self._notes = label, folder, degree, notes
         self.partial = degree == 0
         self.key = key or f"memory:{hash(tuple(map(_place, self._tensors.items())))}"
         self.specs = {name: Spec(name=name, shape=tuple(t.shape), dtype=t.dtype, file=label) for name, t in self._tensors.items()}

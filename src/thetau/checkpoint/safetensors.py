@@ -24,9 +24,10 @@ import torch
 from torch import Tensor
 
 from thetau.checkpoint.dtypes import FROM_SAFETENSORS
-from thetau.checkpoint.source import Spec, span
+from thetau.checkpoint.source import Source, Spec, span
 from thetau.errors import CheckpointError
 
+KINDS = ("model", "task_vector", "evidence")
 HEADER_LIMIT = 100_000_000  # bytes; the limit of the safetensors library
 SAMPLES = 64  # places of a file that its fingerprint looks at
 SAMPLE_BYTES = 4096
@@ -111,7 +112,7 @@ class SafetensorsFile:
         return digest.hexdigest()
 
 
-class SafetensorsSource:
+class SafetensorsSource(Source):
     """A model, or a saved task vector, in one or several safetensors files."""
 
     def __init__(
@@ -144,13 +145,13 @@ class SafetensorsSource:
             _check_map(path, files, weight_map)
         if not self.specs:
             raise CheckpointError(f"{path}: holds no tensor.")
-        self.notes = tuple(notes)
+        self._notes = tuple(notes)
         kinds = {file.metadata.get("thetau.kind", "model") for file in files.values()}
-        if not kinds <= {"model", "task_vector"} or len(kinds) > 1:
+        if not kinds <= set(KINDS) or len(kinds) > 1:
             raise CheckpointError(
-                f"{path}: the kind in the files' metadata must be one of model, task_vector. Got {', '.join(sorted(kinds))}."
+                f"{path}: the kind in the files' metadata must be one of {', '.join(KINDS)}. Got {', '.join(sorted(kinds))}."
             )
-        self.degree = 0 if kinds == {"task_vector"} else 1
+        self.degree = 1 if kinds == {"model"} else 0
         self.partial = self.degree == 0
         self.metadata = {key: value for file in files.values() for key, value in file.metadata.items()}
         stamps = [f"{file.place}:{file.stamp}" for file in files.values()]
@@ -164,8 +165,10 @@ class SafetensorsSource:
         raw = file.read_bytes(file.offsets[name] + start * row_bytes, (stop - start) * row_bytes, f"tensor {name!r}")
         return raw.view(spec.dtype).reshape((stop - start, *spec.shape[1:]) if spec.shape else ())
 
-    def place(self, name: str) -> tuple[int, int]:
-        """The open file of a tensor and the byte at which its first element lies, for the compiled loop."""
+    def place(self, name: str) -> tuple[int, int] | None:
+        """The open local file of a tensor and the byte at which its first element lies; None where it lies behind a URL."""
+        if not self.local:
+            return None
         file = self._home[name]
         return file.descriptor, file.start + file.offsets[name]
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
+
+from thetau.checkpoint.window import Window
+from thetau.plan import Pass
+
+if TYPE_CHECKING:
+    from thetau.checkpoint.writer import Slots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,47 +50,149 @@ class Spec:
         return self.elements * self.dtype.itemsize
 
 
-@runtime_checkable
-class Source(Protocol):
-    """Weights that can be read by tensor and by row.
+@dataclass(frozen=True)
+class Demand:
+    """What it takes to get a tensor from a source: bytes read, memory beside the rows themselves, operations, and by what it is made."""
 
-    `degree` is 1 for a model and 0 for a difference of models; `partial` says that a name it lacks stands for zeros (a task vector or
-    an adapter that touches some tensors only). Reading is safe from several threads.
+    read: int
+    memory: int = 0
+    flops: float = 0.0
+    by: Literal["copy", "loop", "torch"] = "copy"
+    pace: float = 1.4e9  # bytes of input a second that one worker gets through
+
+
+class Source(ABC):
+    """Weights that can be read by tensor and by row: stored ones, or ones that are computed from other sources when they are read.
+
+    Reading is safe from several threads. The defaults are those of stored weights; what is computed says so by its `children`.
+
+    - `label`: what messages and provenance call it: a path, a hub id or a given name.
+    - `key`: equal for two openings of the same weights, so that they cancel in `a - b`.
+    - `specs`: every tensor by name, in the order in which they lie in the files.
+    - `degree`: 1 for a model, 0 for a difference of models.
+    - `partial`: whether an absent name stands for zeros (a task vector, or an adapter that touches some tensors only).
+    - `folder`: where config and tokenizer files lie, if anywhere.
+    - `metadata`: what a file says of itself.
+    - `over`: the model that this is a difference to, where it knows it (an adapter's base).
     """
 
-    @property
-    def label(self) -> str:
-        """What messages and provenance call it: a path, a hub id or a given name."""
-
-    @property
-    def key(self) -> str:
-        """Equal for two openings of the same weights, so that they cancel in `a - b`."""
-
-    @property
-    def degree(self) -> int:
-        """1 for a model, 0 for a difference."""
-
-    @property
-    def partial(self) -> bool:
-        """Whether an absent name stands for zeros."""
-
-    @property
-    def specs(self) -> Mapping[str, Spec]:
-        """Every tensor by name, in the order in which they lie in the files."""
-
-    @property
-    def folder(self) -> Path | None:
-        """Where config and tokenizer files lie, if anywhere."""
+    label: str
+    key: str
+    specs: Mapping[str, Spec]
+    degree: int = 1
+    partial: bool = False
+    folder: Path | None = None
+    metadata: Mapping[str, str] = MappingProxyType({})
+    over: Source | None = None
+    _notes: tuple[str, ...] = ()
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should be told about how this was opened."""
+        """What a user should be told about how this was opened or made."""
+        return self._notes
 
+    @abstractmethod
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows `start:stop` as stored: shape `[stop - start, *shape[1:]]`; a 0-d tensor as it is. The result is the caller's own or read-only."""
 
+    @abstractmethod
     def fingerprint(self) -> str:
         """A hash that tells these weights from others of the same shapes."""
+
+    def header_hashes(self) -> dict[str, str]:
+        """SHA-256 of each file's header, by file name."""
+        return {}
+
+    def changed_files(self) -> list[str]:
+        """Files that are no longer what was opened."""
+        return []
+
+    def place(self, name: str) -> tuple[int, int] | None:
+        """The open local file of a tensor and the byte at which its first element lies; None where there is no such place."""
+        return None
+
+    # What is computed.
+
+    def children(self) -> Sequence[Source]:
+        """The sources that this one is computed from; none where it is stored."""
+        return ()
+
+    def prepare(self) -> None:  # noqa: B027  nothing, where it is stored
+        """Do once what must be done before the first row."""
+
+    def passes(self) -> Sequence[Pass]:
+        """The walks over the inputs that `prepare` makes."""
+        return ()
+
+    def block(self, window: Window, name: str, start: int, stop: int) -> Tensor:
+        """Rows of a tensor that this source calls `name`, from within a window."""
+        return window.rows(self, name, start, stop)
+
+    def whole(self, name: str) -> bool:
+        """Whether any row of this tensor needs all of it."""
+        return False
+
+    def demand(self, name: str) -> Demand:
+        """What it takes to get this tensor."""
+        return Demand(self.specs[name].nbytes)
+
+    def write(self, name: str, ground: Source | None, weight: float, slots: Slots) -> bool:
+        """Write ground + weight · tensor straight into the output's file; False where it cannot, and nothing was written."""
+        return False
+
+    def guards(self) -> Sequence[Any]:
+        """What looks at the values that pass by, whose findings must come back from another process."""
+        return ()
+
+    def recipe(self) -> Mapping[str, Any] | None:
+        """How this was computed, for the provenance."""
+        return None
+
+    def left_out(self, base: Source | None) -> Mapping[str, str]:
+        """Tensors of this base that it does not move, and what becomes of them: `excluded`, or what the chain does elsewhere."""
+        return {}
+
+    def excluded(self, base: Source | None) -> Sequence[str]:
+        """Tensors of this base that go over as they are, because the recipe leaves them out by name."""
+        return ()
+
+    def alternatives(self) -> Mapping[str, float]:
+        """What other solvers of the same objective would take, in operations."""
+        return {}
+
+    def warnings(self, base: Source | None) -> Sequence[str]:
+        """What deserves a second look, once everything was read."""
+        return ()
+
+
+def leaves(sources: Iterable[Source]) -> list[Source]:
+    """Every stored source below some sources, each once."""
+    found: dict[str, Source] = {}
+
+    def visit(source: Source) -> None:
+        for child in source.children():
+            visit(child)
+        if not source.children():
+            found.setdefault(source.key, source)
+
+    for source in sources:
+        visit(source)
+    return list(found.values())
+
+
+def computed(sources: Iterable[Source]) -> list[Source]:
+    """Every computed source among and below some sources, each once, those below first."""
+    found: dict[str, Source] = {}
+
+    def visit(source: Source) -> None:
+        for child in source.children():
+            visit(child)
+        if source.children():
+            found.setdefault(source.key, source)
+
+    for source in sources:
+        visit(source)
+    return list(found.values())
 
 
 def span(spec: Spec, start: int, stop: int | None) -> tuple[int, int]:

@@ -27,7 +27,7 @@ def report(bank: Bank, *, quiet: bool) -> None:
 
 def told(kind: str, operation: Any) -> str:
     """One line of a bank's history."""
-    from thetau.engine.executor import gigabytes
+    from thetau.engine.work import gigabytes
 
     drift = "" if operation.drift is None else f", drift {worst(operation.drift)}"
     return (
@@ -68,7 +68,7 @@ def table_of(bank: Bank) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from thetau.engine.executor import gigabytes
+    from thetau.engine.work import gigabytes
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
     cosine = bank.similarity.cosine

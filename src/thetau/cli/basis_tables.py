@@ -92,7 +92,7 @@ def served_table(found: BasisOutOfDistribution, outer: str) -> Table:
 
 def compared_table(found: Savings, inner: str, outer: str) -> Table:
     """Save-One, bases, Save-All."""
-    from thetau.engine.executor import gigabytes
+    from thetau.engine.work import gigabytes
 
     made = table(
         f"bases {found.bases.partitions[0].label}; within a cluster {inner}, then {outer}, λ by validation. On test, in percent; "

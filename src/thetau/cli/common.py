@@ -102,7 +102,7 @@ def summary(report: Report, *, quiet: bool) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from thetau.engine.executor import gigabytes
+    from thetau.engine.work import gigabytes
 
     console = Console(stderr=True, soft_wrap=True)
     for warning in report.warnings:

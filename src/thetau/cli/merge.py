@@ -28,6 +28,10 @@ def merge(
         list[str] | None,
         typer.Option("--set", help="A field of the method, `field=value` or `then.field=value`; may be repeated."),
     ] = None,
+    evidence: Annotated[
+        list[str] | None,
+        typer.Option("--evidence", help="What the method must know of a task's data: `fisher:task=file`. Repeat."),
+    ] = None,
     exclude: Exclude = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of randomised methods.")] = None,
     dtype: Dtype = None,
@@ -64,7 +68,7 @@ def merge(
     prints what was left out, what is tied, norms that look wrong, and: merged: 103 tensors, 90.9 MB
     """
     from thetau.cli.plan import show
-    from thetau.engine.plan import plan, reading_rate
+    from thetau.engine.planning import plan, reading_rate
     from thetau.facade import complete, dtype_of, from_recipe
     from thetau.recipes import from_mapping, load
     from thetau.recipes.schema import parse_size
@@ -73,6 +77,7 @@ def merge(
         "base": base,
         "models": [_entry(entry) for entry in model] if model else None,
         "method": {"name": method, **parse_fields(fields or [])} if method else None,
+        "evidence": _evidence(evidence or []) or None,
         "exclude": exclude,
         "seed": seed,
         "dtype": dtype,
@@ -101,6 +106,25 @@ def merge(
         show(planned, to_stderr=True)  # nobody should find out after an hour that a solver takes days
     options = {"engine": machine, "dtype": chosen.dtype, "shard_bytes": parse_size(chosen.shard_size), "resume": resume}
     save(expression, out, quiet=quiet, provenance={"recipe": complete(chosen), "seed": chosen.seed}, **options)
+
+
+def _evidence(given: list[str]) -> dict[str, dict[str, str]]:
+    """`kind:task=file` by kind and task.
+
+    Raises:
+        RecipeError: all that are not of that form.
+    """
+    found: dict[str, dict[str, str]] = {}
+    problems = []
+    for text in given:
+        place, equals, path = text.partition("=")
+        kind, colon, task = place.partition(":")
+        if not (equals and colon and kind and task and path):
+            problems.append(f"`--evidence` takes `kind:task=file`, such as `fisher:sst2=sst2.safetensors`. Got {text!r}.")
+        found.setdefault(kind, {})[task] = path
+    if problems:
+        raise RecipeError(problems, "options")
+    return found
 
 
 def _entry(text: str) -> str | dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from thetau.engine.plan import Plan
+    from thetau.plan import Plan
 
 
 WRITING = 5e8  # bytes a second that a disk keeps up when it is asked to sync
@@ -16,7 +16,7 @@ def show(plan: Plan, *, reading: float | None = None, to_stderr: bool = False) -
     from rich.console import Console
     from rich.table import Table
 
-    from thetau.engine.executor import gigabytes
+    from thetau.engine.work import gigabytes
 
     console = Console(soft_wrap=True, stderr=to_stderr)
     table = Table("pass", "reads", "memory in flight", box=None, pad_edge=False)

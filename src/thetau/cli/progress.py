@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from thetau.engine.executor import Progress
+from thetau.engine.work import Progress
 
 
 def bar() -> Progress:

@@ -164,7 +164,7 @@ def info(
             "vector",
         )
     specs = opened.specs()
-    metadata = getattr(opened.terms[0][1], "metadata", {})
+    metadata = opened.terms[0][1].metadata
     typer.echo(f"{vector}: task vector of {len(specs)} tensors, {sum(s.elements for s in specs.values()):,} parameters")
     typer.echo(f"norm {opened.norm(engine=engine(workers, None, quiet)):.6g}")
     if isinstance(source := opened.terms[0][1], CompressedSource):

@@ -314,6 +314,6 @@ def _show(result: Compressed, *, quiet: bool) -> None:
 
 
 def _size(count: int) -> str:
-    from thetau.engine.executor import gigabytes
+    from thetau.engine.work import gigabytes
 
     return gigabytes(count)

@@ -26,7 +26,7 @@ def verify(
 
     exits with 1 and says what is wrong, tensor by tensor, if something is.
     """
-    from thetau.engine.executor import gigabytes
+    from thetau.engine.work import gigabytes
     from thetau.facade import verify as check
     from thetau.recipes import load
 

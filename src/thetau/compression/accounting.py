@@ -22,11 +22,10 @@ from thetau.compression.stitching import Clusters, numbers, stored
 from thetau.compression.write import compress
 from thetau.engine.executor import Engine
 from thetau.engine.kernels import Result
-from thetau.engine.merge import Merge
+from thetau.engine.measuring import measured
 from thetau.methods import LocalizeStitch
 from thetau.methods.checks import choice
-from thetau.methods.reductions import Mean
-from thetau.parts import Chain, PerTask, Site, Statistic, Transform
+from thetau.parts import PerTask, Site, Statistic
 from thetau.statistics import MagnitudeQuantile
 from thetau.transforms import Trim
 from thetau.transforms.share import Rounding, Sharing, shared
@@ -115,17 +114,10 @@ def storage(
         clusters=tuple(of[task] for task in sorted(tasks)),
         rounding=rounding,
     )
-    merge = Merge(
-        dict(zip(tasks, vectors, strict=True)),
-        Chain(transforms=(_Ask(statistic=counts),), reduction=Mean()),
-        label="storage",
-        exclude=exclude,
-        engine=engine,
-    )
-    merge.prepare()
-    assert merge.states is not None
-    found: Tensor = merge.states[0]
-    specs = [merge.alignment.specs[name] for name in merge.selected]
+    named = dict(zip(tasks, vectors, strict=True))
+    result, merge = measured(named, counts, label="storage", exclude=exclude, engine=engine)
+    found: Tensor = torch.stack(list(result.values())).sum(0) if isinstance(result, dict) else result
+    specs = [merge.aligned.alignment.specs[name] for name in merge.aligned.selected]
     elements = sum(spec.elements for spec in specs)
     rows = [_dense(len(tasks), elements, dtype)]
     for name in wanted:
@@ -255,20 +247,3 @@ class MaskCounts(Statistic):
         ends = {"none": (0, tasks), "mask": (tasks, tasks + masks), "twice": (tasks + masks, 2 * tasks + masks)}
         low, high = ends[sharing]
         return [int(count) for count in counts[low:high]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Ask(Transform):
-    """A transform that changes nothing and asks for a statistic."""
-
-    statistic: MaskCounts
-
-    def requires(self) -> MaskCounts:
-        return self.statistic
-
-    def prepare(self, result: Any, tasks: tuple[str, ...]) -> Tensor:
-        found: Tensor = torch.stack(list(result.values())).sum(0) if isinstance(result, dict) else result
-        return found
-
-    def apply(self, stack: Tensor, state: object, site: Site) -> Tensor:
-        return stack

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from thetau.engine.executor import Engine
-from thetau.engine.merge import Merge, Part
+from thetau.engine.merge import Merge, outputs
 from thetau.errors import RecipeError
 from thetau.facade import Expression, merge
 from thetau.methods import LocalizeStitch, plain
@@ -87,8 +87,8 @@ def stitch(
         label=f"localize_stitch of {len(tasks)} task vectors and their masks",
         exclude=exclude,
         engine=engine,
+        made={"stitch": plain(method), "tasks": sorted(tasks), "exclude": list(exclude)},
     )
-    found.recipe = {"stitch": plain(method), "tasks": sorted(tasks), "exclude": list(exclude)}
     return Expression(((1.0, found),), reference=found.reference, name=found.label)
 
 
@@ -121,9 +121,9 @@ def stored(
         exclude=exclude,
         engine=engine,
     )
-    parts = {task: Part(kept, task) for task in tasks}
+    parts = outputs(kept)
     if method.sharing != "mask":
-        return {task: Expression(((1.0, one),), reference=kept.reference, name=task) for task, one in parts.items()}
+        return {task: Expression(((1.0, parts[task]),), reference=kept.reference, name=task) for task in tasks}
     of = dict(zip(tasks, numbers(method.clusters, tasks), strict=True))
     return {
         f"cluster {number}": Expression(

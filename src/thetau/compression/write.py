@@ -16,12 +16,12 @@ from thetau.checkpoint import Spec, Writer
 from thetau.checkpoint.compressed import FORMAT, part
 from thetau.compression.encode import Encoder, LowRankEncoder, PrecisionEncoder, Room, SparseEncoder, Windows
 from thetau.compression.forms import Form, LowRank, Precision, Sparse
-from thetau.engine.executor import Engine, Item
-from thetau.engine.merge import Merge
+from thetau.engine.executor import Engine
+from thetau.engine.measuring import measured
 from thetau.engine.save import Output, changed_inputs, metadata_of, report_of
+from thetau.engine.work import Call
 from thetau.errors import CheckpointError, OutputError
-from thetau.methods.reductions import Mean
-from thetau.parts import Chain
+from thetau.plan import Step
 from thetau.transforms import Trim
 from thetau.vectors import Combination
 from thetau.vectors.combination import require_vector
@@ -90,20 +90,19 @@ def compress(
         raise OutputError(f"{target}: a compressed task vector is one file, whose name ends in .safetensors. Give such a name.")
     engine = replace(engine or Engine(), executor="local")
     output = Output.plan(vector, exclude=exclude)
-    for merge in output.merges:
-        merge.prepare()
+    output.prepare()
     encoder = _encoder(form, vector, engine, exclude)
-    items = [_item(item, output.specs[item.name], encoder) for item in output.items(engine)]
-    engine.check(items, "Compressing")
+    steps = [_step(step, output.specs[step.name], encoder) for step in output.walk(engine).steps]
+    engine.check(steps, "Compressing")
 
     def windows(name: str) -> Windows:
         return output.rows(name, engine)
 
-    def room(item: Item) -> Room:
-        return encoder.room(output.specs[item.name], windows(item.name) if encoder.looks else ())
+    def room(step: Step) -> Room:
+        return encoder.room(output.specs[step.name], windows(step.name) if encoder.looks else ())
 
-    counted = engine.run(items, room, "Counting") if encoder.looks else ((item, room(item)) for item in items)
-    rooms = {item.name: found for item, found in counted}
+    counted = engine.run(steps, Call(room), "Counting") if encoder.looks else ((step, room(step)) for step in steps)
+    rooms = {step.name: found for step, found in counted}
     specs = {
         part(which, name): Spec(name=part(which, name), shape=shape, dtype=dtype, file=str(target))
         for name, one in rooms.items()
@@ -115,16 +114,10 @@ def compress(
         def put(name: str) -> Callable[[str, int, Tensor], None]:
             return lambda which, start, rows: writer.write(part(which, name), start, rows)
 
-        losses = {
-            item.name: loss
-            for item, loss in engine.run(
-                items,
-                lambda item: encoder.encode(
-                    output.specs[item.name], rooms[item.name], lambda: windows(item.name), put(item.name)
-                ),
-                "Writing",
-            )
-        }
+        def encode(step: Step) -> Loss:
+            return encoder.encode(output.specs[step.name], rooms[step.name], lambda: windows(step.name), put(step.name))
+
+        losses = {step.name: loss for step, loss in engine.run(steps, Call(encode), "Writing")}
         moved = changed_inputs(vector)
         if moved:
             raise CheckpointError(
@@ -174,21 +167,19 @@ def _encoder(form: Form, vector: Combination, engine: Engine, exclude: Sequence[
             if form.density is None or form.density >= 1:
                 return SparseEncoder(form.values, lambda name, start, rows: rows)
             trim = Trim(density=form.density, scope=form.scope)
-            merge = Merge(
-                {"vector": vector}, Chain(transforms=(trim,), reduction=Mean()), label="compress", exclude=exclude, engine=engine
-            )
-            merge.prepare()
-            state = (merge.states or [None])[0]
+            cuts = trim.requires()
+            assert cuts is not None  # the density is below 1
+            result, merge = measured({"vector": vector}, cuts, label="compress", exclude=exclude, engine=engine)
+            aligned, state = merge.aligned, trim.prepare(result, merge.tasks)
 
             def kept(name: str, start: int, rows: Tensor) -> Tensor:
-                return trim.apply(rows[None], state, merge.site(name, start))[0] if name in merge.chosen else rows
+                return trim.apply(rows[None], state, aligned.site(name, start))[0] if name in aligned.chosen else rows
 
             return SparseEncoder(form.values, kept)
 
 
-def _item(item: Item, spec: Spec, encoder: Encoder) -> Item:
-    window = item.memory + encoder.memory(spec)
-    return Item(item.name, item.nbytes, window)
+def _step(step: Step, spec: Spec, encoder: Encoder) -> Step:
+    return replace(step, memory=step.memory + encoder.memory(spec))
 
 
 def _metadata(

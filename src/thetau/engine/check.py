@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass
-from typing import Any
+from collections.abc import Sequence
 
 from thetau.checkpoint import check_patterns
 from thetau.errors import RecipeError
@@ -21,9 +19,13 @@ def check_fields(chain: Chain, names: Sequence[str], sites: Sequence[Site]) -> N
     selection = chain.selection.tensors
     if selection not in SELECTIONS:
         problems += check_patterns([selection] if isinstance(selection, str) else selection, names, "tensors")
-    for field, value in _varying(chain):
+    for field, value in ((name, value) for _, name, value in chain.fields() if isinstance(value, PerTask | PerPattern)):
         if isinstance(value, PerPattern):
             problems += check_patterns(value.values, names, f"{field}.per_pattern")
+        if isinstance(value, PerTask):
+            for task, one in value.values.items():
+                if isinstance(one, PerPattern):
+                    problems += check_patterns(one.values, names, f"{field}.per_task.{task}.per_pattern")
         for site in sites:
             try:
                 site.per_task(value)
@@ -34,12 +36,3 @@ def check_fields(chain: Chain, names: Sequence[str], sites: Sequence[Site]) -> N
                 break  # the other tensors would say the same
     if problems:
         raise RecipeError(problems, "method")
-
-
-def _varying(chain: Chain) -> Iterator[tuple[str, Any]]:
-    for part in (*chain.transforms, chain.reduction, *chain.post):
-        if is_dataclass(part):
-            for field in fields(part):
-                value = getattr(part, field.name)
-                if isinstance(value, PerTask | PerPattern):
-                    yield field.name, value

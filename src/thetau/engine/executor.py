@@ -10,46 +10,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal
 
 import torch
 
+from thetau.engine import cluster
+from thetau.engine.work import Progress, Silent, Work, gigabytes
 from thetau.errors import ThetauError
+from thetau.plan import Step
 from thetau.sums import fold_tree
 
-Result = TypeVar("Result")
 WIDEST = 16  # bytes of an element in flight: as stored, in float32, and as much again for what is made of it
-
-
-@runtime_checkable
-class Progress(Protocol):
-    """Told of work in bytes."""
-
-    def begin(self, description: str, total: int) -> None: ...
-    def advance(self, done: int) -> None: ...
-    def end(self) -> None: ...
-
-
-class Silent:
-    """No progress bar."""
-
-    def begin(self, description: str, total: int) -> None:
-        """Nothing."""
-
-    def advance(self, done: int) -> None:
-        """Nothing."""
-
-    def end(self) -> None:
-        """Nothing."""
-
-
-@dataclass(frozen=True)
-class Item:
-    """Work on one tensor: its name, the bytes that it reads, the memory that it holds meanwhile."""
-
-    name: str
-    nbytes: int
-    memory: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,49 +82,58 @@ class Engine:
         """A context in which new tensors lie on that device."""
         return nullcontext() if self.place.type == "cpu" else torch.device(self.place)
 
-    def check(self, items: Sequence[Item], what: str) -> None:
+    def allow(self, memory: int, what: str) -> None:
         """Refuse work that cannot fit, before it starts.
 
         Raises:
-            ThetauError: one item alone needs more than `max_memory`.
+            ThetauError: it needs more than `max_memory`.
         """
-        largest = max(items, key=lambda item: item.memory, default=None)
-        if largest is not None and largest.memory > self.max_memory:
+        if memory > self.max_memory:
             raise ThetauError(
-                f"{what} needs {gigabytes(largest.memory)} for the tensor {largest.name!r}; the memory budget is {gigabytes(self.max_memory)}. "
+                f"{what} needs {gigabytes(memory)}; the memory budget is {gigabytes(self.max_memory)}. "
                 "Raise it (`--max-memory`) or choose a method that needs less."
             )
 
-    def run(self, items: Sequence[Item], work: Callable[[Item], Result], description: str) -> Iterator[tuple[Item, Result]]:
-        """Results in the order of the items. The first error stops everything and is raised.
+    def check(self, steps: Sequence[Step], what: str, held: int = 0) -> None:
+        """The same of the largest step, beside what is held in memory meanwhile."""
+        largest = max(steps, key=lambda step: step.memory, default=None)
+        if largest is not None:
+            beside = f" beside the {gigabytes(held)} that it keeps" if held else ""
+            whole = f"{what} needs {gigabytes(largest.memory)} for the tensor {largest.name!r}{beside}"
+            if largest.memory + held > self.max_memory:
+                raise ThetauError(
+                    f"{whole}; the memory budget is {gigabytes(self.max_memory)}. "
+                    "Raise it (`--max-memory`) or choose a method that needs less."
+                )
 
-        `work` may be sent to other processes; it lists in `guards` whose findings must come back from there.
+    def run(self, steps: Sequence[Step], work: Work, description: str, *, held: int = 0) -> Iterator[tuple[Step, Any]]:
+        """Results in the order of the steps. The first error stops everything and is raised.
+
+        `work` may be sent to other processes. `held` bytes are in memory beside the steps' own.
         """
-        self.check(items, description)
+        self.check(steps, description, held)
         if self.executor == "ray":
-            from thetau.engine import cluster
-
-            yield from cluster.run(self, items, work, description)
+            yield from cluster.run(self.address, self.progress, steps, work, description)
             return
-        self.progress.begin(description, sum(item.nbytes for item in items))
-        gate = _Gate(self.max_memory)
+        self.progress.begin(description, sum(step.read for step in steps))
+        gate = _Gate(self.max_memory - held)
         stop = threading.Event()
 
-        def guarded(item: Item) -> Result:
-            with gate.holding(item.memory):
+        def guarded(step: Step) -> Any:
+            with gate.holding(step.memory):
                 if stop.is_set():
                     raise _Stopped
-                result = work(item)
-                self.progress.advance(item.nbytes)
+                result = work(step)
+                self.progress.advance(step.read)
                 return result
 
         threads = torch.get_num_threads()
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="thetau", initializer=torch.set_num_threads, initargs=(1,))
-        pending: deque[tuple[Item, Future[Result]]] = deque()
-        queue = iter(items)
+        pending: deque[tuple[Step, Future[Any]]] = deque()
+        queue = iter(steps)
         try:
-            for item in queue:
-                pending.append((item, pool.submit(guarded, item)))
+            for step in queue:
+                pending.append((step, pool.submit(guarded, step)))
                 if len(pending) >= 2 * self.workers:
                     done, future = pending.popleft()
                     yield done, future.result()
@@ -167,15 +147,13 @@ class Engine:
             self.progress.end()
 
     def reduce(
-        self, items: Sequence[Item], work: Callable[[Item], Result], fold: Callable[[Result, Result], Result], description: str
+        self, steps: Sequence[Step], work: Work, fold: Callable[[Any, Any], Any], description: str, *, held: int = 0
     ) -> Any:
-        """All results folded in a tree (`sums.fold_tree`); None where there are no items."""
+        """All results folded in a tree (`sums.fold_tree`); None where there are no steps."""
         if self.executor == "ray":
-            from thetau.engine import cluster
-
-            self.check(items, description)
-            return cluster.reduce(self, items, work, fold, description)
-        return fold_tree((result for _, result in self.run(items, work, description)), fold)
+            self.check(steps, description, held)
+            return cluster.reduce(self.address, self.progress, steps, work, fold, description)
+        return fold_tree((result for _, result in self.run(steps, work, description, held=held)), fold)
 
 
 def _engine(workers: int, max_memory: int, window: int, device: str) -> Engine:
@@ -217,10 +195,3 @@ class _Held:
 
     def __exit__(self, *_: object) -> None:
         self._gate.give(self._amount)
-
-
-def gigabytes(count: float) -> str:
-    """`"1.50 GB"`, or in MB or kB where it is less than a tenth of the larger unit."""
-    if count >= 1e8:
-        return f"{count / 1e9:.2f} GB"
-    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"

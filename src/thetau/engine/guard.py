@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from thetau.checkpoint import Source
-from thetau.engine.window import Reading, Window
+from thetau.checkpoint.window import Window
+from thetau.engine.window import Reading
 from thetau.errors import CheckpointError
 from thetau.parts import as_float
 from thetau.vectors import Combination

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from thetau.checkpoint import Alignment, Source, Spec, dtype_name
-from thetau.checkpoint.safetensors import SafetensorsSource
 from thetau.engine.guard import refuse_nonfinite
 from thetau.errors import CheckpointError, OutputError
 from thetau.parts import Op
@@ -107,7 +106,7 @@ class Inputs:
     """One tensor's stored inputs: where each source's elements begin, and which of them make up each task vector."""
 
     spec: Spec
-    sources: tuple[SafetensorsSource, ...]
+    sources: tuple[Source, ...]
     names: tuple[str, ...]
     model: tuple[int, ...]
     base: tuple[int, ...]
@@ -124,17 +123,12 @@ def inputs(alignment: Alignment, vectors: Sequence[Combination], name: str, grou
     if _LIBRARY is None:
         return None
     found: dict[tuple[str, str], int] = {}
-    sources: list[SafetensorsSource] = []
+    sources: list[Source] = []
     names: list[str] = []
 
     def place(source: Source) -> int | None:
         theirs = alignment.maps[source.key].get(name)
-        if (
-            theirs is None
-            or not isinstance(source, SafetensorsSource)
-            or not source.local
-            or source.specs[theirs].dtype not in DTYPES
-        ):
+        if theirs is None or source.specs[theirs].dtype not in DTYPES or source.place(theirs) is None:
             return None
         key = (source.key, theirs)
         if key not in found:
@@ -222,7 +216,7 @@ def run(
             array(op.by_task, np.float32),
             array(np.asarray(op.keys, np.int64).astype(np.int32), np.int32),  # unsigned ones keep their bits
         )
-    places = [source.place(name) for source, name in zip(found.sources, found.names, strict=True)]
+    places = [place for source, name in zip(found.sources, found.names, strict=True) if (place := source.place(name)) is not None]
     dtypes = [source.specs[name].dtype for source, name in zip(found.sources, found.names, strict=True)]
     starts = [offset + first * dtype.itemsize for (_, offset), dtype in zip(places, dtypes, strict=True)]
     work = _Run(

@@ -16,14 +16,16 @@ from torch import Tensor
 from thetau._version import __version__
 from thetau.checkpoint import Alignment, Slots, Source, Spec, Writer, align, dtype_name
 from thetau.checkpoint.safetensors import SafetensorsFile, read_text
+from thetau.checkpoint.source import computed, leaves
+from thetau.checkpoint.window import Window
 from thetau.checkpoint.writer import SHARD_BYTES
-from thetau.engine import compiled
-from thetau.engine.executor import Engine, Item
+from thetau.engine.executor import Engine
 from thetau.engine.guard import Guard, refuse_nonfinite
-from thetau.engine.merge import Merge, Part
-from thetau.engine.window import Reading, Window, blocks, windows
+from thetau.engine.window import Reading, blocks, windows
+from thetau.engine.work import Call, Work
 from thetau.errors import AlignmentError, CheckpointError, OutputError
 from thetau.parts import as_float
+from thetau.plan import TORCH_PACE, Pass, Step
 from thetau.vectors import Combination
 
 
@@ -47,7 +49,7 @@ class Output:
     reading: Reading
     specs: Mapping[str, Spec]  # of the output
     copied: Mapping[str, Source]  # tensors that go over as they are
-    merges: Sequence[Merge | Part]
+    made: Sequence[Source]  # the sources that are computed, among and below the terms, those below first
     guard: Guard  # of a combination without merges, which look at their own inputs
 
     @classmethod
@@ -70,13 +72,7 @@ class Output:
         reading = Reading(alignment, [combination])
         vector = combination.is_vector
         # What a merge leaves out by name goes over from the base as it is.
-        same = [s for s in sources.values() if isinstance(s, Merge) and s.reference is not None and reference is not None]
-        inherited = {
-            name
-            for s in same
-            if s.reference is not None and reference is not None and s.reference.key == reference.key
-            for name in s.alignment.kept
-        }
+        inherited = {name for source in sources.values() for name in source.excluded(reference)}
         specs: dict[str, Spec] = {}
         copied: dict[str, Source] = {}
         for name, spec in alignment.specs.items():
@@ -89,54 +85,58 @@ class Output:
                 continue
             wanted = dtype or (torch.float32 if vector else spec.dtype)
             specs[name] = Spec(name=name, shape=spec.shape, dtype=wanted, file=spec.file)
-        merges = [s for s in sources.values() if isinstance(s, Merge | Part)]
         guard = Guard(list(_models(combination)))
-        return cls(combination, alignment, reading, specs, copied, merges, guard)
+        return cls(combination, alignment, reading, specs, copied, computed(sources.values()), guard)
 
     def leaves(self) -> list[Source]:
         """Every stored source below this output."""
         return _leaves(self.combination, self.combination.reference)
+
+    def prepare(self) -> None:
+        """The statistics passes of everything that is computed, once."""
+        for source in self.made:
+            source.prepare()
 
     def typed(self, dtypes: Mapping[str, torch.dtype]) -> Output:
         """The same output in other dtypes, where one is given."""
         specs = {name: replace(spec, dtype=dtypes.get(name, spec.dtype)) for name, spec in self.specs.items()}
         return replace(self, specs=specs)
 
-    def items(self, engine: Engine) -> list[Item]:
-        """Work, in the order in which the tensors lie in the reference's files."""
-        return [self._item(name, engine) for name in self.specs]
+    def walk(self, engine: Engine) -> Pass:
+        """The last pass, in the order in which the tensors lie in the reference's files."""
+        return Pass("merge and write", tuple(self._step(name, engine) for name in self.specs))
+
+    def passes(self, engine: Engine) -> list[Pass]:
+        """Every walk over the inputs, the writing one last."""
+        return [*(one for source in self.made for one in source.passes()), self.walk(engine)]
 
     @property
     def _readers(self) -> int:
         """Sources that are read side by side."""
-        merges = [source if isinstance(source, Merge) else source.merge for source in self.merges]
-        return max([len(self.combination.terms), *(len(merge.sources) for merge in merges)])
+        return max([len(self.combination.terms), *(len(source.children()) for source in self.made)])
 
-    def _item(self, name: str, engine: Engine) -> Item:
-        spec = self.alignment.specs[name]
+    def _step(self, name: str, engine: Engine) -> Step:
+        spec, written = self.alignment.specs[name], self.specs[name].nbytes
         if name in self.copied:
-            return Item(name, spec.nbytes, spec.nbytes)
-        nbytes = memory = 0
+            return Step(name, spec.nbytes, spec.nbytes, written, by="copy", pace=1e12)
         window = spec.elements if self.whole(name) else min(spec.elements, engine.reach(self._readers))
         terms = self.reading.terms(self.combination, name)
-        merges = [
-            source if isinstance(source, Merge) else source.merge for _, source, _ in terms if isinstance(source, Merge | Part)
-        ]
-        below = {source.key for merge in merges for source in merge.sources}  # a window reads each source once
+        below = {child.key for _, source, _ in terms for child in computed([source]) for child in child.children()}
+        read, memory, flops, pace = 0, 3 * window * 4, 0.0, TORCH_PACE
         for _, source, theirs in terms:
-            if source.key in below:
+            if source.key in below:  # a window reads each source once
                 continue
-            if isinstance(source, Merge | Part):
-                inner = (source if isinstance(source, Merge) else source.merge).item(theirs)
-                nbytes, memory = nbytes + inner.nbytes, memory + inner.memory
-            else:
-                nbytes, memory = nbytes + source.specs[theirs].nbytes, memory + window * spec.dtype.itemsize
-        return Item(name, nbytes, memory + 3 * window * 4)
+            inner = source.demand(theirs)
+            stored = 0 if source.children() else window * spec.dtype.itemsize
+            read, memory, flops = read + inner.read, memory + inner.memory + stored, flops + inner.flops
+            if source.children():
+                pace = inner.pace
+        loop = any(source.children() and source.demand(theirs).by == "loop" for _, source, theirs in terms)
+        return Step(name, read, memory, written, flops, "loop" if loop and self._straight(name) else "torch", pace)
 
     def whole(self, name: str) -> bool:
         """Whether some merge needs the whole tensor at once."""
-        names = ((merge, self.alignment.maps[merge.key].get(name)) for merge in self.merges)
-        return any(merge.whole(theirs) for merge, theirs in names if theirs is not None)
+        return any(source.whole(theirs) for _, source, theirs in self.reading.terms(self.combination, name))
 
     def rows(self, name: str, engine: Engine) -> Iterator[tuple[int, Tensor]]:
         """Yield `(first row, rows)` of an output tensor, rounded once to its dtype. A 0-d tensor comes as shape `[1]`."""
@@ -156,37 +156,33 @@ class Output:
                 self._look(window, start, stop)
             yield low, done
 
-    def write(self, item: Item, slots: Slots, engine: Engine) -> None:
+    def write(self, step: Step, slots: Slots, engine: Engine) -> None:
         """Compute a tensor and store it."""
-        spec = self.specs[item.name]
-        slots.begin(item.name)
-        if not self._write_compiled(item.name, slots):
-            for start, rows in self.rows(item.name, engine):
-                slots.write(item.name, start, rows if spec.shape else rows.reshape(()))
+        spec, name = self.specs[step.name], step.name
+        slots.begin(name)
+        straight = self._straight(name)
+        if straight is None or not straight[1].write(name, straight[2], straight[0], slots):
+            for start, rows in self.rows(name, engine):
+                slots.write(name, start, rows if spec.shape else rows.reshape(()))
 
     @property
     def guards(self) -> list[Guard]:
         """This output's own guard and those of its merges."""
-        below = [source if isinstance(source, Merge) else source.merge for source in self.merges]
-        return [self.guard, *(guard for merge in below for guard in merge.guards)]
+        return [self.guard, *(guard for source in self.made for guard in source.guards())]
 
-    def _write_compiled(self, name: str, slots: Slots) -> bool:
-        """Let the compiled loop write a tensor, where this is a base and one merge over it, or a merge alone."""
+    def _straight(self, name: str) -> tuple[float, Source, Source | None] | None:
+        """Weight, merge and ground where this is a base and one computed term over it, or such a term alone; None otherwise."""
         terms = self.reading.terms(self.combination, name)
-        merges = [(weight, source) for weight, source, theirs in terms if isinstance(source, Merge) and theirs == name]
-        grounds = [source for weight, source, _ in terms if weight == 1 and not isinstance(source, Merge | Part)]
+        merges = [(weight, source) for weight, source, theirs in terms if source.children() and theirs == name]
+        grounds = [source for weight, source, _ in terms if weight == 1 and not source.children()]
         if len(merges) != 1 or len(terms) != 1 + len(grounds) or len(grounds) > 1:
-            return False
-        weight, merge = merges[0]
-        ground = grounds[0] if grounds else None
-        if ground is not None and (merge.reference is None or ground.key != merge.reference.key):
-            return False
-        return compiled.write(merge, name, ground, weight, slots)
+            return None
+        return (*merges[0], grounds[0] if grounds else None)
 
     def _look(self, window: Window, start: int, stop: int) -> None:
         """Let the guard see how far each model is from its base."""
         base, models = self.combination.reference, _models(self.combination)
-        if self.merges or base is None or not models:
+        if self.made or base is None or not models:
             return
         theirs = [
             as_float(window.rows(source, self.alignment.maps[source.key][window.name], start, stop)).to(self.reading.dtype)
@@ -201,7 +197,7 @@ class Output:
         if not clipped and bool(torch.isfinite(rounded.float() if byte else rounded).all()):
             return
         for _, source, theirs in self.reading.terms(self.combination, name):
-            if not isinstance(source, Merge | Part):
+            if not source.children():
                 refuse_nonfinite(source, theirs)
         if bool(torch.isfinite(value).all()):
             largest = float(value.abs().max())
@@ -241,20 +237,19 @@ def save(
     metadata["thetau.run"] = hashlib.sha256(_compact([record, metadata, output.specs, shard_bytes]).encode()).hexdigest()
     folder = reference.folder if reference is not None and not vector else None
     files = {"thetau.json": record, **_config(folder, dtype)}
-    items = output.items(engine)
-    engine.check(items, "Writing")
+    walk = output.walk(engine)
+    engine.check(walk.steps, "Writing")
     if resume and _is_done(target, metadata["thetau.run"]):
         return report_of(output, target, reference, f"{target}: was complete already.")
     keys = [source.key for source in _leaves(combination, reference) if not source.key.startswith("memory:")]
     run = hashlib.sha256(_compact([metadata["thetau.run"], keys]).encode()).hexdigest()
     with Writer(target, output.specs, metadata, shard_bytes=shard_bytes, run=run, resume=resume) as writer:
-        left = [item for item in items if item.name not in writer.sealed]
-        kept = f"{len(items) - len(left)} of {len(items)} tensors were there from an earlier run." if resume else ""
+        left = [step for step in walk.steps if step.name not in writer.sealed]
+        kept = f"{len(walk.steps) - len(left)} of {len(walk.steps)} tensors were there from an earlier run." if resume else ""
         if left:
-            for merge in output.merges:
-                merge.prepare()
-        for item, crc in engine.run(left, _Write(output, writer.slots, engine, shared=engine.executor != "local"), "Writing"):
-            writer.done(item.name, crc)
+            output.prepare()
+        for step, crc in engine.run(left, _Write(output, writer.slots, engine, shared=engine.executor != "local"), "Writing"):
+            writer.done(step.name, crc)
         changed = changed_inputs(combination)
         if changed:
             raise CheckpointError(
@@ -273,7 +268,7 @@ def metadata_of(combination: Combination, recipe: Mapping[str, Any]) -> dict[str
     reference = combination.reference or next((s for s in combination.sources() if s.degree == 1), None)
     kind = "task_vector" if combination.is_vector else "model"
     metadata = {"thetau.kind": kind, "thetau.version": __version__, "thetau.recipe": _compact(recipe)}
-    bases = {getattr(source, "metadata", {}).get("thetau.base") for source in _leaves(combination, reference)}
+    bases = {source.metadata.get("thetau.base") for source in _leaves(combination, reference)}
     if combination.is_vector and reference is not None:
         metadata["thetau.base"] = reference.fingerprint()
     elif combination.is_vector and len(bases) == 1 and None not in bases:
@@ -286,17 +281,17 @@ def metadata_of(combination: Combination, recipe: Mapping[str, Any]) -> dict[str
 def changed_inputs(combination: Combination) -> list[str]:
     """Files below a combination that are no longer what was opened."""
     reference = combination.reference
-    return [file for source in _leaves(combination, reference) for file in getattr(source, "changed_files", list)()]
+    return [file for source in _leaves(combination, reference) for file in source.changed_files()]
 
 
 def _spaces(combination: Combination, reference: Source | None) -> dict[str, str]:
     """Where each model or vector besides the base says it belongs: label → `tangent` or `weights`."""
     others = [source for source in _leaves(combination, reference) if reference is None or source.key != reference.key]
-    return {source.label: getattr(source, "metadata", {}).get("thetau.space", "weights") for source in others}
+    return {source.label: source.metadata.get("thetau.space", "weights") for source in others}
 
 
 @dataclass(frozen=True)
-class _Write:
+class _Write(Work):
     """The work of the last pass, which may run in another process: one tensor into its place; its checksum comes back."""
 
     output: Output
@@ -304,11 +299,11 @@ class _Write:
     engine: Engine
     shared: bool  # the place is another machine's too: the rows must be on the disk before this one says that they are there
 
-    def __call__(self, item: Item) -> int:
-        self.output.write(item, self.slots, self.engine)
-        return self.slots.seal(item.name, sync=self.shared)
+    def __call__(self, step: Step) -> int:
+        """Its checksum."""
+        self.output.write(step, self.slots, self.engine)
+        return self.slots.seal(step.name, sync=self.shared)
 
-    @property
     def guards(self) -> list[Guard]:
         """Whose findings must come back."""
         return self.output.guards
@@ -325,18 +320,18 @@ def state_dict(
 ) -> tuple[dict[str, Tensor], Report]:
     """The same, into memory: a new tensor for each name."""
     output = Output.plan(combination, dtype=dtype, exclude=exclude)
-    for merge in output.merges:
-        merge.prepare()
+    output.prepare()
     out = {name: torch.empty(spec.shape, dtype=spec.dtype) for name, spec in output.specs.items()}
 
-    def fill(item: Item) -> None:
-        for start, rows in output.rows(item.name, engine):
-            if out[item.name].ndim == 0:
-                out[item.name].copy_(rows.reshape(()))
+    def fill(step: Step) -> None:
+        for start, rows in output.rows(step.name, engine):
+            if out[step.name].ndim == 0:
+                out[step.name].copy_(rows.reshape(()))
             else:
-                out[item.name][start : start + len(rows)] = rows
+                out[step.name][start : start + len(rows)] = rows
 
-    for _ in engine.run(output.items(engine), fill, "Evaluating"):
+    here = replace(engine, executor="local")  # another process could not fill this one's memory
+    for _ in here.run(output.walk(engine).steps, Call(fill), "Evaluating"):
         pass
     reference = combination.reference or next((s for s in combination.sources() if s.degree == 1), None)
     return out, report_of(output, None, reference)
@@ -353,26 +348,15 @@ def _models(combination: Combination) -> dict[str, Source]:
 
 
 def _leaves(combination: Combination, reference: Source | None) -> list[Source]:
-    """Every stored source below a combination, through merges, each once."""
-    found: dict[str, Source] = {reference.key: reference} if reference is not None else {}
-
-    def visit(sources: Sequence[Source]) -> None:
-        for source in sources:
-            if isinstance(source, Merge | Part):
-                visit((source if isinstance(source, Merge) else source.merge).sources)
-            else:
-                found.setdefault(source.key, source)
-
-    visit(combination.sources())
-    return list(found.values())
+    """Every stored source below a combination, through merges, each once, the reference first."""
+    return leaves([*([reference] if reference is not None else []), *combination.sources()])
 
 
 def _record(output: Output, reference: Source | None, provenance: Mapping[str, Any]) -> dict[str, Any]:
     inputs: list[dict[str, Any]] = [
-        {"path": source.label, "fingerprint": source.fingerprint(), "headers": getattr(source, "header_hashes", dict)()}
+        {"path": source.label, "fingerprint": source.fingerprint(), "headers": source.header_hashes()}
         for source in _leaves(output.combination, reference)
     ]
-    merges = [source for source in output.merges if isinstance(source, Merge)]
     recipe = provenance.get("recipe") or {"expression": output.combination.label}
     return {
         "thetau": __version__,
@@ -381,7 +365,7 @@ def _record(output: Output, reference: Source | None, provenance: Mapping[str, A
         "seed": provenance.get("seed", 0),
         "base": reference.label if reference is not None else None,
         "not_merged": dict(output.alignment.kept)
-        | {name: str(merge.chain.selection.elsewhere) for merge in merges for name in merge.outside},
+        | {name: why for source in output.combination.sources() for name, why in source.left_out(reference).items()},
         "inputs": inputs,
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
@@ -414,17 +398,15 @@ def report_of(output: Output, path: Path | None, reference: Source | None, *said
     base = reference.label if reference is not None else "the base"
     for source in output.combination.sources():
         notes += source.notes
-    if not output.merges:  # a merge has said it, of all its models
+    if not output.made:  # a merge has said it, of all its models
         notes += output.alignment.notes
     notes += output.guard.notes()
     warnings += output.guard.warnings(base)
-    for source in output.merges:
-        merge = source if isinstance(source, Merge) else source.merge
-        warnings += merge.guard.warnings(merge.reference.label if merge.reference is not None else base)
-        warnings += merge.other_bases(reference)
+    for source in output.made:
+        warnings += source.warnings(reference)
     if reference is not None:
         for source in _leaves(output.combination, reference):
-            trained_on = getattr(source, "metadata", {}).get("thetau.base")
+            trained_on = source.metadata.get("thetau.base")
             if trained_on and trained_on != reference.fingerprint():
                 warnings.append(
                     f"{source.label}: this task vector was taken from another base than {base} (their fingerprints differ)."

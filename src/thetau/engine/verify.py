@@ -14,10 +14,12 @@ from torch import Tensor
 
 from thetau.checkpoint import Source, dtype_name, open_source
 from thetau.checkpoint.safetensors import read_text
-from thetau.engine.executor import Engine, Item
+from thetau.engine.executor import Engine
 from thetau.engine.save import Output
 from thetau.engine.window import windows
+from thetau.engine.work import Call
 from thetau.errors import CheckpointError
+from thetau.plan import Step
 from thetau.vectors import Combination
 
 
@@ -59,27 +61,27 @@ def verify(
     if recipe is not None:
         against.append("the recipe")
         problems += _other_recipe(record.get("recipe", {}), recipe)
-    items = [Item(name, spec.nbytes, 2 * min(spec.nbytes, 4 * engine.window)) for name, spec in source.specs.items()]
+    steps = [Step(name, spec.nbytes, 2 * min(spec.nbytes, 4 * engine.window)) for name, spec in source.specs.items()]
 
-    def look(item: Item) -> tuple[int, int]:
-        spec, crc, lost = source.specs[item.name], 0, 0
+    def look(step: Step) -> tuple[int, int]:
+        spec, crc, lost = source.specs[step.name], 0, 0
         for start, stop in windows(spec, engine.window):
-            rows = source.read(item.name, start, stop)
+            rows = source.read(step.name, start, stop)
             crc, lost = _crc(rows, crc), lost + _not_finite(rows)
         return crc, lost
 
     sums: dict[str, int] = {}
-    for item, (crc, lost) in engine.run(items, look, "Verifying"):
-        sums[item.name] = crc
+    for step, (crc, lost) in engine.run(steps, Call(look), "Verifying"):
+        sums[step.name] = crc
         if lost:
-            problems.append(f"{item.name!r}: {lost} values are not finite.")
-        if recorded.get(item.name, {}).get("crc32", crc) != crc:
-            problems.append(f"{item.name!r}: its bytes are not those that were written.")
+            problems.append(f"{step.name!r}: {lost} values are not finite.")
+        if recorded.get(step.name, {}).get("crc32", crc) != crc:
+            problems.append(f"{step.name!r}: its bytes are not those that were written.")
     if again is not None:
         against.append("a new run")
         problems += _run_again(again, record, source, sums, engine)
-    nbytes = sum(item.nbytes for item in items)
-    return Verification(path, len(items), nbytes, tuple(against), tuple(problems))
+    nbytes = sum(step.read for step in steps)
+    return Verification(path, len(steps), nbytes, tuple(against), tuple(problems))
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -138,21 +140,20 @@ def _run_again(
         if before.get(leaf.label, leaf.fingerprint()) != leaf.fingerprint()
     ]
     output = output.typed({name: spec.dtype for name, spec in source.specs.items()})
-    for merge in output.merges:
-        merge.prepare()
+    output.prepare()
 
-    def compute(item: Item) -> int:
+    def compute(step: Step) -> int:
         crc = 0
-        for _, rows in output.rows(item.name, engine):
+        for _, rows in output.rows(step.name, engine):
             crc = _crc(rows, crc)
         return crc
 
     missing = [name for name in output.specs if name not in sums]
     problems += [f"{name!r}: a new run writes it; the output does not hold it." for name in missing]
-    items = [item for item in output.items(engine) if item.name in sums]
-    for item, crc in engine.run(items, compute, "Computing again"):
-        if crc != sums[item.name]:
-            problems.append(f"{item.name!r}: a new run gives other bits.")
+    steps = [step for step in output.walk(engine).steps if step.name in sums]
+    for step, crc in engine.run(steps, Call(compute), "Computing again"):
+        if crc != sums[step.name]:
+            problems.append(f"{step.name!r}: a new run gives other bits.")
     return problems
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from thetau.checkpoint import Alignment, Source, Spec
+from thetau.checkpoint.window import Window
 from thetau.parts import as_float
 from thetau.vectors import Combination
 
@@ -40,41 +41,6 @@ def windows(spec: Spec, elements: int) -> Iterator[tuple[int, int]]:
     step = spec.rows if elements >= spec.elements else block * max(1, elements // (block * spec.row_elements))
     for first in range(0, spec.rows, max(1, step)):
         yield first, min(first + step, spec.rows)
-
-
-class Window:
-    """Rows `start:stop` of one reference tensor in every source that is asked for; each source is read once.
-
-    A 0-d tensor has shape `[1]` here.
-    """
-
-    def __init__(self, name: str, start: int, stop: int) -> None:
-        self.name, self.start, self.stop = name, start, stop
-        self._rows: dict[tuple[str, str], Tensor] = {}
-        self._lender: Window | None = None
-        self._shared: str | None = None
-        self.results: dict[int, Tensor] = {}  # whole-tensor results of merges, by the merge's id
-        self._renamed: dict[str, Window] = {}
-
-    def called(self, name: str) -> Window:
-        """The same rows for a merge whose base calls this tensor otherwise."""
-        return self if name == self.name else self._renamed.setdefault(name, Window(name, self.start, self.stop))
-
-    def sharing(self, source: Source | None) -> Window:
-        """A new window over the same rows that keeps what is read of one source, the base, in this one."""
-        other = Window(self.name, self.start, self.stop)
-        other._lender, other._shared = self, source.key if source is not None else None
-        return other
-
-    def rows(self, source: Source, name: str, start: int, stop: int) -> Tensor:
-        """Rows as stored."""
-        if self._lender is not None and source.key == self._shared:
-            return self._lender.rows(source, name, start, stop)
-        key = (source.key, name)
-        if key not in self._rows:
-            found = source.read(name, self.start, self.stop)
-            self._rows[key] = found.reshape(1) if found.ndim == 0 else found
-        return self._rows[key][start - self.start : stop - self.start]
 
 
 class Reading:
@@ -108,11 +74,7 @@ class Reading:
 
     def rows(self, source: Source, name: str, window: Window, start: int, stop: int) -> Tensor:
         """Rows of one source; a merge is computed, everything else read."""
-        compute = getattr(source, "block", None)
-        if compute is not None:
-            rows: Tensor = compute(window.called(name), start, stop)
-            return rows
-        return window.rows(source, name, start, stop)
+        return source.block(window, name, start, stop)
 
     def stack(self, combinations: Sequence[Combination], window: Window, start: int, stop: int) -> Tensor:
         """`[task, rows, *rest]` of task vectors."""

@@ -20,7 +20,6 @@ from torch import Tensor
 from thetau._version import __version__
 from thetau.bases.build import merge_groups
 from thetau.engine.executor import Engine
-from thetau.engine.merge import Merge, Part
 from thetau.errors import DataError, OutputError
 from thetau.evaluate.arithmetic import ADDITION
 from thetau.evaluate.bases import BasesAddition, bases_addition, outer_space
@@ -210,7 +209,7 @@ class Bench:
     def _key(self, cluster: Cluster) -> str | None:
         """The content of a cluster's merge; None where a vector is itself computed, and has no content to go by."""
         terms = {task: self.vectors[task].terms for task in cluster}
-        if any(isinstance(source, Merge | Part) for listed in terms.values() for _, source in listed):
+        if any(source.children() for listed in terms.values() for _, source in listed):
             return None
         content = {task: [(weight, source.fingerprint()) for weight, source in listed] for task, listed in terms.items()}
         return Cache.key([__version__, plain(self.inner), content])

@@ -119,7 +119,7 @@ def localize(
         raise DataError(
             "a mask is learned over the base, but the encoder runs with other weights. Load the base's into it first."
         )
-    if any(getattr(source, "metadata", {}).get("thetau.space") == "tangent" for source in vector.sources()):
+    if any(source.metadata.get("thetau.space") == "tangent" for source in vector.sources()):
         raise DataError(
             f"{vector.label}: belongs to the tangent space, where θ₀ + γ⊙τ is not the model. Masks are learned for vectors of standard, "
             "attention-only or LoRA fine-tuning."

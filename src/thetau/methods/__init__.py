@@ -9,6 +9,7 @@ from thetau.methods.dare import DareLinear as DareLinear
 from thetau.methods.dare import DareTies as DareTies
 from thetau.methods.della import Della as Della
 from thetau.methods.della import DellaLinear as DellaLinear
+from thetau.methods.fisher import Fisher as Fisher
 from thetau.methods.iso import IsoC as IsoC
 from thetau.methods.iso import IsoCts as IsoCts
 from thetau.methods.localize_stitch import LocalizeStitch as LocalizeStitch

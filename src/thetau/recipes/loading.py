@@ -94,7 +94,8 @@ def _resolved(recipe: Recipe, folder: Path) -> Recipe:
     models: list[str | ModelEntry] = [
         at(model) if isinstance(model, str) else ModelEntry(path=at(model.path), name=model.name) for model in recipe.models
     ]
-    return recipe.model_copy(update={"base": at(recipe.base), "models": models})
+    evidence = {kind: {task: at(path) for task, path in given.items()} for kind, given in recipe.evidence.items()}
+    return recipe.model_copy(update={"base": at(recipe.base), "models": models, "evidence": evidence})
 
 
 def _problems(error: ValidationError) -> list[str]:

@@ -26,6 +26,7 @@ class Recipe(BaseModel):
     - `base`: the model that the others were fine-tuned from.
     - `models`: checkpoints, LoRA adapters or saved task vectors; each a path or hub id, or `{path, name}`.
     - `method`: a method's name, or `{name, fields...}`.
+    - `evidence`: what the method must know of the tasks' data, by kind and task: `fisher: {sst2: sst2.safetensors}`.
     - `exclude`: patterns of tensors that are left out (task heads); the output keeps the base's.
     - `output`: `model`, or `vector` for the merged task vector itself.
     - `seed`: of randomised methods.
@@ -38,6 +39,7 @@ class Recipe(BaseModel):
     base: str
     models: list[str | ModelEntry] = Field(min_length=1)
     method: str | dict[str, Any]
+    evidence: dict[str, dict[str, str]] = {}
     exclude: list[str] = []
     output: Literal["model", "vector"] = "model"
     seed: int = 0

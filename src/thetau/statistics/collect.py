@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,5 +31,9 @@ class Collect(Statistic):
         return torch.cat(total, dim=1) if total[0].ndim > 1 else total[0]
 
     def memory(self, tasks: int, elements: int) -> int:
-        """All of it, and the blocks of one tensor twice."""
+        """The blocks of one tensor, and what they are joined to."""
         return 4 * tasks * elements * 2
+
+    def held(self, tasks: int, elements: Sequence[int]) -> int:
+        """Everything."""
+        return 4 * tasks * sum(elements)

@@ -8,7 +8,7 @@ span and land elsewhere: `solver="adam"` is that, in full dimension and with all
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thetau.parts import Op, Site, Transform
+from thetau.parts import Cost, Op, Site, Transform
 from thetau.statistics import Collect, Gram
 from thetau.statistics.gram import row_grams
 from thetau.sums import weighted_sum
@@ -56,6 +56,21 @@ class Disentangle(Transform):
         if isinstance(result, dict):
             return {name: solve(gram, self.alpha, reverse=self.reverse) for name, gram in result.items()}
         return solve(result, self.alpha, reverse=self.reverse) if isinstance(result, Tensor) else None
+
+    def solving(self, tasks: int, elements: Sequence[int]) -> Cost:
+        """Adam in full dimension goes over all vectors in every step, and holds them, their copy and two gradients at once."""
+        if self.solver != "adam":
+            return Cost()
+        count = sum(elements) if self.scope == "vector" else max(elements, default=0)
+        flops = self.steps * sum(elements) * (6.0 * tasks**2 + 200.0 * tasks)  # elementwise work is far slower than products
+        return Cost(flops=flops, memory=4 * count * (6 * tasks + 4))
+
+    def cost(self, shape: tuple[int, ...], tasks: int) -> Cost:
+        """One small problem a row: some 60 damped steps, from three starts, over matrices of K × K pairs."""
+        if self.scope != "row" or self.solver == "adam":
+            return Cost()
+        rows = shape[0] if shape else 1
+        return Cost(flops=3 * 60.0 * rows * 40.0 * tasks**3, memory=8 * rows * 6 * tasks**3)
 
     def compiles(self, site: Site) -> bool:
         """Where δ is one combination of the vectors for the whole tensor."""

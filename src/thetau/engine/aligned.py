@@ -1,0 +1,275 @@
+"""The task vectors of a merge, aligned: which tensors a chain acts on, and the stack, the base and the evidence at any block of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from thetau.checkpoint import Source, Spec, View, align, check_patterns, kind_of, layer_of, named, view_of
+from thetau.checkpoint.window import Window
+from thetau.engine.check import check_fields
+from thetau.engine.window import Reading
+from thetau.errors import AlignmentError, RecipeError, nearest
+from thetau.parts import SELECTIONS, Chain, Emit, Site
+from thetau.vectors import Combination
+
+Evidence = Mapping[str, Mapping[str, Combination]]
+
+
+class Aligned:
+    """K task vectors under a chain. Tasks are sorted by identity, so that their order changes nothing, not even a rounding."""
+
+    def __init__(
+        self,
+        tasks: Mapping[str, Combination],
+        chain: Chain,
+        *,
+        label: str,
+        seed: int = 0,
+        exclude: Sequence[str] = (),
+        evidence: Evidence | None = None,
+    ) -> None:
+        self.tasks = tuple(sorted(tasks))
+        self.vectors = [tasks[name] for name in self.tasks]
+        self.chain, self.seed, self.label = chain, seed, label
+        self.reference = next((vector.reference for vector in self.vectors if vector.reference is not None), None)
+        sources = {source.key: source for vector in self.vectors for source in vector.sources()}
+        reference = self.reference.specs if self.reference is not None else _union(self.vectors)
+        label_of = self.reference.label if self.reference is not None else "the union of the task vectors"
+        if self.reference is not None:
+            sources = {self.reference.key: self.reference, **sources}
+        self.alignment = align(reference, label_of, list(sources.values()), exclude)
+        self.sources = list(sources.values())
+        self.reading = Reading(self.alignment, self.vectors)
+        self.evidence = _evidence(evidence or {}, chain.needs, self.tasks, label)
+        found = {source.key: source for given in self.evidence.values() for one in given for source in one.sources()}
+        self.testimony = list(found.values())
+        self.evidence_reading = Reading(
+            align(reference, label_of, self.testimony, exclude, shapes=False),
+            [one for given in self.evidence.values() for one in given],
+        )
+        if chain.needs_base and self.reference is None:
+            raise AlignmentError(
+                f"{label}: needs the base's own weights, and these task vectors were saved without it. Subtract an opened base."
+            )
+        check_fields(chain, self.alignment.names, [self.site(name) for name in self.specs])
+        self._check_evidence()
+
+    @cached_property
+    def specs(self) -> dict[str, Spec]:
+        """The tensors where the merged vector is not zero by definition."""
+        everywhere = self.chain.selection.elsewhere != "base"
+        return {name: self.alignment.specs[name] for name in self.alignment.names if name in self.chosen or everywhere}
+
+    @cached_property
+    def selected(self) -> tuple[str, ...]:
+        """The tensors that the chain acts on, sorted by name.
+
+        Raises:
+            AlignmentError: there is none.
+        """
+        specs, selection = self.alignment.specs, self.chain.selection
+        found = [
+            name
+            for name in self.alignment.names
+            if selection.takes(name, specs[name].shape, kind_of(name, specs[name].shape)) and specs[name].elements
+        ]
+        if self.chain.reduction.access == "stream":
+            found = [name for name in found if len(specs[name].shape) >= 2]
+        if not found:
+            raise AlignmentError(
+                f"{self.label}: no tensor fits {selection}.{self._near()} `thetau inspect --tensors` lists the names."
+            )
+        told = [name for name in found if not self.evidence or self._told(name)]
+        if not told:
+            kinds = ", ".join(self.evidence)
+            raise AlignmentError(
+                f"{self.label}: the evidence ({kinds}) holds none of the {len(found)} tensors. Collect it from these models."
+            )
+        return tuple(sorted(told))
+
+    def _near(self) -> str:
+        tensors = self.chain.selection.tensors
+        patterns = [] if tensors in SELECTIONS else [tensors] if isinstance(tensors, str) else tensors
+        return "".join(f" {problem}" for problem in check_patterns(patterns, self.alignment.names, "tensors"))
+
+    @cached_property
+    def chosen(self) -> frozenset[str]:
+        """The same as a set."""
+        return frozenset(self.selected)
+
+    @cached_property
+    def outside(self) -> tuple[str, ...]:
+        """The aligned tensors that the chain does not act on."""
+        return tuple(name for name in self.alignment.names if name not in self.chosen)
+
+    def notes(self) -> list[str]:
+        """What becomes of the tensors outside."""
+        what = {"base": "stay the base's", "mean": "are averaged", "sum": "are summed"}[self.chain.selection.elsewhere]
+        matrices = "matrices of " if self.chain.reduction.access == "stream" else ""
+        silent = [name for name in self.outside if self.evidence and not self._told(name)]
+        others = [name for name in self.outside if name not in silent]
+        return [
+            *named(f"{len(others)} tensors that are no {matrices}{self.chain.selection} {what}", others),
+            *named(f"{len(silent)} tensors of which the evidence says nothing {what}", silent),
+        ]
+
+    def by_blocks(self, emit: Emit) -> bool:
+        """Whether an output can be made from blocks of rows: it needs no merged tensor, and no transform needs a whole one."""
+        return self.chain.access == "block" or not (
+            emit.reads_merged or any(part.access == "whole" for part in (*self.chain.transforms, emit))
+        )
+
+    # At one place.
+
+    def site(self, name: str, start: int = 0, tasks: tuple[str, ...] | None = None) -> Site:
+        """Where the parts act, without what must be read."""
+        spec = self.alignment.specs[name]
+        return Site(
+            name=name,
+            shape=spec.shape,
+            kind=kind_of(name, spec.shape),
+            layer=layer_of(name),
+            tasks=self.tasks if tasks is None else tasks,
+            seed=self.seed,
+            start=start,
+            row_elements=spec.row_elements,
+        )
+
+    def site_at(self, window: Window, start: int, stop: int, tasks: tuple[str, ...] | None = None) -> Site:
+        """The same with the base's rows and the evidence, where the chain needs them."""
+        site = self.site(window.name, start, tasks)
+        if not self.chain.needs_base and not self.evidence:
+            return site
+        base = self.base(window, start, stop) if self.chain.needs_base else None
+        return Site(**{**site.__dict__, "base": base, "evidence": self._evidence_at(window, start, stop, site.tasks)})
+
+    def base(self, window: Window, start: int, stop: int) -> Tensor:
+        """The base's rows, in the dtype of the arithmetic."""
+        assert self.reference is not None
+        name = self.alignment.maps[self.reference.key][window.name]
+        return self.reading.rows(self.reference, name, window, start, stop).to(self.reading.dtype)
+
+    def _evidence_at(self, window: Window, start: int, stop: int, tasks: tuple[str, ...]) -> dict[str, Tensor]:
+        spec, found = self.alignment.specs[window.name], {}
+        for kind, given in self.evidence.items():
+            mine = [one for task, one in zip(self.tasks, given, strict=True) if task in tasks]
+            if self._shape(mine[0], window.name) == spec.shape:
+                out = torch.empty((len(mine), stop - start, *spec.shape[1:]), dtype=self.evidence_reading.dtype)
+                for row, one in zip(out, mine, strict=True):
+                    self.evidence_reading.evaluate(one, window, start, stop, row)
+                found[kind] = out
+            else:  # of a shape of its own (an input Gram matrix): as a whole
+                terms = [self.evidence_reading.terms(one, window.name)[0] for one in mine]
+                found[kind] = torch.stack([weight * source.read(theirs).float() for weight, source, theirs in terms])
+        return found
+
+    def _told(self, name: str) -> bool:
+        """Whether every kind of evidence has this tensor, of every task."""
+        return all(self.evidence_reading.terms(one, name) for given in self.evidence.values() for one in given)
+
+    def _shape(self, one: Combination, name: str) -> tuple[int, ...]:
+        _, source, theirs = self.evidence_reading.terms(one, name)[0]
+        return source.specs[theirs].shape
+
+    def _check_evidence(self) -> None:
+        """Evidence that rows are taken of must have the tensors' own shapes; the other kinds one shape for all tasks.
+
+        Raises:
+            AlignmentError: it has not.
+        """
+        block = self.chain.access == "block"
+        for kind, given in self.evidence.items():
+            for name in self.selected:
+                want = self.alignment.specs[name].shape if block else self._shape(given[0], name)
+                for task, one in zip(self.tasks, given, strict=True):
+                    got = self._shape(one, name)
+                    if got != want:
+                        _, source, theirs = self.evidence_reading.terms(one, name)[0]
+                        raise AlignmentError(
+                            f"{source.specs[theirs].file}: the evidence `{kind}` of {task} has shape {list(got)} at {name!r}, where "
+                            f"{list(want)} is needed. It was collected from another model: collect it again."
+                        )
+
+    def view(self, name: str) -> tuple[View, int, int]:
+        """How a stored tensor maps to a logical matrix `[d_out, d_in]`, and those two; more than two dimensions are flattened."""
+        spec = self.alignment.specs[name]
+        view = view_of(name, spec.shape)
+        if not self.chain.split_fused:
+            view = View(view.transposed, 1)
+        return (view, spec.row_elements, spec.rows) if view.transposed else (view, spec.rows, spec.row_elements)
+
+    # What it takes.
+
+    def readers(self, name: str) -> list[tuple[Source, str]]:
+        """The sources that hold this tensor, and its name in each; evidence comes last."""
+        held = [(source, self.alignment.maps[source.key].get(name)) for source in self.sources]
+        if name in self.chosen:
+            maps = self.evidence_reading.alignment.maps
+            held += [(source, maps[source.key].get(name)) for source in self.testimony]
+        return [(source, theirs) for source, theirs in held if theirs is not None]
+
+    def other_bases(self, base: Source | None) -> list[str]:
+        """A sentence for each task vector that is a difference from another model than this base."""
+        if base is None:
+            return []
+        theirs = [(task, v.reference) for task, v in zip(self.tasks, self.vectors, strict=True) if v.reference is not None]
+        return [
+            f"{task}: this task vector was taken from another base, {other.label}, than {base.label} (their fingerprints differ)."
+            for task, other in theirs
+            if other.key != base.key and other.fingerprint() != base.fingerprint()
+        ]
+
+    def foreign_evidence(self) -> list[str]:
+        """A sentence for each piece of evidence that was collected from another model than the one that is merged."""
+        said = []
+        for kind, given in self.evidence.items():
+            for task, vector, one in zip(self.tasks, self.vectors, given, strict=True):
+                known = {source.fingerprint() for weight, source in vector.terms if weight > 0}
+                for source in one.sources():
+                    collected = source.metadata.get("thetau.model")
+                    if collected and collected not in known:
+                        said.append(
+                            f"{source.label}: the evidence `{kind}` of {task} was collected from another model than the one that is merged "
+                            "(their fingerprints differ)."
+                        )
+        return said
+
+
+def _evidence(evidence: Evidence, needs: Sequence[str], tasks: Sequence[str], label: str) -> dict[str, list[Combination]]:
+    """By kind, in the order of the tasks.
+
+    Raises:
+        RecipeError: all that is missing, or not asked for.
+    """
+    problems = [
+        f"{label} needs the evidence `{kind}`, a file for each task. `thetau evidence {kind}` collects it."
+        for kind in needs
+        if kind not in evidence
+    ]
+    problems += [
+        f"no part needs the evidence `{kind}`.{nearest(kind, needs)} Leave it out." for kind in evidence if kind not in needs
+    ]
+    for kind in needs:
+        given = evidence.get(kind, {})
+        if kind in evidence:
+            problems += [f"{kind}: none for the task {task!r}." for task in tasks if task not in given]
+            problems += [
+                f"{kind}: {name!r} is not a task.{nearest(name, tasks)} Tasks: {', '.join(tasks)}."
+                for name in given
+                if name not in tasks
+            ]
+    if problems:
+        raise RecipeError(problems, "evidence")
+    return {kind: [evidence[kind][task] for task in tasks] for kind in needs}
+
+
+def _union(vectors: Sequence[Combination]) -> dict[str, Spec]:
+    found: dict[str, Spec] = {}
+    for vector in vectors:
+        for name, spec in vector.specs().items():
+            found.setdefault(name, spec)
+    return found

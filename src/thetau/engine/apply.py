@@ -1,0 +1,236 @@
+"""A chain at work: blocks of rows through transforms, reduction and post-stages, or a whole tensor where some part wants it so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thetau.checkpoint.window import Window
+from thetau.engine.aligned import Aligned
+from thetau.engine.executor import Engine
+from thetau.engine.guard import Guard
+from thetau.engine.window import blocks
+from thetau.errors import PartError, ThetauError
+from thetau.parts import BlockReduction, Emit, Part, Reduction, Site, State, StreamReduction, WholeReduction
+from thetau.sums import weighted_sum
+
+
+def part_call(part: Part, site: Site, call: Callable[..., Any], *given: Any) -> Any:
+    """What a part gives; an error that is not ours leaves with the part's and the tensor's name.
+
+    Raises:
+        PartError: the part failed.
+    """
+    try:
+        return call(*given)
+    except (ThetauError, MemoryError):
+        raise
+    except Exception as error:
+        raise PartError(f"{type(part).__name__} failed at {site.name!r}: {type(error).__name__}: {error}") from error
+
+
+def shaped(part: Part, site: Site, value: Tensor, want: Sequence[int]) -> Tensor:
+    """The value, if it has the shape that the contract says.
+
+    Raises:
+        PartError: it has not.
+    """
+    if tuple(value.shape) != tuple(want):
+        raise PartError(f"{type(part).__name__} gave shape {list(value.shape)} at {site.name!r}, where {list(want)} is due.")
+    return value
+
+
+class Apply:
+    """The last pass of a chain over aligned task vectors, given the state of every stage."""
+
+    def __init__(self, aligned: Aligned, engine: Engine, guard: Guard, states: Sequence[State], *, check: bool) -> None:
+        self.aligned, self.engine, self.guard = aligned, engine, guard
+        self.states = states
+        self.check = check  # whether the guard must still look at what is read
+
+    @property
+    def _post_states(self) -> Sequence[State]:
+        return self.states[len(self.aligned.chain.transforms) + 1 :]
+
+    # Blocks.
+
+    def block(self, window: Window, start: int, stop: int) -> Tensor:
+        """Merged rows of the window's tensor."""
+        aligned = self.aligned
+        if window.name not in aligned.chosen:
+            return self._outside(window, start, stop)
+        if aligned.chain.access != "block":
+            return self.tensor(window)[0][start - window.start : stop - window.start]
+        site = aligned.site_at(window, start, stop)
+        stack = self.transformed(window, start, stop, site)
+        return self.merged(stack, site, window, start, stop)
+
+    def emitted(self, emit: Emit, name: str, window: Window, start: int, stop: int) -> Tensor:
+        """Rows of one of several outputs."""
+        aligned = self.aligned
+        site = aligned.site_at(window, start, stop)
+        if not aligned.by_blocks(emit):
+            merged, stack = (
+                rows.narrow(rows.ndim - len(site.shape or (1,)), start, stop - start)
+                for rows in self.tensor(window, emit.reads_merged)
+            )
+        else:
+            stack = self.transformed(window, start, stop, site)
+            merged = self.merged(stack, site, window, start, stop) if emit.reads_merged else stack[0]
+        state = self.states[-1] if aligned.chain.emit is emit else None
+        rows = part_call(emit, site, emit.emit, name, merged if emit.reads_merged else None, stack, state, site)
+        return shaped(emit, site, rows, stack.shape[1:])
+
+    def transformed(self, window: Window, start: int, stop: int, site: Site, upto: int | None = None) -> Tensor:
+        """The stack `[task, rows, *rest]` after the chain's transforms, or the first of them."""
+        return self.transform(self.stack(window, start, stop), site, upto)
+
+    def stack(self, window: Window, start: int, stop: int) -> Tensor:
+        """The stack as the parts get it: task vectors, or models where the chain works on them."""
+        aligned = self.aligned
+        stack = aligned.reading.stack(aligned.vectors, window, start, stop)
+        if self.check:
+            self.guard.look(aligned.tasks, stack, aligned.reading, aligned.vectors, window, start, stop, aligned.reference)
+        return stack.add_(aligned.base(window, start, stop)) if aligned.chain.models else stack
+
+    def transform(self, stack: Tensor, site: Site, upto: int | None = None) -> Tensor:
+        """A stack after the chain's transforms, or the first of them."""
+        for part, state in zip(self.aligned.chain.transforms[:upto], self.states, strict=False):
+            stack = shaped(part, site, part_call(part, site, part.apply, stack, state, site), stack.shape)
+        return stack
+
+    def merged(self, stack: Tensor, site: Site, window: Window, start: int, stop: int, upto: int | None = None) -> Tensor:
+        """A block after the reduction and the post-stages, or the first of them."""
+        chain = self.aligned.chain
+        reduction, state = (
+            chain.reduction,
+            self.states[len(chain.transforms)] if len(self.states) > len(chain.transforms) else None,
+        )
+        assert isinstance(reduction, BlockReduction | WholeReduction)
+        merged = shaped(reduction, site, part_call(reduction, site, reduction.reduce, stack, state, site), stack.shape[1:])
+        return self._back(self.posted(merged, stack, site, upto), window, start, stop)
+
+    def _back(self, merged: Tensor, window: Window, start: int, stop: int) -> Tensor:
+        return merged - self.aligned.base(window, start, stop) if self.aligned.chain.models else merged
+
+    def posted(
+        self, merged: Tensor, stack: Tensor | None, site: Site, upto: int | None = None, *, outside: bool = False
+    ) -> Tensor:
+        """A merged block after the post-stages, or the first of them."""
+        for part, state in zip(self.aligned.chain.post[:upto], self._post_states, strict=False):
+            if part.everywhere or not outside:
+                seen = stack if part.reads_stack else None
+                merged = shaped(part, site, part_call(part, site, part.adjust, merged, seen, state, site), merged.shape)
+        return merged
+
+    def _outside(self, window: Window, start: int, stop: int) -> Tensor:
+        """The mean or the sum, where the chain does not act; the stages that act everywhere follow."""
+        aligned, chain = self.aligned, self.aligned.chain
+        site = aligned.site(window.name, start)
+        stack = aligned.reading.stack(aligned.vectors, window, start, stop)
+        self.guard.look(aligned.tasks, stack, aligned.reading, aligned.vectors, window, start, stop, aligned.reference)
+        total = weighted_sum(stack, chain.reduction.weights(site))
+        merged = total / len(aligned.tasks) if chain.selection.elsewhere == "mean" else total
+        return self.posted(merged, None, site, outside=True)
+
+    # Whole tensors.
+
+    def tensor(self, window: Window, merge: bool = True) -> tuple[Tensor, Tensor]:
+        """A whole merged tensor and, where something after the reduction reads it, its transformed stack; kept in the window."""
+        key = id(self.aligned)
+        if key not in window.results:
+            window.results[key] = self._stream(window) if self.aligned.chain.access == "stream" else self._whole(window, merge)
+        merged, stack = window.results[key]
+        return merged, stack
+
+    def _whole(self, window: Window, merge: bool) -> tuple[Tensor, Tensor]:
+        """The stack of a tensor at once."""
+        aligned, chain = self.aligned, self.aligned.chain
+        spec = aligned.alignment.specs[window.name]
+        site = aligned.site_at(window, 0, spec.rows)
+        if any(part.access == "whole" for part in chain.transforms):
+            stack = self.transformed(window, 0, spec.rows, site)
+        else:
+            pieces = [self.transformed(window, a, b, aligned.site_at(window, a, b)) for a, b in blocks(spec, 0, spec.rows)]
+            stack = pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
+        if not merge:
+            return stack[0], stack
+        if isinstance(chain.reduction, BlockReduction):
+            return self.merged(stack, site, window, 0, spec.rows), stack
+        with self.engine.there():
+            merged = self._matrices_merged(chain.reduction, stack, site)
+        return self._back(self.posted(merged, stack, site), window, 0, spec.rows), stack
+
+    def _matrices_merged(self, reduction: Reduction, stack: Tensor, site: Site) -> Tensor:
+        """A whole stack through a reduction that is no elementwise one, one logical matrix after the other."""
+        if isinstance(reduction, StreamReduction):
+            matrices = ((task, row.reshape(len(row), -1).float()) for task, row in zip(self.aligned.tasks, stack, strict=True))
+            return self._fed(reduction, matrices, site)
+        assert isinstance(reduction, WholeReduction)
+        state = self.states[len(self.aligned.chain.transforms)]
+        view, _, _ = self.aligned.view(site.name)
+        logical = stack.transpose(1, 2) if view.transposed else stack
+        merged = []
+        for piece in (
+            logical.to(self.engine.place).chunk(view.parts, dim=1) if view.parts > 1 else [logical.to(self.engine.place)]
+        ):
+            given = piece.contiguous()
+            out = part_call(reduction, site, reduction.reduce, given, state, site)
+            merged.append(shaped(reduction, site, out, given.shape[1:]))
+        joined = (merged[0] if len(merged) == 1 else torch.cat(merged)).cpu()
+        return joined.T if view.transposed else joined
+
+    def _stream(self, window: Window) -> tuple[Tensor, Tensor]:
+        """A whole tensor, fed task by task."""
+        aligned, reduction = self.aligned, self.aligned.chain.reduction
+        assert isinstance(reduction, StreamReduction)
+        spec = aligned.alignment.specs[window.name]
+        site = aligned.site(window.name)
+        merged = self._fed(reduction, self._matrices(window), site)
+        merged = self._back(self.posted(merged.reshape(spec.shape), None, site), window, 0, spec.rows)
+        return merged, merged[None][:0]
+
+    def _fed(self, reduction: StreamReduction, matrices: Iterator[tuple[str, Tensor]], site: Site) -> Tensor:
+        """A stored matrix `[rows, rest]` from a streaming reduction that gets each task's logical matrices."""
+        view, d_out, d_in = self.aligned.view(site.name)
+        parts, tasks = view.parts, len(self.aligned.tasks)
+        with self.engine.there():
+            totals = [part_call(reduction, site, reduction.init, d_out // parts, d_in, tasks) for _ in range(parts)]
+        spec = self.aligned.alignment.specs[site.name]
+        for task, matrix in matrices:
+            one = self.aligned.site_at(Window(site.name, 0, spec.rows), 0, spec.rows, (task,))
+            logical = (matrix.T if view.transposed else matrix).to(self.engine.place)
+            with self.engine.there():
+                for part, piece in enumerate(logical.chunk(parts)):
+                    given = piece.contiguous()
+                    totals[part] = part_call(reduction, site, reduction.add, totals[part], given, one)
+        with self.engine.there():
+            results = [part_call(reduction, site, reduction.result, total, site) for total in totals]
+            merged = torch.cat([shaped(reduction, site, one, (d_out // parts, d_in)) for one in results]).cpu()
+        stored = merged.T if view.transposed else merged
+        return stored.reshape(spec.shape)
+
+    def _matrices(self, window: Window) -> Iterator[tuple[str, Tensor]]:
+        """Each task's transformed tensor as `[rows, rest]`, one at a time where the transforms allow it."""
+        aligned = self.aligned
+        spec = aligned.alignment.specs[window.name]
+        flat = (spec.rows, spec.row_elements)
+        if not aligned.chain.by_task or aligned.chain.models:
+            pieces = [self.transformed(window, a, b, aligned.site_at(window, a, b)) for a, b in blocks(spec, 0, spec.rows)]
+            for index, task in enumerate(aligned.tasks):
+                yield task, torch.cat([piece[index] for piece in pieces]).reshape(flat).float()
+            return
+        for task, vector in zip(aligned.tasks, aligned.vectors, strict=True):
+            one = window.sharing(aligned.reference)  # drops this task's own rows when it is done
+            out = torch.empty((1, spec.rows, *spec.shape[1:]), dtype=aligned.reading.dtype)
+            for start, stop in blocks(spec, 0, spec.rows):
+                aligned.reading.evaluate(vector, one, start, stop, out[0, start:stop])
+                if self.check:
+                    base = aligned.reference if task == aligned.tasks[0] else None
+                    self.guard.look([task], out[:, start:stop], aligned.reading, [vector], one, start, stop, base)
+                site = aligned.site_at(one, start, stop, (task,))
+                out[:, start:stop] = self.transform(out[:, start:stop], site)
+            yield task, out[0].reshape(flat).float()
