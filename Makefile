@@ -34,10 +34,10 @@ bench: $(VENV)/.ready .venv-mergekit/.ready  ## the engine against the floor and
 	$(BIN)/python benchmarks/awd.py
 
 kills: $(VENV)/.ready  ## 1,000 runs killed at random moments; writes benchmarks/results/kills.json
-	THETAU_KILLS=1000 $(BIN)/python -m pytest -q tests/test_resume.py -k killed
+	THETAU_KILLS=1000 $(BIN)/python -m pytest -q tests/engine/test_resume.py -k killed
 
 memory: $(VENV)/.ready  ## peak memory under a budget; writes benchmarks/results/memory.json
-	THETAU_MEMORY=1 $(BIN)/python -m pytest -q tests/test_memory.py
+	THETAU_MEMORY=1 $(BIN)/python -m pytest -q tests/engine/test_memory.py
 
 fuzz: $(VENV)/.ready  ## hostile inputs, for MINUTES=10; writes benchmarks/results/fuzz.json
 	$(BIN)/python tests/fuzz/run.py --minutes $(or $(MINUTES),10)

@@ -3,7 +3,7 @@
     python benchmarks/wudi.py [--quick]
 
 Runs alternate; figures are medians. The autograd loop, whose steps all cost the same, is timed on 30 of the 300 and scaled; ours runs them
-all. The relative difference is that after those 30 steps (tests/test_parity_wudi.py asserts it after 300). Memory is the peak resident size of a
+all. The relative difference is that after those 30 steps (tests/parity/test_parity_wudi.py asserts it after 300). Memory is the peak resident size of a
 process of its own, which streams K vectors one by one.
 """
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fixtures import assert_same, bits, random_weights, write_index, write_model, write_shards
+from fixtures import assert_same, bits, odd_weights, random_weights, write_index, write_model, write_shards
 from thetau.checkpoint import Source, open_source
 from thetau.checkpoint.memory import from_mapping
 from thetau.checkpoint.safetensors import SafetensorsFile
@@ -23,26 +23,6 @@ from thetau.errors import CheckpointError
 
 def contents(source: Source) -> dict[str, Tensor]:
     return {name: source.read(name) for name in source.specs}
-
-
-def odd_weights() -> dict[str, Tensor]:
-    """Every dtype and every shape that is easy to forget."""
-    generator = torch.Generator().manual_seed(3)
-    matrix = torch.randn(5, 3, generator=generator)
-    floats = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
-    integers = (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64, torch.uint64)
-    weights = {f"matrix.{dtype}".replace("torch.", ""): matrix.to(dtype) for dtype in floats}
-    weights |= {f"count.{dtype}".replace("torch.", ""): torch.arange(7).to(dtype) for dtype in integers}
-    return weights | {
-        "mask": torch.tensor([True, False, True]),
-        "scalar": torch.tensor(2.5),
-        "scalar.bfloat16": torch.tensor(2.5, dtype=torch.bfloat16),
-        "no.rows": torch.empty(0, 4),
-        "no.columns": torch.empty(4, 0),
-        "nothing": torch.empty(0),
-        "volume": torch.randn(3, 2, 2, 2, generator=generator),
-        "nan": torch.tensor([float("nan"), float("inf"), -0.0]),
-    }
 
 
 # Forms

@@ -24,11 +24,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import thetau
+from commands import folder as folder
+from commands import run
 from fixtures import leftovers, random_weights, shifted, write_model
-from synthetic import State, models, relative, vectors_of
-from test_cli import folder as folder
-from test_cli import run
-from test_registry import checked
+from synthetic import State, checked, models, relative, vectors_of
 from thetau.checkpoint.compressed import CompressedSource, block_rows
 from thetau.checkpoint.safetensors import SafetensorsFile
 from thetau.checkpoint.writer import Slots, Writer

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from matrices import task_vectors
 from synthetic import merged_vector, relative, site
-from test_parity_wudi import task_vectors
 from thetau.methods import IsoC, IsoCts, TsvM
 from thetau.methods.iso import Isotropic
 from thetau.methods.tsv import SingularVectors

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from matrices import interference as wudi
+from matrices import task_vectors
 from synthetic import merged_vector, relative, site
-from test_parity_wudi import ours as wudi
-from test_parity_wudi import task_vectors
 from thetau.methods import Bilateral
 from thetau.methods.bilateral_solvers import TwoSided, with_factors
 from thetau.methods.kronecker import Kronecker, Term, chebyshev, descend, flow, sketched, svd, truncated_svd
@@ -606,7 +606,7 @@ RULES = [
 
 @pytest.mark.parametrize(("fields", "message"), RULES, ids=str)
 def test_fields_are_checked(fields: dict[str, Any], message: str) -> None:
-    from test_registry import checked
+    from synthetic import checked
 
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         checked(Bilateral, fields)

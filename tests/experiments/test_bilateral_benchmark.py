@@ -13,7 +13,7 @@ import pytest
 from tiny import make_model, make_task
 from tiny import one_thread as one_thread
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def module(path: str) -> Any:

@@ -282,7 +282,7 @@ def test_killed_at_any_moment(tmp_path: Path, inputs: list[Path], server: Any) -
     figures = {"kills": kills, "finished": finished, "begun_left": partly, "seconds": round(time.monotonic() - begin, 1)}
     if "THETAU_KILLS" in os.environ:  # `make kills`
         result = {"command": "make kills", "runs": [figures | {"outputs_with_other_bits": 0}]}
-        file = Path(__file__).parent.parent / "benchmarks" / "results" / "kills.json"
+        file = Path(__file__).parents[2] / "benchmarks" / "results" / "kills.json"
         file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 

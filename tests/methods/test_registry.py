@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from copy import copy
 from dataclasses import FrozenInstanceError, fields, is_dataclass
 from typing import Any
 
 import pytest
 
 import thetau
+from synthetic import checked
 from thetau import methods
 from thetau.engine.types import BlockReduction, Chain, Method, StreamReduction
 from thetau.errors import RecipeError
@@ -221,14 +221,6 @@ RULES: list[tuple[Any, dict[str, Any], str]] = [
     (Awd, {"then": "ties"}, "`Awd(then=...)` must be a method. Got 'ties'."),
     (Awd, {"steps": 0}, "`Awd(steps=...)` must be an integer of at least 1. Got 0."),
 ]
-
-
-def checked(cls: Any, values: dict[str, Any]) -> None:
-    """A method's own checks: the tests' type checker, which users do not have, would speak before them."""
-    method = copy(cls())
-    for name, value in values.items():
-        object.__setattr__(method, name, value)
-    method.__post_init__()
 
 
 @pytest.mark.parametrize(("cls", "values", "message"), RULES, ids=lambda value: repr(value) if isinstance(value, dict) else None)

@@ -48,7 +48,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
     if "THETAU_MEMORY" in os.environ:  # `make memory`
         model = f"three models of {size / 1e6:.0f} MB"
         result = {"command": "make memory", "machine": {"inputs": model}, "runs": PEAKS}
-        file = Path(__file__).parent.parent / "benchmarks" / "results" / "memory.json"
+        file = Path(__file__).parents[2] / "benchmarks" / "results" / "memory.json"
         file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 

@@ -22,8 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import thetau
-from fixtures import assert_same, leftovers, load_folder, random_weights, shifted, write_model
-from test_checkpoint import odd_weights
+from fixtures import assert_same, leftovers, load_folder, odd_weights, random_weights, shifted, write_model
 from thetau._version import __version__
 from thetau.checkpoint import Writer, open_source
 from thetau.engine.executor import Engine

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from matrices import PAPER_RMS, task_vectors
+from matrices import interference as ours
 from synthetic import merged_vector, relative, site
 from thetau.methods import Wudi
 from thetau.methods.wudi_solvers import Interference
-
-PAPER_RMS = 2.4e-4
 
 
 @pytest.fixture(autouse=True)
@@ -37,28 +37,6 @@ SHAPES = [  # tasks, d_out, d_in; the last four keep A as a factor (2·K·d_out 
     (2, 1, 64),
     (1, 8, 64),
 ]
-
-
-def task_vectors(tasks: int, d_out: int, d_in: int, *, rms: float = PAPER_RMS, seed: int = 0) -> list[Tensor]:
-    """Matrices with a decaying spectrum and a part in common, as fine-tuning makes them, of the paper's scale."""
-    generator = torch.Generator().manual_seed(seed)
-    side = min(d_out, d_in)
-    decay = torch.arange(1, side + 1).float() ** -0.5
-    shared = torch.randn(d_out, d_in, generator=generator)
-    found = []
-    for _ in range(tasks):
-        left, right = torch.randn(d_out, side, generator=generator), torch.randn(side, d_in, generator=generator)
-        matrix = (left * decay) @ right / decay.norm() + 0.3 * shared
-        found.append(rms * matrix / matrix.square().mean().sqrt())
-    return found
-
-
-def ours(vectors: list[Tensor], **fields: Any) -> Tensor:
-    part = Interference(**fields)
-    total = part.init(*vectors[0].shape, len(vectors))
-    for index, vector in enumerate(vectors):
-        total = part.add(total, vector.clone(), site([f"t{index}"]))
-    return part.result(total, site([f"t{index}" for index in range(len(vectors))]))
 
 
 def rms_of(vectors: list[Tensor]) -> float:

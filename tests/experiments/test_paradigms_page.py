@@ -9,7 +9,7 @@ from typing import Any
 
 from thetau.evaluate.paradigms import load_paradigm_results
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def tool() -> Any:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import random
-import sys
 import time
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent / "fuzz"))
 from mutate import mutate
 from run import anonymous
 from targets import TARGETS, corpus

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import thetau
+from commands import folder as folder
+from commands import run
 from synthetic import State, differences, merged_vector, models, vectors_of
-from test_cli import folder as folder
-from test_cli import run
 from thetau.checkpoint.memory import MemorySource
 from thetau.compression import Sparse, Storage, compress, stitch, storage, stored
 from thetau.errors import AlignmentError, RecipeError

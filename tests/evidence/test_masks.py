@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import thetau
-from test_cli import run
-from test_registry import checked
+from commands import run
+from synthetic import checked
 from thetau.checkpoint.compressed import CompressedSource
 from thetau.errors import AlignmentError, DataError, RecipeError
 from thetau.evidence import Learned, MaskConfig, learn_mask, localize
