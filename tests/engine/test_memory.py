@@ -13,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from experiments.common import EXPERIMENTS, write_result
+
 BUDGET = 512_000_000
 ELEMENTS = {
     "embed.weight": (150_000, 1024),
@@ -48,8 +50,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
     if "THETAU_MEMORY" in os.environ:  # `make memory`
         model = f"three models of {size / 1e6:.0f} MB"
         result = {"command": "make memory", "machine": {"inputs": model}, "runs": PEAKS}
-        file = Path(__file__).parents[2] / "benchmarks" / "results" / "memory.json"
-        file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_result(EXPERIMENTS / "memory" / "results.json", result)
 
 
 METHODS: dict[str, list[str]] = {

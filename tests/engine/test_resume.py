@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import random
 import shutil
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 import thetau
+from experiments.common import EXPERIMENTS, write_result
 from fixtures import write_model
 from thetau.errors import CheckpointError, OutputError
 from thetau.methods import TaskArithmetic, Ties
@@ -282,8 +282,7 @@ def test_killed_at_any_moment(tmp_path: Path, inputs: list[Path], server: Any) -
     figures = {"kills": kills, "finished": finished, "begun_left": partly, "seconds": round(time.monotonic() - begin, 1)}
     if "THETAU_KILLS" in os.environ:  # `make kills`
         result = {"command": "make kills", "runs": [figures | {"outputs_with_other_bits": 0}]}
-        file = Path(__file__).parents[2] / "benchmarks" / "results" / "kills.json"
-        file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_result(EXPERIMENTS / "kills" / "results.json", result)
 
 
 def calibrate(server: Any, out: Path) -> float:

@@ -1,6 +1,6 @@
 """Make the small tasks that ship with thetau from larger folders of the same format.
 
-    python tools/make_shipped_data.py SOURCE [TASK...] [--out src/thetau/tasks/data]
+    python -m experiments.shipped_data.run SOURCE [TASK...] [--out src/thetau/tasks/data]
 
 Keeps the share of each class, picks by the digest of the text (no generator, so any machine makes the same files), keeps the
 order of the source and writes gzip without a time stamp. Only tasks listed in `NOTICES` are taken: their licence allows it, and
@@ -16,6 +16,8 @@ import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
+
+from experiments.common import ROOT
 
 SIZES = {"train": 2000, "validation": 200, "test": 500}
 CHANGES = "Changes: cut to a small stratified extract, converted to JSON lines, duplicates removed (see meta.json)."
@@ -96,7 +98,7 @@ def ship(source: Path, out: Path) -> None:
         }
     kept = {key: meta[key] for key in ("task", "kind", "labels", "source", "files", "protocol", "licence") if key in meta}
     extent = ", ".join(f"{split} {facts['examples']}" for split, facts in splits.items())
-    kept |= {"splits": splits, "extract": f"stratified extract by tools/make_shipped_data.py: {extent}"}
+    kept |= {"splits": splits, "extract": f"stratified extract by experiments/shipped_data/run.py: {extent}"}
     (out / "meta.json").write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (out / "LICENSE").write_text(NOTICES[meta["task"]] + CHANGES + "\n", encoding="utf-8")
 
@@ -106,7 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="folder that holds the task folders")
     parser.add_argument("tasks", nargs="*", default=sorted(NOTICES), help="names, all of NOTICES by default")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "src/thetau/tasks/data")
+    parser.add_argument("--out", type=Path, default=ROOT / "src/thetau/tasks/data")
     arguments = parser.parse_args()
     for task in arguments.tasks:
         if task not in NOTICES:

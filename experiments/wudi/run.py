@@ -1,6 +1,6 @@
 """WUDI's solver against the authors' way: 300 Adam steps through autograd, the same threads, shape by shape.
 
-    python benchmarks/wudi.py [--quick]
+    python -m experiments.wudi.run [--quick]
 
 Runs alternate; figures are medians. The autograd loop, whose steps all cost the same, is timed on 30 of the 300 and scaled; ours runs them
 all. The relative difference is that after those 30 steps (tests/parity/test_parity_wudi.py asserts it after 300). Memory is the peak resident size of a
@@ -10,7 +10,6 @@ process of its own, which streams K vectors one by one.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import subprocess
@@ -22,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from experiments.common import EXPERIMENTS, write_result
 from thetau.methods.wudi_solvers import Interference
 
 SHAPES = ((768, 768), (3072, 768), (768, 3072))  # d_out, d_in
@@ -78,7 +78,7 @@ def timed(work: Callable[[], Tensor]) -> tuple[float, Tensor]:
 
 def memory(shape: tuple[int, int], tasks: int, steps: int) -> float:
     """Peak resident MB of a fresh process that merges K vectors made one by one."""
-    arguments = [sys.executable, __file__, "--peak", *map(str, (*shape, tasks, steps))]
+    arguments = [sys.executable, "-m", "experiments.wudi.run", "--peak", *map(str, (*shape, tasks, steps))]
     return float(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
@@ -131,11 +131,9 @@ def main() -> None:
         rows.append(row)
         print(row, flush=True)
     machine = {"threads": THREADS, "processor": platform.machine(), "torch": torch.__version__}
-    result = {"command": "benchmarks/wudi.py", "steps": steps, "runs": runs, "machine": machine, "adam": rows}
+    result = {"command": "python -m experiments.wudi.run", "steps": steps, "runs": runs, "machine": machine, "adam": rows}
     if not options.quick:
-        target = Path(__file__).parent / "results" / "wudi.json"
-        target.parent.mkdir(exist_ok=True)
-        target.write_text(json.dumps(result, indent=2) + "\n")
+        write_result(EXPERIMENTS / "wudi" / "results.json", result)
 
 
 if __name__ == "__main__":

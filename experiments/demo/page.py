@@ -1,6 +1,6 @@
 """Put the demo's table into README.md, between its markers, and the chart beside it.
 
-python tools/make_readme.py runs/demo
+python -m experiments.demo.page runs/demo
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from experiments.common import EXPERIMENTS, IMAGES, ROOT
 
 
 def main(run: Path) -> None:
@@ -24,10 +24,10 @@ def main(run: Path) -> None:
     if count != 1:
         raise SystemExit("README.md must hold one pair of markers <!-- demo --> and <!-- /demo -->.")
     readme.write_text(new, encoding="utf-8")
-    (ROOT / "docs" / "images").mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(run / "results.png", ROOT / "docs" / "images" / "demo.png")
-    shutil.copyfile(run / "results.json", ROOT / "benchmarks" / "results" / "demo.json")
-    sys.stdout.write("README.md, docs/images/demo.png, benchmarks/results/demo.json\n")
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(run / "results.png", IMAGES / "demo.png")
+    shutil.copyfile(run / "results.json", EXPERIMENTS / "demo" / "results.json")
+    sys.stdout.write("README.md, docs/images/demo.png, experiments/demo/results.json\n")
 
 
 if __name__ == "__main__":

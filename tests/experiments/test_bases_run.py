@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-import make_bases  # noqa: E402
+from experiments.bases import page as drawing
+from experiments.common import ROOT
 
 SECTIONS = "tasks,clusters,steps,partitions,sparse,sizes"  # the slow ones are for `make bases`
 
@@ -21,7 +20,7 @@ SECTIONS = "tasks,clusters,steps,partitions,sparse,sizes"  # the slow ones are f
 def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The results of a run of several sections, and of the same run taken up again."""
     run = tmp_path_factory.mktemp("bases")
-    words = [sys.executable, "benchmarks/bases.py", "text", "--quick", "--threads", "1", "--run", str(run)]
+    words = [sys.executable, "-m", "experiments.bases.run", "text", "--quick", "--threads", "1", "--run", str(run)]
     out = run / "bases-text.json"
     done = subprocess.run(
         [*words, "--out", str(out), "--sections", SECTIONS], cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
@@ -64,11 +63,11 @@ def test_what_must_agree_agrees(quick: dict[str, Any]) -> None:
 
 
 def test_the_page_is_drawn(quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "bases-text.json").write_text(json.dumps(quick))
-    monkeypatch.setattr(make_bases, "RESULTS", tmp_path)
-    monkeypatch.setattr(make_bases, "IMAGES", tmp_path)
-    page = make_bases.page()
-    for key, title, _ in make_bases.PARTS:
+    (tmp_path / "text.json").write_text(json.dumps(quick))
+    monkeypatch.setattr(drawing, "RESULTS", tmp_path)
+    monkeypatch.setattr(drawing, "IMAGES", tmp_path)
+    page = drawing.page()
+    for key, title, _ in drawing.PARTS:
         assert (f"### {title}" in page) == (key in quick)
     assert "not measured" in page
     assert (tmp_path / "bases-text-clusters.png").stat().st_size > 5000
@@ -76,5 +75,5 @@ def test_the_page_is_drawn(quick: dict[str, Any], tmp_path: Path, monkeypatch: p
 
 
 def test_the_committed_page_is_that_of_the_committed_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(make_bases, "IMAGES", tmp_path)
-    assert make_bases.PAGE.read_text(encoding="utf-8") == make_bases.page()
+    monkeypatch.setattr(drawing, "IMAGES", tmp_path)
+    assert drawing.PAGE.read_text(encoding="utf-8") == drawing.page()

@@ -1,27 +1,26 @@
 """How large merges would run: docs/large.md, from `thetau merge --dry-run`'s own arithmetic.
 
-    python tools/make_plans.py
+    python -m experiments.plans.page
 
 Writes checkpoints of the real shapes of Llama 2 7B, Llama 3 70B and Llama 3.1 405B that hold no data (files with a hole where it would
 be), plans merges of them, and works out the time at given bandwidths. Beside them stand the plan's times for the checkpoints of
-benchmarks/engine.py against what that measured, from its result files.
+experiments/engine/run.py against what that measured, from its result files.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import thetau
+from experiments.common import DOCS, EXPERIMENTS, ROOT
+from experiments.engine.run import METHODS as MEASURED
+from experiments.engine.run import SHAPES, build, places
 from thetau.engine.executor import gigabytes
 from thetau.engine.plan import Plan, plan
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
 
 # hidden, intermediate, layers, vocabulary, width of keys and values
 MODELS = {
@@ -78,7 +77,7 @@ def main() -> None:
         "# Merging 70B and 405B",
         "",
         f"What `thetau merge --dry-run` works out for a base and {TASKS} fine-tuned models in bfloat16, {WORKERS} workers and "
-        f"`--max-memory {MEMORY // 10**9}GB`; drawn by `python tools/make_plans.py`. Times count reading, arithmetic on processors of the "
+        f"`--max-memory {MEMORY // 10**9}GB`; drawn by `python -m experiments.plans.page`. Times count reading, arithmetic on processors of the "
         "kind below and writing at the same bandwidth; they are estimates, the other columns are exact.",
         "",
         "| model | method | passes | reads | writes | in flight | " + " | ".join(DISKS) + " |",
@@ -99,16 +98,13 @@ def main() -> None:
                     f"| {model} | {name} | {len(one.passes)} | {gigabytes(one.read)} | {gigabytes(one.written)} | {gigabytes(one.memory)} | {times}"
                 )
     lines += ["", *checked(), *advice()]
-    (ROOT / "docs" / "large.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (DOCS / "large.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def checked() -> list[str]:
     """The plan against the benchmark's measurements."""
-    from engine import METHODS as MEASURED
-    from engine import SHAPES, build, places
-
     found = []
-    for file in sorted((ROOT / "benchmarks" / "results").glob("engine-*.json")):
+    for file in sorted((EXPERIMENTS / "engine").glob("*.json")):
         result = json.loads(file.read_text(encoding="utf-8"))
         if result["size"] not in SHAPES:
             continue
@@ -131,7 +127,7 @@ def checked() -> list[str]:
     head = [
         "## Checked against measured runs",
         "",
-        "The same arithmetic for the checkpoints of `benchmarks/engine.py` (a base and five models), at the bandwidth that its floor had, beside the "
+        "The same arithmetic for the checkpoints of `experiments/engine/run.py` (a base and five models), at the bandwidth that its floor had, beside the "
         "seconds that it measured without start-up (`make bench`).",
         "",
         "| size | method | planned s | measured s | ratio |",

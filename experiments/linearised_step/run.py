@@ -4,13 +4,12 @@ all-MiniLM-L6-v2, AdamW included. Rounds alternate between the paradigms, the me
 its own for each: what the steps add to the process with the model loaded. `plain` is the linear step by torch's own
 reverse-over-forward. The standard step is timed without dropout, which the linear form cannot have; with dropout beside it.
 
-    python benchmarks/linearised_step.py
+    python -m experiments.linearised_step.run
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import subprocess
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
+from experiments.common import EXPERIMENTS, write_result
 from thetau.finetune.views import LinearView, ModelView, View
 from thetau.models import load_encoder
 from thetau.models.dual import math_attention
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--memory-of")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "linearised_step.json")
+    parser.add_argument("--out", type=Path, default=EXPERIMENTS / "linearised_step" / "results.json")
     given = parser.parse_args()
     if given.memory_of:
         memory_of(given.memory_of, given.batch, given.length)
@@ -129,7 +129,8 @@ def main() -> None:
             times[kind].append(time.perf_counter() - begin)
     rows: dict[str, Any] = {}
     for kind in KINDS:
-        command = [sys.executable, __file__, "--memory-of", kind, "--batch", str(given.batch), "--length", str(given.length)]
+        command = [sys.executable, "-m", "experiments.linearised_step.run", "--memory-of", kind]
+        command += ["--batch", str(given.batch), "--length", str(given.length)]
         peak = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
         ratios = [mine / base for mine, base in zip(times[kind], times["standard"], strict=True)]
         rows[kind] = {"seconds": statistics.median(times[kind]), "time_ratio": statistics.median(ratios), "megabytes": peak}
@@ -145,7 +146,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "machine": platform.processor() or platform.machine(),
     }
-    given.out.write_text(json.dumps(facts | {"memory_target": MEMORY_TARGET, "rows": rows}, indent=1) + "\n")
+    write_result(given.out, facts | {"memory_target": MEMORY_TARGET, "rows": rows})
 
 
 if __name__ == "__main__":

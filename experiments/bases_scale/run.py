@@ -1,11 +1,11 @@
 """A bank of many vectors: build time against reading the files once, and peak memory.
 
-    python benchmarks/bases_scale.py --folder runs/bases-scale [--vectors 72] [--parameters 100e6] [--memory 1.5GB]
+    python -m experiments.bases_scale.run --folder runs/bases-scale [--vectors 72] [--parameters 100e6] [--memory 1.5GB]
 
 Vectors are saved task vectors in float32, made once from a seed: families of eight that share a direction. The floor reads every file
 once, with two threads, before and after the build, so that both meet the same disk; a figure is the mean of the two. The build is the
 whole command, start-up, writing and syncing included. Memory is the operating system's peak of resident memory (VmHWM).
-One vector is then inserted and one forgotten. The table goes to benchmarks/results/bases-scale.json.
+One vector is then inserted and one forgotten. The table goes to experiments/bases_scale/results.json.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results" / "bases-scale.json"
+from experiments.common import EXPERIMENTS, write_result
+
+RESULTS = EXPERIMENTS / "bases_scale" / "results.json"
 FAMILY = 8
 WIDTH = 1024
 
@@ -132,7 +134,7 @@ def main() -> None:
         ],
         "log": [{key: step[key] for key in ("kind", "read", "written", "seconds")} for step in state["log"]],
     }
-    given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_result(given.out, found)
     print(json.dumps(found, indent=1))
 
 

@@ -1,11 +1,11 @@
 """Task vector bases on real vectors: the experiments of the paper, at the scale of small encoders.
 
-    python benchmarks/bases.py text --data DATA/text --run runs/bases [--quick]
-    python benchmarks/bases.py vision --data DATA/image --backbone FOLDER --run runs/bases
+    python -m experiments.bases.run text --data DATA/text --run runs/bases [--quick]
+    python -m experiments.bases.run vision --data DATA/image --backbone FOLDER --run runs/bases
 
 Every section is kept in the run's folder when it is done, and fine-tuned models, merges and evaluations by their content, so that an
-interrupted run goes on where it was. After each section the results go to benchmarks/results/bases-SUITE.json; docs/bases.md is drawn
-from them by tools/make_bases.py. DATA holds the suites' tasks (docs/finetuning.md has the format); the vision backbone is a folder of
+interrupted run goes on where it was. After each section the results go to experiments/bases/SUITE.json; docs/bases.md is drawn
+from them by experiments/bases/page.py. DATA holds the suites' tasks (docs/finetuning.md has the format); the vision backbone is a folder of
 DINOv2-S, or its hub id.
 
 Sections: tasks (each task's own model, the base, the majority), clusters (cosines, spectrum, k; Fig. 7), steps (how clusters form; Fig. 9),
@@ -29,6 +29,7 @@ import torch
 from safetensors.torch import load_file
 
 import thetau
+from experiments.common import EXPERIMENTS
 from thetau import methods
 from thetau.bases import (
     all_partitions,
@@ -61,7 +62,7 @@ from thetau.finetune import FinetuneConfig, finetune
 from thetau.models import load_encoder, read_weights
 from thetau.tasks import load_task
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = EXPERIMENTS / "bases"
 SNAPSHOTS = (1, 2, 20, 60)
 MARGIN = 0.05
 LAMBDAS = (0.5, 1.0, 1.5, 2.0, 3.0)
@@ -701,7 +702,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of the suite's tasks")
     parser.add_argument("--run", type=Path, default=Path("runs/bases"), help="folder of models, merges and evaluations")
     parser.add_argument("--backbone", help="folder or hub id of the base")
-    parser.add_argument("--out", type=Path, help="where the results go; by default benchmarks/results/bases-SUITE.json")
+    parser.add_argument("--out", type=Path, help="where the results go; by default experiments/bases/SUITE.json")
     parser.add_argument("--sections", default=",".join(SECTIONS), help="which of them, with commas between")
     parser.add_argument("--again", default="", help="sections to do anew, with commas between")
     parser.add_argument("--threads", type=int)
@@ -715,7 +716,7 @@ def main() -> None:
     if given.backbone:
         setting = replace(setting, backbone=given.backbone)
     name = f"{given.suite}-quick" if given.quick else given.suite
-    out = given.out or RESULTS / f"bases-{name}.json"
+    out = given.out or RESULTS / f"{name}.json"
     study = Study(setting, given.run / name, given.data, out, given.suite, is_quick=given.quick)
     for section in given.sections.split(","):
         study.section(section, getattr(study, section), given.again.split(","))

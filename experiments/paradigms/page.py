@@ -1,6 +1,6 @@
-"""Draw docs/paradigms.md and its figures from benchmarks/results/paradigms.json, the words about it included.
+"""Draw docs/paradigms.md and its figures from experiments/paradigms/results.json, the words about it included.
 
-python tools/make_paradigms.py
+python -m experiments.paradigms.page
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import random
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean, stdev
 
+from experiments.common import DOCS, EXPERIMENTS, IMAGES, ROOT, table
 from thetau.diagnostics.by_paradigm import alpha_curves
 from thetau.diagnostics.disentanglement import Disentanglement
 from thetau.diagnostics.interference import Interference
@@ -20,11 +20,10 @@ from thetau.diagnostics.results import load_result
 from thetau.evaluate.paradigms import ParadigmResults, ParadigmRow, load_paradigm_results
 from thetau.plots.diagnose import alpha_chart
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "paradigms.json"
-DIAGNOSTICS = ROOT / "benchmarks" / "results" / "diagnostics"
-PAGE = ROOT / "docs" / "paradigms.md"
-CHART = ROOT / "docs" / "images" / "paradigms-alpha.png"
+RESULTS = EXPERIMENTS / "paradigms" / "results.json"
+DIAGNOSTICS = EXPERIMENTS / "paradigms" / "diagnostics"
+PAGE = DOCS / "paradigms.md"
+CHART = IMAGES / "paradigms-alpha.png"
 DRAWS = 10_000
 Values = dict[str, float]
 
@@ -120,16 +119,6 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
     return f"{text} ± {100 * stdev(values):.{digits}f}" if len(values) > 1 else text
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table, numbers to the right."""
-    return [
-        "| " + " | ".join(head) + " |",
-        "|---|" + "---:|" * (len(head) - 1),
-        *("| " + " | ".join(row) + " |" for row in rows),
-        "",
-    ]
-
-
 def addition_rows(results: ParadigmResults, *, elsewhere: bool = False) -> list[list[str]]:
     """A line a paradigm; with `elsewhere`, of what the same vectors give in the other space."""
     lines = []
@@ -193,7 +182,7 @@ def page(results: ParadigmResults) -> str:
     lines = [
         "# Paradigms of fine-tuning, compared",
         "",
-        "Drawn from `benchmarks/results/paradigms.json` by `tools/make_paradigms.py`; `make paradigms SEEDS=3` writes that file, about",
+        "Drawn from `experiments/paradigms/results.json` by `experiments/paradigms/page.py`; `make paradigms SEEDS=3` writes that file, about",
         "an hour a seed on two idle cores, and goes on where it was stopped.",
         "",
         f"The tables of the τJp and the attention-only papers at the scale of a small machine: suite `{results.suite}`, "

@@ -1,12 +1,12 @@
 """The engine against the floor and against mergekit: whole merges of Llama-shaped checkpoints.
 
-    python benchmarks/engine.py --folder runs/bench [--size 280m|1.1b|tiny] [--runs 3] [--methods ties,average] [--mergekit PYTHON]
+    python -m experiments.engine.run --folder runs/bench [--size 280m|1.1b|tiny] [--runs 3] [--methods ties,average] [--mergekit PYTHON]
 
 The floor reads every input and writes and syncs an output of the base's size. Checkpoints are made once from a seed. Runs of all
 contestants alternate, with a warm page cache; a figure is the median, and our time is that of the whole command: start-up, checks and
 fsync included. `--mergekit` names a Python that has mergekit installed; it runs each method `--mergekit-runs` times. Memory is the
 largest anonymous resident memory seen while sampling every 10 ms, and the operating system's own peak, mapped files included.
-The table goes to benchmarks/results/engine-SIZE.json after every round.
+The table goes to experiments/engine/SIZE.json after every round.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+
+from experiments.common import EXPERIMENTS, write_result
 
 SHAPES = {  # hidden, intermediate, layers, vocabulary
     "tiny": (256, 704, 4, 8000),
@@ -177,7 +179,17 @@ def main() -> None:
     if options.build:
         build(options.folder, options.size)
         return
-    subprocess.run([sys.executable, __file__, "--build", "--folder", str(options.folder), "--size", options.size], check=True)
+    building = [
+        sys.executable,
+        "-m",
+        "experiments.engine.run",
+        "--build",
+        "--folder",
+        str(options.folder),
+        "--size",
+        options.size,
+    ]
+    subprocess.run(building, check=True)
     paths = places(options.folder, options.size)
     chosen = [name.strip() for name in options.methods.split(",")]
     out, config = options.folder / "out", options.folder / "mergekit.yaml"
@@ -248,9 +260,7 @@ def write(options: argparse.Namespace, floors: list[float], start: float, ours: 
                 f"   mergekit {row['mergekit_seconds']:7.2f} s {row['mergekit_anonymous_gb']:.2f} GB: {row['times_faster']:.1f} x"
             )
         print(line, flush=True)
-    target = Path(__file__).parent / "results" / f"engine-{options.size}.json"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_result(EXPERIMENTS / "engine" / f"{options.size}.json", result)
 
 
 if __name__ == "__main__":

@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from experiments.bilateral import page as drawing
+from experiments.bilateral import run as driver
 from tiny import make_model, make_task
 from tiny import one_thread as one_thread
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def module(path: str) -> Any:
-    name = Path(path).stem + "_of_bilateral"
-    spec = importlib.util.spec_from_file_location(name, ROOT / path)
-    assert spec is not None
-    assert spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    sys.modules[name] = made
-    spec.loader.exec_module(made)
-    return made
-
 
 @pytest.fixture(scope="module")
-def driver() -> Any:
-    return module("benchmarks/bilateral.py")
-
-
-@pytest.fixture(scope="module")
-def made(driver: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A quick run of everything, in the text suite of two tiny tasks."""
     folder = tmp_path_factory.mktemp("bilateral")
     for task in ("animals", "weather"):
@@ -56,7 +38,7 @@ def made(driver: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, l
     return folder / "bilateral.json", arguments
 
 
-def test_every_section_is_there(driver: Any, made: tuple[Path, list[str]]) -> None:
+def test_every_section_is_there(made: tuple[Path, list[str]]) -> None:
     content = json.loads(made[0].read_text())
     assert set(driver.SECTIONS) <= set(content)
     rows = content["main"]["rows"]
@@ -81,7 +63,7 @@ def test_every_section_is_there(driver: Any, made: tuple[Path, list[str]]) -> No
     assert {row["shape"] for row in content["cost"]["rows"]} == {"48x32", "7B"}
 
 
-def test_a_second_run_computes_nothing(driver: Any, made: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_run_computes_nothing(made: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     before = json.loads(made[0].read_text())
 
     def fail(*_: Any, **__: Any) -> None:
@@ -95,7 +77,7 @@ def test_a_second_run_computes_nothing(driver: Any, made: tuple[Path, list[str]]
     assert json.loads(made[0].read_text()) == before
 
 
-def test_a_file_of_another_kind_is_left_alone(driver: Any, made: tuple[Path, list[str]]) -> None:
+def test_a_file_of_another_kind_is_left_alone(made: tuple[Path, list[str]]) -> None:
     without = [argument for argument in made[1] if argument != "--quick"]
     with pytest.raises(SystemExit, match="holds a run with --quick"):
         driver.main(without)
@@ -103,7 +85,7 @@ def test_a_file_of_another_kind_is_left_alone(driver: Any, made: tuple[Path, lis
         driver.main([*made[1], "--sections", "mian"])
 
 
-def test_differences_are_paired(driver: Any) -> None:
+def test_differences_are_paired() -> None:
     """Two models that err on the same examples differ by their accuracies' difference with hardly any spread."""
 
     def row(bits: str) -> dict[str, Any]:
@@ -128,19 +110,14 @@ def test_differences_are_paired(driver: Any) -> None:
 # The page.
 
 
-@pytest.fixture(scope="module")
-def tool() -> Any:
-    return module("tools/make_bilateral.py")
+def test_the_committed_page_is_drawn_from_the_committed_file() -> None:
+    content = json.loads(drawing.RESULTS.read_text()) if drawing.RESULTS.is_file() else {}
+    assert drawing.PAGE.read_text(encoding="utf-8") == drawing.page(content)
 
 
-def test_the_committed_page_is_drawn_from_the_committed_file(tool: Any) -> None:
-    content = json.loads(tool.RESULTS.read_text()) if tool.RESULTS.is_file() else {}
-    assert tool.PAGE.read_text(encoding="utf-8") == tool.page(content)
-
-
-def test_the_page_says_what_is_missing(tool: Any, made: tuple[Path, list[str]]) -> None:
+def test_the_page_says_what_is_missing(made: tuple[Path, list[str]]) -> None:
     content = json.loads(made[0].read_text())
-    whole = tool.page(content)
+    whole = drawing.page(content)
     assert "Not measured yet" not in whole
     assert "the numbers mean nothing" in whole
     for section, title in (
@@ -151,21 +128,21 @@ def test_the_page_says_what_is_missing(tool: Any, made: tuple[Path, list[str]]) 
         ("cost", "## Cost"),
     ):
         assert title in whole
-        part = tool.page({key: value for key, value in content.items() if key != section})
+        part = drawing.page({key: value for key, value in content.items() if key != section})
         assert title not in part
         assert f"*Not measured yet: {section}" in part
-    assert tool.page({}).count("Not measured yet") == 5
+    assert drawing.page({}).count("Not measured yet") == 5
 
 
-def test_verdicts_follow_the_intervals(tool: Any, made: tuple[Path, list[str]]) -> None:
-    assert tool.verdict({"mean": 1.0, "low": 0.2, "high": 2.0}) == "better"
-    assert tool.verdict({"mean": 1.0, "low": -0.2, "high": 2.0}) == "not told apart"
-    assert tool.verdict({"mean": -1.0, "low": -2.0, "high": -0.2}) == "worse"
+def test_verdicts_follow_the_intervals(made: tuple[Path, list[str]]) -> None:
+    assert drawing.verdict({"mean": 1.0, "low": 0.2, "high": 2.0}) == "better"
+    assert drawing.verdict({"mean": 1.0, "low": -0.2, "high": 2.0}) == "not told apart"
+    assert drawing.verdict({"mean": -1.0, "low": -2.0, "high": -0.2}) == "worse"
     one = {"suite": "text", "vectors": "standard", "k": 2, "against": "averaging", "seeds": [0]}
     worse = {"mean": -1.0, "low": -2.0, "high": -0.2}
-    said = "\n".join(tool.summary({"comparisons": [{**one, "normalised": worse}]}))
+    said = "\n".join(drawing.summary({"comparisons": [{**one, "normalised": worse}]}))
     assert "Where it does not help: text, standard, K = 2: averaging (-1.0 (-2.0 to -0.2))." in said
     assert "On average over the tables it is below averaging." in said
-    turned = "\n".join(tool.summary({"comparisons": [{**one, "normalised": {"mean": 1.0, "low": 0.2, "high": 2.0}}]}))
+    turned = "\n".join(drawing.summary({"comparisons": [{**one, "normalised": {"mean": 1.0, "low": 0.2, "high": 2.0}}]}))
     assert "In no table is it worse" in turned
     assert "below" not in turned

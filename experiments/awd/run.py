@@ -1,6 +1,6 @@
 """AWD from the Gram matrix against the authors' way: 1,000 autograd steps in full dimension.
 
-    python benchmarks/awd.py [--quick]
+    python -m experiments.awd.run [--quick]
 
 Ours is everything: reading the vectors for the Gram matrix, the optimisation in K numbers, and subtracting δ from every vector.
 The steps in full dimension are timed on a part of the 1,000 and scaled; `measured_steps` says on how many.
@@ -9,16 +9,15 @@ The steps in full dimension are timed on a part of the 1,000 and scaled; `measur
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import time
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import thetau
+from experiments.common import EXPERIMENTS, write_result
 from thetau.transforms.awd_gram import objective, solve
 
 TASKS = 8
@@ -106,9 +105,8 @@ def main() -> None:
     print(row)
     machine = {"threads": THREADS, "processor": platform.machine(), "torch": torch.__version__}
     if not options.quick:
-        target = Path(__file__).parent / "results" / "awd.json"
-        target.parent.mkdir(exist_ok=True)
-        target.write_text(json.dumps({"command": "benchmarks/awd.py", "machine": machine, "awd": [row]}, indent=2) + "\n")
+        result = {"command": "python -m experiments.awd.run", "machine": machine, "awd": [row]}
+        write_result(EXPERIMENTS / "awd" / "results.json", result)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Draw docs/bases.md and its figures from benchmarks/results/bases-*.json, the verdicts included.
+"""Draw docs/bases.md and its figures from experiments/bases/text.json and vision.json, the verdicts included.
 
-python tools/make_bases.py
+python -m experiments.bases.page
 """
 
 from __future__ import annotations
@@ -9,20 +9,19 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
 
+from experiments import common
+from experiments.common import DOCS, EXPERIMENTS, IMAGES
 from thetau.bases.cluster import Spectrum
 from thetau.plots.bases import draw_clusters, sizes_chart
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
-IMAGES = ROOT / "docs" / "images"
-PAGE = ROOT / "docs" / "bases.md"
-INTRODUCTION = ROOT / "tools" / "bases.md"
+RESULTS = EXPERIMENTS / "bases"
+PAGE = DOCS / "bases.md"
+INTRODUCTION = RESULTS / "intro.md"
 SUITES = ("text", "vision")
 Content = Mapping[str, Any]
 
@@ -33,9 +32,8 @@ def points(value: float | None) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown."""
-    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+    """A table as one text."""
+    return "\n".join(common.table(head, rows)[:-1])
 
 
 def noise(sizes: Mapping[str, int], tasks: Sequence[str]) -> float:
@@ -457,7 +455,7 @@ PARTS = (
 
 def load(name: str) -> dict[str, Any] | None:
     """A suite's results, with what several parts need."""
-    path = RESULTS / f"bases-{name}.json"
+    path = RESULTS / f"{name}.json"
     if not path.is_file():
         return None
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
 """Bilateral merging against other data-free merges on two suites: accuracy, ablations, an oracle, and cost.
 
-    python benchmarks/bilateral.py --data-text FOLDER --data-image FOLDER --backbone-vision MODEL [--quick]
+    python -m experiments.bilateral.run --data-text FOLDER --data-image FOLDER --backbone-vision MODEL [--quick]
 
 Sections: `choice` (settings on the text suite's validation data, dated before anything is measured), `main`, `ablations`, `oracle`, `cost`.
 Everything is kept in the run's folder by content, and what the result file has from earlier calls stays, so that sections, suites and seeds
@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from experiments.common import EXPERIMENTS
 from thetau import methods
 from thetau._version import __version__
 from thetau.checkpoint import Kind, weighed_left
@@ -39,7 +40,7 @@ from thetau.methods.wudi_solvers import Interference
 from thetau.models import load_encoder, read_weights, weights_hash
 from thetau.tasks import load_task
 
-RESULTS = Path(__file__).parent / "results" / "bilateral.json"
+RESULTS = EXPERIMENTS / "bilateral" / "results.json"
 SECTIONS = ("choice", "main", "ablations", "oracle", "cost")
 SNAPSHOTS = (1, 2, 20, 60)  # part of the key of the first seed's models, which other experiments share and read
 TASKS = {
@@ -358,7 +359,12 @@ class File:
             if bool(self.content.get("quick")) != quick:
                 raise SystemExit(f"{path}: holds a run {'without' if quick else 'with'} --quick. Give --fresh, or another --out.")
         machine = {"threads": torch.get_num_threads(), "processor": platform.machine(), "torch": torch.__version__}
-        self.content |= {"command": "benchmarks/bilateral.py", "thetau": __version__, "quick": quick, "machine": machine}
+        self.content |= {
+            "command": "python -m experiments.bilateral.run",
+            "thetau": __version__,
+            "quick": quick,
+            "machine": machine,
+        }
 
     def put(self, section: str, row: Mapping[str, Any], facts: Sequence[str]) -> None:
         """Add a row to a section and write."""

@@ -1,6 +1,6 @@
-"""Draw docs/bilateral.md from benchmarks/results/bilateral.json, the verdicts included; sections that the file lacks are said to be missing.
+"""Draw docs/bilateral.md from experiments/bilateral/results.json, the verdicts included; sections that the file lacks are said to be missing.
 
-python tools/make_bilateral.py
+python -m experiments.bilateral.page
 """
 
 from __future__ import annotations
@@ -8,15 +8,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from experiments.common import DOCS, EXPERIMENTS, ROOT, table
 from thetau.methods import Bilateral
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "bilateral.json"
-PAGE = ROOT / "docs" / "bilateral.md"
+RESULTS = EXPERIMENTS / "bilateral" / "results.json"
+PAGE = DOCS / "bilateral.md"
 Rows = Sequence[Mapping[str, Any]]
 
 DATA = "--data-text FOLDER --data-image FOLDER --backbone-vision MODEL --threads 1"
@@ -106,16 +105,6 @@ the directions of small curvature would amplify. `solver="flow"` with both sides
 the inverse of the mean factors; it is for going to the minimum, since it makes the directions of small curvature come first, which is what
 stopping early avoids.
 """
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table, numbers to the right."""
-    return [
-        "| " + " | ".join(head) + " |",
-        "|---|" + "---:|" * (len(head) - 1),
-        *("| " + " | ".join(row) + " |" for row in rows),
-        "",
-    ]
 
 
 def percent(values: Sequence[float]) -> str:
@@ -431,7 +420,7 @@ def cost(content: Mapping[str, Any]) -> list[str]:
 
 def missing(section: str) -> list[str]:
     """What stands where nothing was measured."""
-    return [f"*Not measured yet: {section} (`python benchmarks/bilateral.py --sections {section}`).*", ""]
+    return [f"*Not measured yet: {section} (`python -m experiments.bilateral.run --sections {section}`).*", ""]
 
 
 def page(content: Mapping[str, Any]) -> str:
@@ -440,8 +429,8 @@ def page(content: Mapping[str, Any]) -> str:
         "# Bilateral merging",
         "",
         "`bilateral` merges task vectors without data: each matrix by the interference that its task vectors show on the side which its role in "
-        "the block makes the telling one, or on both. Drawn from `benchmarks/results/bilateral.json` by `tools/make_bilateral.py`; "
-        "`benchmarks/bilateral.py` writes that file and goes on where it was stopped.",
+        "the block makes the telling one, or on both. Drawn from `experiments/bilateral/results.json` by `experiments/bilateral/page.py`; "
+        "`experiments/bilateral/run.py` writes that file and goes on where it was stopped.",
         "",
     ]
     if content.get("quick"):
