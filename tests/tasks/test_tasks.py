@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from thetau.checkpoint.locate import packaged_models
 from thetau.errors import AlignmentError, CheckpointError, DataError, RecipeError
 from thetau.models import Encoder, load_encoder, locate, weights_hash
-from thetau.models.locate import packaged_models
 from thetau.models.pooling import pooling_of
 from thetau.tasks import Split, available_tasks, load_suite, load_task, tokenise, zero_shot_head
 from thetau.tasks.encoding import features, ordered_batches

