@@ -7,18 +7,22 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A caller's active environment must not leak in.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: demo test lint docs bench kills memory fuzz paradigms diagnose step bilateral bases bases-bounds bases-scale plans readme data clean
+.PHONY: demo test check docs wheel hooks bench kills memory fuzz paradigms diagnose step bilateral bases bases-bounds bases-scale plans readme data clean
 
 demo: $(VENV)/.ready  ## fine-tune, merge with every method, evaluate: a table, results.json and results.png
 	$(BIN)/thetau suite run demo --out $(RUN)
 
-test: $(VENV)/.ready  ## the tests
-	$(BIN)/python -m pytest -q
+test: $(VENV)/.ready  ## the tests, on all cores; a file's tests stay together, since many share what they make
+	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
-lint: $(VENV)/.ready  ## style and types
+check: $(VENV)/.ready  ## style, types, and which room may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+hooks: $(VENV)/.ready  ## the same checks before each commit
+	$(BIN)/pre-commit install
 
 docs: $(VENV)/.ready  ## the pages, strictly
 	$(BIN)/python -m experiments.pages
@@ -85,6 +89,9 @@ plans: $(VENV)/.ready  ## docs/large.md: how merges of 7B, 70B and 405B would ru
 
 readme: $(VENV)/.ready  ## put the demo's table and chart into README.md
 	$(BIN)/python -m experiments.demo.page $(RUN)
+
+wheel: $(VENV)/.ready  ## dist/: an archive of the sources and a wheel
+	$(BIN)/python -m build --no-isolation
 
 clean:
 	rm -rf $(VENV) .venv-mergekit build dist site
