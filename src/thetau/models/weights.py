@@ -28,7 +28,14 @@ def read_weights(path: str | Path, base: Path | None = None) -> dict[str, Tensor
 
 
 def weights_hash(weights: Mapping[str, Tensor]) -> str:
-    """A hexadecimal digest of names, dtypes, shapes and bits; the order of the tensors does not count."""
+    """A hexadecimal digest of names, dtypes, shapes and bits; the order of the tensors does not count.
+
+    Examples:
+        >>> weights_hash({"w": torch.zeros(2)}) == weights_hash({"w": torch.zeros(2)})
+        True
+        >>> weights_hash({"w": torch.zeros(2)}) == weights_hash({"w": torch.zeros(2, 1)})
+        False
+    """
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
