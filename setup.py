@@ -16,5 +16,7 @@ setup(
             optional=True,
         )
     ],
-    options={"bdist_wheel": {"py_limited_api": "cp311"}},  # the extension keeps to the stable ABI: one wheel for Python 3.11 and later
+    options={
+        "bdist_wheel": {"py_limited_api": "cp311"}
+    },  # the extension keeps to the stable ABI: one wheel for Python 3.11 and later
 )
