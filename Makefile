@@ -7,78 +7,79 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A caller's active environment must not leak in.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: demo test lint docs bench kills memory fuzz paradigms diagnose step bilateral bases bases-bounds bases-scale plans readme data clean
+.PHONY: demo test check docs wheel hooks bench kills memory fuzz paradigms diagnose step bilateral bases bases-bounds bases-scale plans readme data clean
 
 demo: $(VENV)/.ready  ## fine-tune, merge with every method, evaluate: a table, results.json and results.png
 	$(BIN)/thetau suite run demo --out $(RUN)
 
-test: $(VENV)/.ready  ## the tests
-	$(BIN)/python -m pytest -q
+test: $(VENV)/.ready  ## the tests, on all cores; a file's tests stay together, since many share what they make
+	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
-lint: $(VENV)/.ready  ## style and types
+check: $(VENV)/.ready  ## style, types, and which room may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+hooks: $(VENV)/.ready  ## the same checks before each commit
+	$(BIN)/pre-commit install
 
 docs: $(VENV)/.ready  ## the pages, strictly
-	$(BIN)/python tools/make_docs.py
-	$(BIN)/python tools/make_paradigms.py
-	$(BIN)/python tools/make_bases.py
-	$(BIN)/python tools/make_bilateral.py
+	$(BIN)/python -m experiments.pages
 	$(BIN)/mkdocs build --strict --quiet
 
-bench: $(VENV)/.ready .venv-mergekit/.ready  ## the engine against the floor and mergekit, the solvers against plain loops; writes benchmarks/results
-	$(BIN)/python benchmarks/engine.py --size 280m --mergekit .venv-mergekit/bin/python
-	$(BIN)/python benchmarks/engine.py --size 1.1b
-	$(BIN)/python benchmarks/wudi.py
-	$(BIN)/python benchmarks/awd.py
+bench: $(VENV)/.ready .venv-mergekit/.ready  ## the engine against the floor and mergekit, the solvers against plain loops; writes the result files of experiments/{engine,wudi,awd}
+	$(BIN)/python -m experiments.engine.run --size 280m --mergekit .venv-mergekit/bin/python
+	$(BIN)/python -m experiments.engine.run --size 1.1b
+	$(BIN)/python -m experiments.wudi.run
+	$(BIN)/python -m experiments.awd.run
 
-kills: $(VENV)/.ready  ## 1,000 runs killed at random moments; writes benchmarks/results/kills.json
-	THETAU_KILLS=1000 $(BIN)/python -m pytest -q tests/test_resume.py -k killed
+kills: $(VENV)/.ready  ## 1,000 runs killed at random moments; writes experiments/kills/results.json
+	THETAU_KILLS=1000 $(BIN)/python -m pytest -q tests/engine/test_resume.py -k killed
 
-memory: $(VENV)/.ready  ## peak memory under a budget; writes benchmarks/results/memory.json
-	THETAU_MEMORY=1 $(BIN)/python -m pytest -q tests/test_memory.py
+memory: $(VENV)/.ready  ## peak memory under a budget; writes experiments/memory/results.json
+	THETAU_MEMORY=1 $(BIN)/python -m pytest -q tests/engine/test_memory.py
 
-fuzz: $(VENV)/.ready  ## hostile inputs, for MINUTES=10; writes benchmarks/results/fuzz.json
+fuzz: $(VENV)/.ready  ## hostile inputs, for MINUTES=10; writes experiments/fuzz/results.json
 	$(BIN)/python tests/fuzz/run.py --minutes $(or $(MINUTES),10)
 
 paradigms: $(VENV)/.ready  ## the τJp and attention-only papers' tables on small tasks, SEEDS=1; resumes in runs/arithmetic
 	$(BIN)/thetau suite run arithmetic --paradigm all --seeds $(or $(SEEDS),1) --out runs/arithmetic
-	cp runs/arithmetic/paradigms.json benchmarks/results/paradigms.json
+	cp runs/arithmetic/paradigms.json experiments/paradigms/results.json
 
 diagnose: $(VENV)/.ready  ## τJp, disentanglement, kernel behaviour and cosines of the comparison's vectors; after `make paradigms`
 	for row in standard linear "τJp cyclic" attention; do \
-	  $(BIN)/thetau diagnose tau-jp "runs/arithmetic:$$row" --limit 100 --max-length 32 -o "benchmarks/results/diagnostics/$$row" && \
-	  $(BIN)/thetau diagnose kernel "runs/arithmetic:$$row" --limit 100 --max-length 32 -o "benchmarks/results/diagnostics/$$row" || exit 1; \
+	  $(BIN)/thetau diagnose tau-jp "runs/arithmetic:$$row" --limit 100 --max-length 32 -o "experiments/paradigms/diagnostics/$$row" && \
+	  $(BIN)/thetau diagnose kernel "runs/arithmetic:$$row" --limit 100 --max-length 32 -o "experiments/paradigms/diagnostics/$$row" || exit 1; \
 	done
 	for row in linear "τJp cyclic"; do \
 	  $(BIN)/thetau diagnose disentanglement "runs/arithmetic:$$row:0:clinc_domain,hwu64_scenario" --limit 300 --max-length 32 \
-	    -o "benchmarks/results/diagnostics/$$row" || exit 1; \
+	    -o "experiments/paradigms/diagnostics/$$row" || exit 1; \
 	done
 	$(BIN)/thetau diagnose cosine -g standard=runs/arithmetic:standard -g linear=runs/arithmetic:linear \
-	  -g "τJp=runs/arithmetic:τJp cyclic" -g attention=runs/arithmetic:attention -o benchmarks/results/diagnostics
+	  -g "τJp=runs/arithmetic:τJp cyclic" -g attention=runs/arithmetic:attention -o experiments/paradigms/diagnostics
 
-step: $(VENV)/.ready  ## a linearised step against a standard one; writes benchmarks/results/linearised_step.json
-	$(BIN)/python benchmarks/linearised_step.py
+step: $(VENV)/.ready  ## a linearised step against a standard one; writes experiments/linearised_step/results.json
+	$(BIN)/python -m experiments.linearised_step.run
 
 bilateral: $(VENV)/.ready  ## bilateral merging against other merges, ARGS="--data-text … --sections …"; resumes in runs/bilateral
-	$(BIN)/python benchmarks/bilateral.py $(ARGS)
+	$(BIN)/python -m experiments.bilateral.run $(ARGS)
 
 bases: $(VENV)/.ready  ## the experiments on task vector bases: DATA=folder of text/ and image/ tasks, VISION=backbone; resumes in runs/bases
 	@test -n "$(DATA)" || { echo "Say where the tasks are: make bases DATA=FOLDER (with text/ and image/ in it, as docs/finetuning.md has it)."; exit 1; }
-	$(BIN)/python benchmarks/bases.py text --data $(DATA)/text --run runs/bases
-	$(BIN)/python benchmarks/bases.py vision --data $(DATA)/image --run runs/bases $(if $(VISION),--backbone $(VISION))
+	$(BIN)/python -m experiments.bases.run text --data $(DATA)/text --run runs/bases
+	$(BIN)/python -m experiments.bases.run vision --data $(DATA)/image --run runs/bases $(if $(VISION),--backbone $(VISION))
 
 bases-bounds: $(VENV)/.ready  ## loss gaps beside the bounds of the theory, of vectors that `make bases` made; DATA as there
 	@test -n "$(DATA)" || { echo "Say where the tasks are: make bases-bounds DATA=FOLDER."; exit 1; }
 	$(BIN)/thetau diagnose bounds $(foreach task,clinc_domain hwu64_scenario mr sst2,runs/bases/text/finetuned/$(task)/*) \
-	  --data $(DATA)/text --examples 32 --max-length 48 -o benchmarks/results/diagnostics/bases
+	  --data $(DATA)/text --examples 32 --max-length 48 -o experiments/bases/bounds
 
-bases-scale: $(VENV)/.ready  ## a bank of 72 vectors of 100 million parameters (29 GB in runs/bases-scale); writes benchmarks/results/bases-scale.json
-	$(BIN)/python benchmarks/bases_scale.py --folder runs/bases-scale
+bases-scale: $(VENV)/.ready  ## a bank of 72 vectors of 100 million parameters (29 GB in runs/bases-scale); writes experiments/bases_scale/results.json
+	$(BIN)/python -m experiments.bases_scale.run --folder runs/bases-scale
 
 plans: $(VENV)/.ready  ## docs/large.md: how merges of 7B, 70B and 405B would run
-	$(BIN)/python tools/make_plans.py
+	$(BIN)/python -m experiments.plans.page
 
 .venv-mergekit/.ready:
 	$(PYTHON) -m venv .venv-mergekit
@@ -87,7 +88,10 @@ plans: $(VENV)/.ready  ## docs/large.md: how merges of 7B, 70B and 405B would ru
 	touch $@
 
 readme: $(VENV)/.ready  ## put the demo's table and chart into README.md
-	$(BIN)/python tools/make_readme.py $(RUN)
+	$(BIN)/python -m experiments.demo.page $(RUN)
+
+wheel: $(VENV)/.ready  ## dist/: an archive of the sources and a wheel
+	$(BIN)/python -m build --no-isolation
 
 clean:
 	rm -rf $(VENV) .venv-mergekit build dist site

@@ -15,5 +15,8 @@ setup(
             py_limited_api=True,
             optional=True,
         )
-    ]
+    ],
+    options={
+        "bdist_wheel": {"py_limited_api": "cp311"}
+    },  # the extension keeps to the stable ABI: one wheel for Python 3.11 and later
 )

@@ -37,6 +37,26 @@ def random_weights(seed: int, *, layers: int = 2) -> dict[str, Tensor]:
     return weights | {"logit_scale": normal()}
 
 
+def odd_weights() -> dict[str, Tensor]:
+    """Every dtype and every shape that is easy to forget."""
+    generator = torch.Generator().manual_seed(3)
+    matrix = torch.randn(5, 3, generator=generator)
+    floats = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
+    integers = (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64, torch.uint64)
+    weights = {f"matrix.{dtype}".replace("torch.", ""): matrix.to(dtype) for dtype in floats}
+    weights |= {f"count.{dtype}".replace("torch.", ""): torch.arange(7).to(dtype) for dtype in integers}
+    return weights | {
+        "mask": torch.tensor([True, False, True]),
+        "scalar": torch.tensor(2.5),
+        "scalar.bfloat16": torch.tensor(2.5, dtype=torch.bfloat16),
+        "no.rows": torch.empty(0, 4),
+        "no.columns": torch.empty(4, 0),
+        "nothing": torch.empty(0),
+        "volume": torch.randn(3, 2, 2, 2, generator=generator),
+        "nan": torch.tensor([float("nan"), float("inf"), -0.0]),
+    }
+
+
 def shifted(weights: Mapping[str, Tensor], seed: int, size: float = 0.01) -> dict[str, Tensor]:
     """As fine-tuning leaves them: every float a little elsewhere."""
     generator = torch.Generator().manual_seed(1000 + seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -72,3 +73,11 @@ def differences(base: Mapping[str, Tensor], tuned: Mapping[str, Mapping[str, Ten
 def relative(got: Tensor, want: Tensor) -> float:
     """‖got − want‖ / ‖want‖."""
     return float((got.double() - want.double()).norm() / want.double().norm())
+
+
+def checked(cls: Any, values: dict[str, Any]) -> None:
+    """A method's own checks: the tests' type checker, which users do not have, would speak before them."""
+    method = copy(cls())
+    for name, value in values.items():
+        object.__setattr__(method, name, value)
+    method.__post_init__()

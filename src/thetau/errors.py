@@ -48,7 +48,12 @@ class DataError(ThetauError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`" Did you mean 'x'?"` when a known name is near, else the empty string; made to end a message."""
+    """`" Did you mean 'x'?"` when a known name is near, else the empty string; made to end a message.
+
+    Examples:
+        >>> nearest("tise", ["ties", "dare_ties"])
+        " Did you mean 'ties'?"
+    """
     close = get_close_matches(str(name), [str(one) for one in known], n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
 

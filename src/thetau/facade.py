@@ -138,7 +138,7 @@ def _packaged(what: Openable) -> Openable:
     """The folder of a packaged model, for its name; anything else as it is."""
     if not isinstance(what, str) or "/" in what:
         return what
-    from thetau.models.locate import locate, packaged_models  # models stands above this layer, its table of names does not
+    from thetau.checkpoint.locate import locate, packaged_models
 
     return locate(what) if what in packaged_models() and not Path(what).exists() else what
 

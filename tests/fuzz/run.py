@@ -1,7 +1,7 @@
 """Fuzz for as long as you like: `python tests/fuzz/run.py --minutes 5 [--target NAME] [--seed 0]`.
 
 Mutates the corpus of targets.py; each input has 10 seconds. A finding is written to tests/fuzz/findings/ and the run exits with 1. The
-figures go to benchmarks/results/fuzz.json.
+figures go to experiments/fuzz/results.json.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def main() -> None:
             rows[name] = fuzz(name, options.minutes * 60 / len(chosen), options.seed, Path(folder))
             print(name, rows[name], flush=True)
     if not options.target:
-        result = {"command": f"tests/fuzz/run.py --minutes {options.minutes:g} --seed {options.seed}", "targets": rows}
-        (HERE.parent.parent / "benchmarks" / "results" / "fuzz.json").write_text(
+        result = {"command": f"python tests/fuzz/run.py --minutes {options.minutes:g} --seed {options.seed}", "targets": rows}
+        (HERE.parents[1] / "experiments" / "fuzz" / "results.json").write_text(
             json.dumps(result, indent=2) + "\n", encoding="utf-8"
         )
     sys.exit(any(row["findings"] for row in rows.values()))

@@ -47,6 +47,13 @@ def similarities(
     Raises:
         AlignmentError: the vectors do not fit each other.
         CheckpointError: a file is damaged or holds values that are not finite.
+
+    Examples:
+        >>> import torch, thetau
+        >>> base = thetau.open({"w": torch.zeros(2)})
+        >>> models = {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([0.0, 2.0])}
+        >>> similarities({name: thetau.open({"w": weights}) - base for name, weights in models.items()}).norms
+        {'a': 3.0, 'b': 2.0}
     """
     names = sorted(vectors)
     listed = [*([] if base is None else [base]), *(vectors[name] for name in names)]

@@ -119,6 +119,12 @@ def cluster(
     Raises:
         RecipeError: `k`, `k_min`, `k_max` or `opposed` is out of range.
         AlignmentError: a vector is zero, or there is only one.
+
+    Examples:
+        >>> import torch
+        >>> gram = torch.tensor([[1.0, 0.9, 0.1], [0.9, 1.0, 0.0], [0.1, 0.0, 1.0]], dtype=torch.float64)
+        >>> cluster(Similarity(names=("cr", "mr", "rte"), gram=gram)).groups
+        {'b1': ('cr', 'mr'), 'b2': ('rte',)}
     """
     _check_vectors(similarity)
     count = len(similarity.names)
@@ -184,6 +190,10 @@ def given_groups(parts: Sequence[Sequence[str]], names: Sequence[str]) -> Cluste
 
     Raises:
         RecipeError: a name is unknown or stands twice.
+
+    Examples:
+        >>> given_groups([["rte"], ["mr", "cr"]], ["cr", "mr", "rte"]).groups
+        {'b1': ('cr', 'mr'), 'b2': ('rte',)}
     """
     listed = [name for part in parts for name in part]
     problems = [f"{name!r} is not a task. Tasks: {', '.join(sorted(names))}." for name in listed if name not in names]
@@ -288,7 +298,12 @@ def _split(similarity: Similarity, opposed: float | None, seed: int) -> list[tup
 
 
 def agreement(a: Mapping[str, str], b: Mapping[str, str]) -> float:
-    """Adjusted Rand index of two labellings of the same tasks: 1 for the same partition, about 0 for unrelated ones."""
+    """Adjusted Rand index of two labellings of the same tasks: 1 for the same partition, about 0 for unrelated ones.
+
+    Examples:
+        >>> agreement({"cr": "b1", "mr": "b1", "rte": "b2"}, {"cr": "x", "mr": "x", "rte": "y"})
+        1.0
+    """
     from sklearn.metrics import adjusted_rand_score
 
     shared = sorted(set(a) & set(b))

@@ -12,7 +12,12 @@ MOST = 1000
 
 
 def bell(count: int) -> int:
-    """How many partitions a set of so many elements has."""
+    """How many partitions a set of so many elements has.
+
+    Examples:
+        >>> [bell(count) for count in (1, 2, 3, 4)]
+        [1, 2, 5, 15]
+    """
     row = [1]
     for _ in range(count - 1):
         following = [row[-1]]
@@ -27,6 +32,12 @@ def all_partitions(names: Sequence[str], *, most: int = MOST) -> list[Groups]:
 
     Raises:
         RecipeError: there are more than `most`; the message says how many.
+
+    Examples:
+        >>> for groups in all_partitions(["cr", "mr"]):
+        ...     print(groups)
+        {'b1': ('cr', 'mr')}
+        {'b1': ('cr',), 'b2': ('mr',)}
     """
     ordered = sorted(names)
     if not ordered or len(set(ordered)) != len(ordered):
@@ -59,6 +70,10 @@ def random_partition(names: Sequence[str], k: int, seed: int) -> Clustering:
 
     Raises:
         RecipeError: `k` is out of range.
+
+    Examples:
+        >>> random_partition(["cr", "mr", "rte", "sst2"], 2, seed=0).k
+        2
     """
     if not 1 <= k <= len(names):
         raise RecipeError([f"`k` must be between 1 and {len(names)}, the number of task vectors. Got {k}."], "random partition")

@@ -34,5 +34,10 @@ FLOATS: dict[str, torch.dtype] = {
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """`torch.bfloat16` → `"bfloat16"`."""
+    """`torch.bfloat16` → `"bfloat16"`.
+
+    Examples:
+        >>> dtype_name(torch.bfloat16)
+        'bfloat16'
+    """
     return str(dtype).removeprefix("torch.")

@@ -52,6 +52,7 @@ def evaluate(
     check_folder(json)
     from dataclasses import asdict
 
+    from thetau.checkpoint.locate import packaged_models
     from thetau.errors import DataError
     from thetau.evaluate import Evaluator, average
     from thetau.evaluate.tuned import difference, is_tangent, make_space
@@ -59,7 +60,6 @@ def evaluate(
     from thetau.finetune.progress import bar
     from thetau.models import load_encoder, locate, read_weights
     from thetau.models.loading import kind_named
-    from thetau.models.locate import packaged_models
     from thetau.tasks import load_task
 
     tasks = [load_task(name, data) for name in task]

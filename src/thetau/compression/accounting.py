@@ -100,6 +100,13 @@ def storage(
         AlignmentError: a vector is a model, or vectors do not fit each other.
         RecipeError: clusters do not fit the tasks.
         OutputError: files cannot be written there.
+
+    Examples:
+        >>> import thetau
+        >>> base = thetau.open("base")
+        >>> told = storage([thetau.open(name) - base for name in ("a", "b")], density=0.1)
+        >>> [(row.name, round(row.density, 1)) for row in told.rows]
+        [('dense', 1.0), ('localize_stitch', 0.1)]
     """
     for vector in vectors:
         require_vector(vector, "Storage")

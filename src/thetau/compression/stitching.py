@@ -54,6 +54,13 @@ def stitch(
     Raises:
         RecipeError: Mask Sharing without the whole vectors, or clusters that do not fit the tasks.
         AlignmentError: a vector is a model, or vectors do not fit each other.
+
+    Examples:
+        >>> import torch, thetau
+        >>> base = thetau.open({"w": torch.zeros(3)})
+        >>> localised = [thetau.open({"w": torch.tensor(values)}) - base for values in ([1.0, 2.0, 0.0], [0.0, 4.0, 0.0])]
+        >>> stitch(localised, names=["a", "b"]).state_dict()["w"]
+        tensor([1., 3., 0.])
     """
     tasks = identities(localised if vectors is None else vectors, names)
     given = PerTask(dict(zip(tasks, numbers(clusters, tasks), strict=True))) if clusters is not None else None

@@ -83,6 +83,15 @@ def compress(
         AlignmentError: it is no task vector, or its parts do not fit.
         CheckpointError: an input is damaged, changed meanwhile, or holds NaN or infinite values.
         OutputError: the path is taken or cannot be written, or a value does not fit the dtype.
+
+    Examples:
+        >>> import thetau
+        >>> base = thetau.open("base")
+        >>> told = compress(thetau.open("sst2") - base, "sst2-half.safetensors", thetau.Sparse(density=0.5))
+        >>> round(told.density, 2), round(told.kept / told.elements, 2)
+        (0.5, 0.5)
+        >>> thetau.open("sst2-half.safetensors").norm() < (thetau.open("sst2") - base).norm()
+        True
     """
     target = Path(path)
     require_vector(vector, "Compressing")

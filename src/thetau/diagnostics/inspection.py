@@ -114,6 +114,14 @@ def inspect(
 
     Raises:
         CheckpointError: the base itself holds NaN or infinite values; a model that does is described with that problem.
+
+    Examples:
+        >>> import thetau
+        >>> found = inspect(thetau.open("base"), [thetau.open("a"), thetau.open("b")])
+        >>> found.compared
+        ('a', 'b')
+        >>> abs(found.cosine[0][1]) < 0.1
+        True
     """
     names = identities(models)
     fitting, problems = _fitting(base, dict(zip(names, models, strict=True)), exclude)

@@ -16,7 +16,13 @@ _Z95 = 1.959963984540054
 
 
 def wilson(correct: int, n: int, z: float = _Z95) -> tuple[float, float]:
-    """The score interval of a rate of `correct` out of `n`, as (low, high) in 0..1; 95 % for the default `z`."""
+    """The score interval of a rate of `correct` out of `n`, as (low, high) in 0..1; 95 % for the default `z`.
+
+    Examples:
+        >>> low, high = wilson(90, 100)
+        >>> f"{low:.3f} to {high:.3f}"
+        '0.826 to 0.945'
+    """
     if n < 1 or not 0 <= correct <= n:
         raise DataError(f"an accuracy needs n ≥ 1 and 0 ≤ correct ≤ n. Got correct={correct}, n={n}.")
     rate, weight = correct / n, z * z / n

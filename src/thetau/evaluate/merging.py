@@ -14,15 +14,14 @@ from thetau.engine.executor import Engine
 from thetau.errors import AlignmentError, RecipeError
 from thetau.facade import Expression, merge
 from thetau.facade import open as open_weights
+from thetau.methods import build
 from thetau.tasks.suite import MethodChoice
 
 
 def build_method(choice: MethodChoice, where: str | None = None) -> Any:
     """The method of a choice, with `scale=1` wherever it has one. Raises `RecipeError` naming the row, or `where`."""
-    import thetau
-
     try:
-        return _at_one(thetau.methods.build(choice.method, choice.fields))
+        return _at_one(build(choice.method, choice.fields))
     except RecipeError as error:
         raise RecipeError(error.problems, where=where or f"method {choice.name!r} of the suite") from error
 

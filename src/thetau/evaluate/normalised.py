@@ -13,14 +13,26 @@ from thetau.evaluate.measures import Measure
 
 
 def average(accuracies: Mapping[str, Measure]) -> float:
-    """The mean accuracy over tasks, each task counting the same."""
+    """The mean accuracy over tasks, each task counting the same.
+
+    Examples:
+        >>> from thetau.evaluate import Accuracy
+        >>> average({"sst2": Accuracy.of(90, 100), "mnli": Accuracy.of(70, 100)})
+        0.8
+    """
     if not accuracies:
         raise DataError("an average needs the accuracy of at least one task. Got none.")
     return sum(accuracy.value for accuracy in accuracies.values()) / len(accuracies)
 
 
 def normalised(accuracies: Mapping[str, Measure], individual: Mapping[str, Measure]) -> float:
-    """The mean over tasks of accuracy / individual accuracy. Raises `DataError` for a task whose individual accuracy is 0 or absent."""
+    """The mean over tasks of accuracy / individual accuracy. Raises `DataError` for a task whose individual accuracy is 0 or absent.
+
+    Examples:
+        >>> from thetau.evaluate import Accuracy
+        >>> normalised({"sst2": Accuracy.of(90, 100)}, {"sst2": Accuracy.of(100, 100)})
+        0.9
+    """
     lacking = [task for task in accuracies if task not in individual or individual[task].value <= 0]
     if lacking or not accuracies:
         raise DataError(

@@ -37,6 +37,13 @@ def choose_scale(
     """Evaluate every λ of the grid; the best average normalised accuracy wins, the smaller λ among equals.
 
     `evaluate(λ)` gives the validation accuracy of every task, `individual` that of the tasks' own models.
+
+    Examples:
+        >>> from thetau.evaluate import Accuracy
+        >>> correct = {0.5: 80, 1.0: 85, 1.5: 85}
+        >>> individual = {"sst2": Accuracy.of(95, 100)}
+        >>> choose_scale(list(correct), lambda scale: {"sst2": Accuracy.of(correct[scale], 100)}, individual).scale
+        1.0
     """
     if not scales:
         raise DataError("the search for λ needs at least one value. Got none.")

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from thetau.checkpoint.locate import OPEN_CLIP
 from thetau.errors import CheckpointError, DataError
 from thetau.models.library import package, quiet, transformers
-from thetau.models.locate import OPEN_CLIP
 from thetau.models.naming import match_names
 from thetau.models.vision import config_of, open_clip_model
 from thetau.models.weights import read_weights

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any, get_args
 
+from thetau.checkpoint.locate import OPEN_CLIP, locate
 from thetau.errors import CheckpointError, nearest
 from thetau.models.encoder import Encoder, Kind
 from thetau.models.language import load_mask_encoder, load_text_to_text
-from thetau.models.locate import OPEN_CLIP, locate
 from thetau.models.sentence import load_sentence_encoder
 from thetau.models.vision import MODEL_TYPES, load_vision_encoder
 

@@ -18,10 +18,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from thetau.checkpoint.locate import OPEN_CLIP
 from thetau.errors import CheckpointError
 from thetau.models.encoder import Channels, Encoder, ImageForm
 from thetau.models.library import package, quiet, reason_of, transformers
-from thetau.models.locate import OPEN_CLIP
 from thetau.models.naming import match_names
 from thetau.models.weights import read_weights, weights_hash
 

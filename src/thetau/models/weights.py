@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from thetau.errors import CheckpointError
+from thetau.facade import open as open_weights
 
 
 def read_weights(path: str | Path, base: Path | None = None) -> dict[str, Tensor]:
@@ -17,9 +18,7 @@ def read_weights(path: str | Path, base: Path | None = None) -> dict[str, Tensor
 
     Raises `CheckpointError`: it cannot be read, or holds a task vector.
     """
-    import thetau
-
-    opened = thetau.open(path, base=base)
+    opened = open_weights(path, base=base)
     if not opened.is_model:
         raise CheckpointError(
             f"{path}: a model is needed to run, this is a task vector. Add it to its base first: thetau vector apply."
@@ -29,7 +28,14 @@ def read_weights(path: str | Path, base: Path | None = None) -> dict[str, Tensor
 
 
 def weights_hash(weights: Mapping[str, Tensor]) -> str:
-    """A hexadecimal digest of names, dtypes, shapes and bits; the order of the tensors does not count."""
+    """A hexadecimal digest of names, dtypes, shapes and bits; the order of the tensors does not count.
+
+    Examples:
+        >>> weights_hash({"w": torch.zeros(2)}) == weights_hash({"w": torch.zeros(2)})
+        True
+        >>> weights_hash({"w": torch.zeros(2)}) == weights_hash({"w": torch.zeros(2, 1)})
+        False
+    """
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()

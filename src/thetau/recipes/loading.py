@@ -40,6 +40,14 @@ def from_mapping(content: Any, where: str = "recipe", folder: Path | None = None
 
     Raises:
         RecipeError: all that is wrong with it.
+
+    Examples:
+        >>> from_mapping({"base": "base", "models": ["a", "b"], "method": "ties"}).shard_size
+        '5GB'
+        >>> from_mapping({"base": "base", "models": ["a"], "methd": "ties"})
+        Traceback (most recent call last):
+        ...
+        thetau.errors.RecipeError: recipe: ...
     """
     from thetau.methods.registry import build
 

@@ -14,6 +14,10 @@ def parse_yaml(text: str) -> Any:
 
     Raises:
         yaml.YAMLError: it is not YAML, a key stands twice, or it holds aliases.
+
+    Examples:
+        >>> parse_yaml("{method: ties, scale: 1e-1}")
+        {'method': 'ties', 'scale': 0.1}
     """
     try:
         return yaml.load(text, Loader=_Loader)

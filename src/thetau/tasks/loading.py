@@ -29,6 +29,10 @@ def available_tasks(data: Path | None = None) -> dict[str, Path]:
 
     `data` holds task folders with `meta.json` and npz files with a `.json` of the same name beside them, or is a task folder. Raises
     `DataError` when it holds none.
+
+    Examples:
+        >>> "banking77" in available_tasks()
+        True
     """
     found: dict[str, Path] = {}
     for folder in shipped_data():
@@ -51,7 +55,12 @@ def _tasks_in(root: Path) -> dict[str, Path]:
 
 
 def load_task(name: str | Path, data: Path | None = None) -> Task:
-    """A task by its name (from `data`, else shipped) or by the path of its folder or npz file. Raises `DataError`."""
+    """A task by its name (from `data`, else shipped) or by the path of its folder or npz file. Raises `DataError`.
+
+    Examples:
+        >>> load_task("sms_spam").labels
+        ('ham', 'spam')
+    """
     path = Path(name)
     if path.suffix == ".npz" and path.is_file():
         path = path.with_suffix(".json")

@@ -1,0 +1,102 @@
+"""Draw the pages that come from the code and from result files: docs/methods.md, docs/figures.md, and those of the experiments.
+
+    python -m experiments.pages
+
+Fails where a field of a method has no explanation. Pages that need a run first are drawn by that: docs/large.md by `make plans`, the
+README's table by `make readme`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from typing import Any
+
+from experiments.bases import page as bases
+from experiments.bilateral import page as bilateral
+from experiments.common import DOCS, EXPERIMENTS
+from experiments.paradigms import page as paradigms
+from thetau.methods import registry
+
+TABLES = {  # what stands on the page of figures, and the command that writes its file
+    "awd": "python -m experiments.awd.run",
+    "bases_scale": "make bases-scale",
+    "demo": "make demo readme",
+    "engine": "make bench",
+    "fuzz": "make fuzz",
+    "kills": "make kills",
+    "linearised_step": "python -m experiments.linearised_step.run",
+    "memory": "make memory",
+    "wudi": "python -m experiments.wudi.run",
+}
+
+
+def methods_page() -> str:
+    """Every method with its module's text, fields and paper."""
+    lines = ["# Methods", "", "Drawn from the registry by `experiments/pages.py`; `thetau methods NAME` prints the same.", ""]
+    for name in registry.names():
+        cls = registry.get(name)
+        module = inspect.getmodule(cls)
+        lines += [f"## {name}", "", f"`thetau.methods.{cls.__name__}` · {registry.paper(name)}", ""]
+        lines += [inspect.cleandoc(module.__doc__ or "") if module else "", "", "| field | default | meaning |", "|---|---|---|"]
+        for field in registry.describe(name):
+            if not field.meaning:
+                raise SystemExit(f"{name}.{field.name} has no meaning in the docstring of {cls.__name__}.")
+            lines.append(f"| `{field.name}` | `{field.default}` | {field.meaning.replace('|', chr(92) + '|')} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def figures_page() -> str:
+    """The result files as tables."""
+    lines = [
+        "# Figures",
+        "",
+        "Each table is drawn from a result file under `experiments/`; the command above it writes that file.",
+        "",
+    ]
+    for name, command in TABLES.items():
+        for path in sorted((EXPERIMENTS / name).glob("*.json")):
+            result = json.loads(path.read_text(encoding="utf-8"))
+            title = name if path.stem == "results" else f"{name}, {path.stem}"
+            lines += [f"## {title}", "", f"`{result.get('command', command)}`", ""]
+            if "machine" in result:
+                about = result["machine"]
+                lines += [about if isinstance(about, str) else ", ".join(f"{key} {value}" for key, value in about.items()), ""]
+            for heading, rows in _tables(result):
+                lines += [f"**{heading}**", "", *_markdown(rows), ""]
+    return "\n".join(lines)
+
+
+def _tables(result: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
+    found = []
+    for key, value in result.items():
+        if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+            found.append((key, value))
+        elif isinstance(value, dict) and value and all(isinstance(row, dict) for row in value.values()):
+            found.append((key, [{"": name, **row} for name, row in value.items()]))
+    return found
+
+
+def _markdown(rows: list[dict[str, Any]]) -> list[str]:
+    columns = list(dict.fromkeys(key for row in rows for key, value in row.items() if not isinstance(value, list | dict)))
+    head = [" | ".join(["", *columns, ""]).strip(), "|" + "---|" * len(columns)]
+    return [head[0], head[1], *("| " + " | ".join(_cell(row.get(column, "")) for column in columns) + " |" for row in rows)]
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def main() -> None:
+    """Write every page."""
+    (DOCS / "methods.md").write_text(methods_page() + "\n", encoding="utf-8")
+    (DOCS / "figures.md").write_text(figures_page() + "\n", encoding="utf-8")
+    sys.stdout.write("docs/methods.md, docs/figures.md\n")
+    for experiment in (bases, bilateral, paradigms):
+        experiment.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""How large merges would run: docs/large.md, from `thetau merge --dry-run`'s own arithmetic.
+
+    python -m experiments.plans.page
+
+Writes checkpoints of the real shapes of Llama 2 7B, Llama 3 70B and Llama 3.1 405B that hold no data (files with a hole where it would
+be), plans merges of them, and works out the time at given bandwidths. Beside them stand the plan's times for the checkpoints of
+experiments/engine/run.py against what that measured, from its result files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import thetau
+from thetau.engine.planning import plan
+from thetau.engine.work import gigabytes
+from thetau.plan import Plan
+from experiments.common import DOCS, EXPERIMENTS, ROOT
+from experiments.engine.run import METHODS as MEASURED
+from experiments.engine.run import SHAPES, build, places
+
+# hidden, intermediate, layers, vocabulary, width of keys and values
+MODELS = {
+    "7B": (4096, 11008, 32, 32000, 4096),
+    "70B": (8192, 28672, 80, 128256, 1024),
+    "405B": (16384, 53248, 126, 128256, 1024),
+}
+METHODS: dict[str, Any] = {
+    "task_arithmetic": thetau.methods.TaskArithmetic(),
+    "ties": thetau.methods.Ties(),
+    "awd": thetau.methods.Awd(tensors="all"),
+    "della": thetau.methods.Della(),
+    "wudi (gradient flow)": thetau.methods.Wudi(solver="gradient_flow"),
+}
+DISKS = {"SATA SSD, 0.5 GB/s": 0.5e9, "NVMe, 3 GB/s": 3e9, "parallel file system, 10 GB/s": 10e9}
+WORKERS, MEMORY, TASKS = 16, 64_000_000_000, 3
+
+
+def checkpoint(path: Path, shape: tuple[int, int, int, int, int]) -> Path:
+    """A safetensors file whose header is real and whose data is a hole."""
+    hidden, inner, layers, vocabulary, narrow = shape
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (vocabulary, hidden),
+        "lm_head.weight": (vocabulary, hidden),
+    }
+    for layer in range(layers):
+        at = f"model.layers.{layer}"
+        shapes |= {f"{at}.self_attn.{part}_proj.weight": (hidden, hidden) for part in "qo"}
+        shapes |= {f"{at}.self_attn.{part}_proj.weight": (narrow, hidden) for part in "kv"}
+        shapes |= {f"{at}.mlp.{part}_proj.weight": (inner, hidden) for part in ("gate", "up")}
+        shapes |= {f"{at}.mlp.down_proj.weight": (hidden, inner), f"{at}.input_layernorm.weight": (hidden,)}
+    header, at_byte = {}, 0
+    for name, dims in shapes.items():
+        size = 2 * dims[0] * (dims[1] if len(dims) > 1 else 1)
+        header[name] = {"dtype": "BF16", "shape": list(dims), "data_offsets": [at_byte, at_byte + size]}
+        at_byte += size
+    raw = json.dumps(header).encode()
+    path.mkdir(parents=True)
+    with open(path / "model.safetensors", "wb") as file:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        file.truncate(8 + len(raw) + at_byte)
+    return path
+
+
+def planned(folder: Path, shape: tuple[int, int, int, int, int], method: Any, engine: thetau.Engine) -> Plan:
+    base = thetau.open(folder / "base")
+    vectors = [thetau.open(folder / f"m{index}") - base for index in range(TASKS)]
+    return plan(base + thetau.merge(vectors, method, engine=engine), engine=engine)
+
+
+def main() -> None:
+    engine = thetau.Engine(workers=WORKERS, max_memory=MEMORY)
+    lines = [
+        "# Merging 70B and 405B",
+        "",
+        f"What `thetau merge --dry-run` works out for a base and {TASKS} fine-tuned models in bfloat16, {WORKERS} workers and "
+        f"`--max-memory {MEMORY // 10**9}GB`; drawn by `python -m experiments.plans.page`. Times count reading, arithmetic on processors of the "
+        "kind below and writing at the same bandwidth; they are estimates, the other columns are exact.",
+        "",
+        "| model | method | passes | reads | writes | in flight | " + " | ".join(DISKS) + " |",
+        "|---|---|---:|---:|---:|---:|" + "---:|" * len(DISKS),
+    ]
+    with tempfile.TemporaryDirectory() as temporary:
+        for model, shape in MODELS.items():
+            folder = Path(temporary) / model
+            for name in ("base", *(f"m{index}" for index in range(TASKS))):
+                checkpoint(folder / name, shape)
+            for name, method in METHODS.items():
+                one = planned(folder, shape, method, engine)
+                times = " | ".join(duration(one.duration(rate, rate)) for rate in DISKS.values())
+                times = (
+                    "refused: it needs more than the budget |" + " |" * (len(DISKS) - 1) if one.memory > MEMORY else times + " |"
+                )
+                lines.append(
+                    f"| {model} | {name} | {len(one.passes)} | {gigabytes(one.read)} | {gigabytes(one.written)} | {gigabytes(one.memory)} | {times}"
+                )
+    lines += ["", *checked(), *advice()]
+    (DOCS / "large.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def checked() -> list[str]:
+    """The plan against the benchmark's measurements."""
+    found = []
+    for file in sorted((EXPERIMENTS / "engine").glob("*.json")):
+        result = json.loads(file.read_text(encoding="utf-8"))
+        if result["size"] not in SHAPES:
+            continue
+        folder = Path(os.environ.get("THETAU_BENCH", ROOT / "runs" / "bench"))
+        build(folder, result["size"])
+        base, *models = (thetau.open(path) for path in places(folder, result["size"]))
+        engine = thetau.Engine(workers=result["machine"]["cores"])
+        size = sum(spec.nbytes for spec in base.specs().values())
+        rate = size * (len(models) + 2) / result["floor_seconds"]  # of the floor: it reads all inputs and writes one output
+        for name, row in result["methods"].items():
+            method, *fields = MEASURED[name][0]
+            values = dict(field.split("=") for field in fields)
+            built = thetau.methods.build(method, {key: _value(value) for key, value in values.items()})
+            merged = base + thetau.merge([model - base for model in models], built, engine=engine)
+            guess = plan(merged, engine=engine).duration(rate, rate)
+            took = row["seconds"] - result["start_seconds"]
+            found.append(f"| {result['size']} | {name} | {guess:.1f} | {took:.1f} | {guess / took:.2f} |")
+    if not found:
+        return []
+    head = [
+        "## Checked against measured runs",
+        "",
+        "The same arithmetic for the checkpoints of `experiments/engine/run.py` (a base and five models), at the bandwidth that its floor had, beside the "
+        "seconds that it measured without start-up (`make bench`).",
+        "",
+        "| size | method | planned s | measured s | ratio |",
+        "|---|---|---:|---:|---:|",
+    ]
+    return [*head, *found, ""]
+
+
+def advice() -> list[str]:
+    return [
+        "## Running it",
+        "",
+        "```",
+        "thetau merge recipe.yaml --dry-run                          # the table above, for your models and this machine",
+        "thetau merge recipe.yaml -o merged --resume --max-memory 64GB   # begin; after a crash, the same line continues",
+        "thetau verify merged                                        # every tensor against its checksum",
+        "```",
+        "",
+        "- Elementwise methods need a few hundred megabytes whatever the model; matrix methods need a few copies of the largest matrix a worker. `in flight` "
+        "is that sum, and fewer workers run where it would pass the budget.",
+        "- `--resume` keeps every finished tensor. Statistics passes are made again: for `ties` that is two of three.",
+        "- On a Ray cluster (`--executor ray`) the workers are the cluster's cores and the bandwidth that of the storage they share. Statistics fold on the "
+        "workers; the only thing that comes to the driver of each tensor is a checksum.",
+    ]
+
+
+def duration(seconds: float) -> str:
+    if seconds >= 7200:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+if __name__ == "__main__":
+    main()
