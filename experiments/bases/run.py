@@ -42,9 +42,10 @@ from thetau.bases import (
     similarities,
 )
 from thetau.bases.cluster import Clustering, Similarity, agreement
+from thetau.checkpoint.disk import write_bytes
 from thetau.evaluate.arithmetic import negation
 from thetau.evaluate.bases import bases_addition, basis_ood, outer_space
-from thetau.evaluate.cache import Cache, write_atomically
+from thetau.evaluate.cache import Cache
 from thetau.evaluate.evaluator import Evaluator
 from thetau.evaluate.measures import Measure
 from thetau.evaluate.normalised import average
@@ -203,7 +204,7 @@ class Study:
         else:
             began = time.perf_counter()
             self.done[name] = _plain(work())
-            write_atomically(file, json.dumps(self.done[name], indent=1).encode())
+            write_bytes(file, json.dumps(self.done[name], indent=1).encode())
             self.say(f"section {name} done in {time.perf_counter() - began:.0f} s")
         content = {
             "suite": self.name,
@@ -213,7 +214,7 @@ class Study:
             "margin": self.setting.margin,
             **self.done,
         }
-        write_atomically(self.out, json.dumps(content, indent=1).encode() + b"\n")
+        write_bytes(self.out, json.dumps(content, indent=1).encode() + b"\n")
 
     # What several sections use
 

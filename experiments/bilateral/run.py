@@ -28,7 +28,8 @@ from experiments.common import EXPERIMENTS
 from thetau import methods
 from thetau._version import __version__
 from thetau.checkpoint import Kind, weighed_left
-from thetau.evaluate.cache import Cache, write_atomically
+from thetau.checkpoint.disk import write_bytes
+from thetau.evaluate.cache import Cache
 from thetau.evaluate.evaluator import Evaluator
 from thetau.evaluate.merging import at_scale, merged_vector
 from thetau.evidence.kronecker import Moments, collect_moments, load_moments, save_moments
@@ -384,7 +385,7 @@ class File:
         self.save()
 
     def save(self) -> None:
-        write_atomically(self.path, (json.dumps(self.content, indent=1, ensure_ascii=False) + "\n").encode())
+        write_bytes(self.path, (json.dumps(self.content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def comparisons(content: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -65,7 +65,11 @@ def shapes() -> dict[str, tuple[int, ...]]:
     for layer in range(2):
         at = f"layers.{layer}"
         found |= {f"{at}.self_attn.{part}_proj.weight": (64, 64) for part in "qkvo"}
-        found |= {f"{at}.mlp.up_proj.weight": (256, 64), f"{at}.mlp.down_proj.weight": (64, 256), f"{at}.attn.in_proj_weight": (192, 64)}
+        found |= {
+            f"{at}.mlp.up_proj.weight": (256, 64),
+            f"{at}.mlp.down_proj.weight": (64, 256),
+            f"{at}.attn.in_proj_weight": (192, 64),
+        }
         found |= {f"{at}.mlp.up_proj.bias": (256,), f"{at}.norm.weight": (64,)}
     return found
 
@@ -131,12 +135,21 @@ def main() -> None:
             make(place / "models")
             for label, fields in (ELEMENTWISE | MATRIX).items():
                 outs = [place / f"{side}-{label.replace(' ', '_')}" for side in ("before", "after")]
-                sums = [merge(source, place / "models", out, label, fields, env) for source, out in zip((before, ROOT), outs, strict=True)]
-                same = all(sums[0][name]["crc32"] == sums[1].get(name, {}).get("crc32") for name in sums[0]) and sums[0].keys() == sums[1].keys()
+                sums = [
+                    merge(source, place / "models", out, label, fields, env)
+                    for source, out in zip((before, ROOT), outs, strict=True)
+                ]
+                same = (
+                    all(sums[0][name]["crc32"] == sums[1].get(name, {}).get("crc32") for name in sums[0])
+                    and sums[0].keys() == sums[1].keys()
+                )
                 away = 0.0 if same else distance(*outs, place / "models" / "base")
                 good = same if label in ELEMENTWISE else away <= LIMIT
                 rows[label] = {"same_bits": same, "distance": away, "good": good}
-                print(f"{label:24} {'the same bits' if same else f'{away:.2e} away'}{'' if good else '   <-- not as it should be'}", flush=True)
+                print(
+                    f"{label:24} {'the same bits' if same else f'{away:.2e} away'}{'' if good else '   <-- not as it should be'}",
+                    flush=True,
+                )
         finally:
             subprocess.run(["git", "-C", str(ROOT), "worktree", "remove", "--force", str(before)], check=False)
     content = {"old": old_name, "torch": torch.__version__, "methods": rows}

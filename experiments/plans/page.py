@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import thetau
-from thetau.engine.planning import plan
-from thetau.engine.work import gigabytes
-from thetau.plan import Plan
 from experiments.common import DOCS, EXPERIMENTS, ROOT
 from experiments.engine.run import METHODS as MEASURED
 from experiments.engine.run import SHAPES, build, places
+from thetau.engine.planning import plan
+from thetau.engine.work import gigabytes
+from thetau.plan import Plan
 
 # hidden, intermediate, layers, vocabulary, width of keys and values
 MODELS = {

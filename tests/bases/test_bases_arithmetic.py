@@ -673,12 +673,13 @@ def test_words_that_are_refused(world: World, words: str, kind: type[ThetauError
 
 def test_scales_and_outputs_that_are_refused(world: World, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
+    (tmp_path / "file").touch()
     for words, kind, message in (
         (("--scale", "1"), RecipeError, "say where, with --out"),
         (("--scale", "nan", "-o", tmp_path / "x"), RecipeError, "must be a finite number"),
         (("--scale", "1", "-o", tmp_path / "x", "--task", "pets"), RecipeError, "leave --task"),
         (("-o", tmp_path / "there"), OutputError, "exists"),
-        (("--json", tmp_path / "no" / "x.json"), OutputError, "does not exist"),
+        (("--json", tmp_path / "file" / "x.json"), OutputError, "is a file"),
     ):
         with pytest.raises(kind, match=message):
             invoke("add", world.bank.path, *words, "-q")

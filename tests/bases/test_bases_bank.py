@@ -526,7 +526,7 @@ def test_vectors_that_do_not_belong(folder: Path, tmp_path: Path) -> None:
         build(tmp_path / "bank", [base, listed[0]], base, engine=ONE)
     assert not list(tmp_path.glob("*bank*")), "nothing is left behind"
     bank = build(tmp_path / "bank", listed, base, names=["a1", "b1"], k=2, engine=ONE)
-    with pytest.raises(OutputError, match=r"exists\. A bank is never mixed"):
+    with pytest.raises(OutputError, match=r"exists\. An output is never mixed"):
         build(tmp_path / "bank", listed, base, engine=ONE)
     for vector, message in (
         (foreign, "taken from another base"),

@@ -233,9 +233,19 @@ def test_an_existing_target_is_refused(tmp_path: Path, base: Path, kind: str, na
     assert leftovers(tmp_path) == ["base", name]
 
 
-def test_a_target_without_its_folder(tmp_path: Path, base: Path) -> None:
-    with pytest.raises(OutputError, match=r"deep/out: the folder .*deep does not exist\. Make it, then run again\."):
-        thetau.open(base).save(tmp_path / "deep" / "out")
+@pytest.mark.parametrize("name", ["out", "out.safetensors"])
+def test_folders_above_a_target_are_made(tmp_path: Path, base: Path, name: str) -> None:
+    thetau.open(base).save(tmp_path / "deep" / "er" / name)
+    assert leftovers(tmp_path / "deep" / "er") == [name]
+
+
+@pytest.mark.parametrize("name", ["out", "out.safetensors"])
+def test_folders_that_were_made_for_nothing_are_removed(tmp_path: Path, name: str) -> None:
+    (tmp_path / "there").mkdir()
+    with Writer(tmp_path / "there" / "deep" / "er" / name, open_source({"w": torch.ones(4)}).specs, {}):
+        assert (tmp_path / "there" / "deep" / "er").is_dir()
+    assert leftovers(tmp_path) == ["there"]
+    assert leftovers(tmp_path / "there") == []
 
 
 def test_a_name_that_no_file_can_have(tmp_path: Path, base: Path) -> None:

@@ -174,9 +174,13 @@ def test_a_damaged_model_does_not_hide_the_others(folder: Path, capsys: pytest.C
     assert code == 0, text
     assert "'logit_scale' holds 1 NaN" in text
     assert "encoder.layer.1.output.dense.weight" in text
-    code, text = run(capsys, "inspect", "base", "a", "--json", "nowhere/x.json")
-    assert code == 1
-    assert "the folder nowhere does not exist" in text
+    code, text = run(capsys, "inspect", "base", "a", "-q", "--json", "new/deep/x.json")
+    assert code == 0, text
+    assert json.loads(Path("new/deep/x.json").read_text())["base"]
+    for place, said in (("base/config.json/x.json", "config.json is a file"), ("new", "new: is a folder")):
+        code, text = run(capsys, "inspect", "base", "a", "--json", place)
+        assert code == 1
+        assert said in text
 
 
 def test_inspect_tells_what_fits(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,7 @@ from thetau.statistics.gram import cosines
 FORMAT = 1
 MANIFEST = "bank.json"
 LOCK = ".lock"
-OURS = re.compile(r"\.?b\d+-\d{6}\.safetensors(\.\w+)?|\.bank\.json\.new")
+OURS = re.compile(r"\.?b\d+-\d{6}\.safetensors(\.\w+)?|\.bank\.json\.(part|new)")
 Rows = tuple[tuple[float | None, ...], ...]
 
 

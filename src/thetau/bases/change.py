@@ -6,9 +6,6 @@ Files come first, then the manifest, then the rubbish goes: a process that dies 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -19,7 +16,8 @@ from pydantic import TypeAdapter
 
 from thetau._version import __version__
 from thetau.bases.bank import LOCK, MANIFEST, Bank, Operation, State, left_over, read_state
-from thetau.errors import BankError
+from thetau.checkpoint.disk import Held, Lock, NotConfirmed, remove, write_bytes
+from thetau.errors import BankError, OutputError
 
 
 class Change:
@@ -64,11 +62,12 @@ def changing(path: Path, *, wait: float = 600.0) -> Iterator[Change]:
     """
     read_state(path)  # a folder that is no bank gets no lock file
     try:
-        lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        lock = Lock(path / LOCK, wait=wait, keep=True)
+    except Held as error:
+        raise BankError(f"{path}: another process is changing this bank. Wait for it, then try again.{error.holder}") from error
     except OSError as error:
         raise BankError(f"{path}: cannot be changed: {error.strerror}.") from error
-    try:
-        _acquire(lock, path, wait)
+    with lock:
         state = read_state(path)
         clear(path, state)
         try:
@@ -77,27 +76,13 @@ def changing(path: Path, *, wait: float = 600.0) -> Iterator[Change]:
             with contextlib.suppress(BankError):
                 clear(path, read_state(path))  # whatever was written for a change that failed
             raise
-    finally:
-        os.close(lock)
-
-
-def _acquire(lock: int, path: Path, wait: float) -> None:
-    deadline = time.monotonic() + wait
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError as error:
-            if time.monotonic() >= deadline:
-                raise BankError(f"{path}: another process is changing this bank. Wait for it, then try again.") from error
-            time.sleep(0.05)
 
 
 def clear(path: Path, state: State) -> None:
-    """Remove them."""
+    """Remove the files that the bank does not name any more."""
     for entry in left_over(path, state):
         with contextlib.suppress(OSError):
-            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+            remove(entry)
 
 
 def write_manifest(path: Path, state: State) -> None:
@@ -106,21 +91,9 @@ def write_manifest(path: Path, state: State) -> None:
     Raises:
         BankError: it cannot be written; the old one still holds.
     """
-    content = TypeAdapter(State).dump_json(state, indent=1) + b"\n"
-    temporary = path / f".{MANIFEST}.new"
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path / MANIFEST)
-    except OSError as error:
-        raise BankError(f"{path / MANIFEST}: cannot be written: {error.strerror}. The bank is as it was.") from error
-    try:
-        folder = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise BankError(f"{path}: was changed, but the disk does not confirm it: {error.strerror}. Check the disk.") from error
+        write_bytes(path / MANIFEST, TypeAdapter(State).dump_json(state, indent=1) + b"\n")
+    except NotConfirmed as error:
+        raise BankError(str(error)) from error
+    except OutputError as error:
+        raise BankError(f"{error} The bank is as it was.") from error

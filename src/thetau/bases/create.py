@@ -5,12 +5,9 @@ Zeng et al. 2025, <https://arxiv.org/abs/2502.01015>, Algorithm 1. The folder ap
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
-import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,10 +22,11 @@ from thetau.bases.change import write_manifest
 from thetau.bases.cluster import OPPOSED, Clustering, Groups, Similarity, cluster, named_groups, refuse_zero
 from thetau.bases.members import at_home, describe
 from thetau.bases.store import DENSE, bytes_of, check_store, coefficient, dense_bytes, lossless, slack_of, write_basis
+from thetau.checkpoint.disk import new_folder
 from thetau.engine.executor import Engine
 from thetau.engine.guard import FAR
 from thetau.engine.work import gigabytes
-from thetau.errors import AlignmentError, OutputError, RecipeError
+from thetau.errors import AlignmentError, RecipeError
 from thetau.facade import Expression, gram
 from thetau.facade import open as open_weights
 from thetau.methods import Average, plain
@@ -85,7 +83,7 @@ def build(
     every = {**listed, **{"+".join(sorted(members)): vector for members, vector in (given or {}).items()}}
     refuse_other_base(every, source)
     space = space_of(every, source)
-    with _new_folder(target) as folder:
+    with new_folder(target) as folder:
         similarity = similarities(listed, base, exclude=exclude, engine=engine)
         read = bytes_of([base, *listed.values()])
         refuse_zero(similarity)
@@ -277,52 +275,3 @@ def _products(
         return weights @ similarity.gram @ weights.T, 0
     stored = [open_weights(folder / basis.file, name=name) for name, basis in bases.items()]
     return gram(stored, exclude=exclude, engine=engine), bytes_of(stored)
-
-
-@contextlib.contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """A sibling folder that becomes `target` at the end, or is removed."""
-    if target.exists() or target.is_symlink():
-        raise OutputError(f"{target}: exists. A bank is never mixed with older files: give a new name, or remove it first.")
-    if not target.parent.is_dir():
-        raise OutputError(f"{target}: the folder {target.parent} does not exist. Make it, then run again.")
-    partial = target.with_name(f".{target.name}.partial")
-    lock_path = target.with_name(f".{target.name}.lock")
-    try:
-        lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise OutputError(f"{target}: cannot be written: {error.strerror}.") from error
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputError(f"{target}: another run is making it. Wait for that run, or give another name.") from error
-        if (
-            not lock_path.exists() or os.fstat(lock).st_ino != lock_path.stat().st_ino
-        ):  # its owner ended between our open and our lock
-            raise OutputError(f"{target}: another run was making it until now. Try again.")
-        try:
-            shutil.rmtree(partial, ignore_errors=True)  # left by a run that died
-            partial.mkdir()
-            yield partial
-            handle = os.open(partial, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-            if target.exists():
-                raise OutputError(f"{target}: appeared while it was being made. Give a new name, or remove it first.")
-            partial.rename(target)
-            handle = os.open(target.parent, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-        except OSError as error:
-            raise OutputError(f"{target}: cannot be written: {error.strerror}.") from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                lock_path.unlink()
-    finally:
-        os.close(lock)

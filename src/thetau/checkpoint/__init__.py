@@ -14,7 +14,7 @@ from thetau.checkpoint.naming import layer_of as layer_of
 from thetau.checkpoint.naming import view_of as view_of
 from thetau.checkpoint.naming import weighed_left as weighed_left
 from thetau.checkpoint.opening import open_source as open_source
+from thetau.checkpoint.slots import Slots as Slots
 from thetau.checkpoint.source import Source as Source
 from thetau.checkpoint.source import Spec as Spec
-from thetau.checkpoint.writer import Slots as Slots
 from thetau.checkpoint.writer import Writer as Writer

@@ -9,11 +9,11 @@ from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 
+from thetau.checkpoint.disk import SIDE_FILES
 from thetau.errors import CheckpointError, nearest
 
 OPEN_CLIP = "open_clip_config.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_SIDE_FILES = ["*.json", "*.txt", "*.model"]
 _OTHER_RUNTIMES = ["onnx/*", "openvino/*", "*.onnx", "*.h5", "*.msgpack", "*.ot"]
 
 
@@ -83,10 +83,10 @@ def _download(repository: str, remedy: str) -> Path:
 
     try:
         folder = Path(
-            snapshot_download(repository, allow_patterns=[*_SIDE_FILES, "*.safetensors"], ignore_patterns=_OTHER_RUNTIMES)
+            snapshot_download(repository, allow_patterns=[*SIDE_FILES, "*.safetensors"], ignore_patterns=_OTHER_RUNTIMES)
         )
         if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(repository, allow_patterns=[*_SIDE_FILES, "*.bin"], ignore_patterns=_OTHER_RUNTIMES))
+            folder = Path(snapshot_download(repository, allow_patterns=[*SIDE_FILES, "*.bin"], ignore_patterns=_OTHER_RUNTIMES))
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(

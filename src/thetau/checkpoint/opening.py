@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from thetau.checkpoint.compressed import expanded
+from thetau.checkpoint.disk import SIDE_FILES
 from thetau.checkpoint.lora import LoraSource, is_adapter
 from thetau.checkpoint.memory import from_mapping, from_module, open_torch, open_torch_index
 from thetau.checkpoint.remote import is_url, open_url
@@ -20,7 +21,6 @@ from thetau.errors import CheckpointError
 
 HUB_PREFIX = "hub:"
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(@[\w./-]+)?")
-SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*/config.json", "LICENSE*")
 
 
 def open_source(what: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | Source, *, base: Source | None = None) -> Source:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from thetau.checkpoint.disk import is_side_file
 from thetau.checkpoint.safetensors import HEADER_LIMIT, SafetensorsFile, SafetensorsSource, parse_weight_map
 from thetau.errors import CheckpointError, OutputError
 
@@ -170,7 +171,7 @@ def _file_system(url: str, kind: type[CheckpointError] | type[OutputError] = Che
 
 def _side_files(fs: Any, at: str, names: dict[str, int]) -> Path | None:
     """Config and tokenizer files, copied to a folder that lives as long as this process."""
-    wanted = [name for name, size in names.items() if name.endswith((".json", ".txt", ".model", ".jinja")) and size < SIDE_BYTES]
+    wanted = [name for name, size in names.items() if is_side_file(name) and size < SIDE_BYTES]
     if "config.json" not in wanted:
         return None
     folder = Path(tempfile.mkdtemp(prefix="thetau-"))

@@ -17,7 +17,7 @@ from thetau.checkpoint.window import Window
 from thetau.plan import Pass
 
 if TYPE_CHECKING:
-    from thetau.checkpoint.writer import Slots
+    from thetau.checkpoint.slots import Slots
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -280,10 +280,10 @@ def write_json(path: Path | None, content: Mapping[str, Any]) -> None:
     """The result as JSON, where that was asked."""
     from pydantic import TypeAdapter
 
-    from thetau.evaluate.cache import write_atomically
+    from thetau.checkpoint.disk import write_bytes
 
     if path is not None:
-        write_atomically(path, TypeAdapter(Any).dump_json(dict(content), indent=1) + b"\n")
+        write_bytes(path, TypeAdapter(Any).dump_json(dict(content), indent=1) + b"\n")
 
 
 def write_model(

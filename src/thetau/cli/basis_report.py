@@ -108,7 +108,8 @@ def write_state(bank: Bank, path: Path) -> None:
     from pydantic import TypeAdapter
 
     from thetau.bases.bank import State
+    from thetau.checkpoint.disk import write_bytes
     from thetau.cli.common import check_folder
 
     check_folder(path)
-    path.write_bytes(TypeAdapter(State).dump_json(bank.state, indent=1) + b"\n")
+    write_bytes(path, TypeAdapter(State).dump_json(bank.state, indent=1) + b"\n")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from thetau.errors import OutputError, RecipeError
+from thetau.errors import RecipeError
 
 if TYPE_CHECKING:
     from thetau.engine.executor import Engine
@@ -115,13 +115,33 @@ def summary(report: Report, *, quiet: bool) -> None:
 
 
 def check_folder(path: Path | None) -> None:
-    """Refuse a file whose folder does not exist, before the work and not after it.
+    """Refuse an output that could not be written, before the work and not after it; folders that are missing above it are no fault.
 
     Raises:
-        OutputError: it does not.
+        OutputError: a folder above it is a file, or may not be written to.
     """
-    if path is not None and not path.parent.is_dir():
-        raise OutputError(f"{path}: the folder {path.parent} does not exist. Make it, then run again.")
+    if path is not None:
+        from thetau.checkpoint.disk import check_place
+
+        check_place(path)
+
+
+def check_file(path: Path | None) -> None:
+    """The same for a single file, which may be none. Raises `OutputError`: it is a folder, too."""
+    if path is not None:
+        from thetau.checkpoint.disk import check_file as check
+
+        check(path)
+
+
+def write_json(path: Path | None, content: Any) -> None:
+    """Write a result as JSON, whole or not at all, where that was asked. Raises `OutputError`."""
+    if path is not None:
+        from pydantic import TypeAdapter
+
+        from thetau.checkpoint.disk import write_bytes
+
+        write_bytes(path, TypeAdapter(Any).dump_json(content, indent=1) + b"\n")
 
 
 def parse_fields(given: Sequence[str]) -> dict[str, Any]:

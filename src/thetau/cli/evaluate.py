@@ -45,11 +45,9 @@ def evaluate(
 
     thetau evaluate --model merged --task sms_spam --task qnli
     """
-    import json as serialiser
+    from thetau.cli.common import check_file, write_json
 
-    from thetau.cli.common import check_folder
-
-    check_folder(json)
+    check_file(json)
     from dataclasses import asdict
 
     from thetau.checkpoint.locate import packaged_models
@@ -86,7 +84,7 @@ def evaluate(
         facts = {"model": model, "base": base, "split": split, "max_length": max_length, "average": average(found)}
         facts |= {"space": "tangent" if tangent else "weights"}
         each = {name: {"metric": kinds[name], **asdict(one)} for name, one in found.items()}
-        json.write_text(serialiser.dumps(facts | {"tasks": each}, indent=2) + "\n")
+        write_json(json, facts | {"tasks": each})
     from rich.console import Console
     from rich.table import Table
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from thetau.cli.common import Exclude, Quiet, Workers, check_folder, engine
+from thetau.cli.common import Exclude, Quiet, Workers, check_file, engine, write_json
 
 if TYPE_CHECKING:
     from thetau.diagnostics import Inspection
@@ -34,13 +34,11 @@ def inspect(
 
     thetau inspect base sst2 mnli --candidate other-base
     """
-    import json as serialiser
-
     from thetau.diagnostics import inspect as look
     from thetau.facade import open as open_weights
     from thetau.facade import open_base
 
-    check_folder(json)
+    check_file(json)
     opened = open_base(base)
     result = look(
         opened,
@@ -49,8 +47,7 @@ def inspect(
         exclude=exclude or [],
         engine=engine(workers, None, quiet),
     )
-    if json is not None:
-        json.write_text(serialiser.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
+    write_json(json, result.to_json())
     show(result, tensors=tensors)
 
 

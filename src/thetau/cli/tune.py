@@ -54,18 +54,17 @@ def tune(
 
     thetau tune runs/demo/finetuned/sms_spam/* runs/demo/finetuned/qnli/* --method ties
     """
-    from thetau.cli.common import check_folder, parse_fields
+    from thetau.cli.common import check_file, parse_fields, write_json
     from thetau.errors import DataError, RecipeError
     from thetau.evaluate import Evaluator
     from thetau.evaluate.arithmetic import ADDITION, NEGATION, negation, out_of_distribution
     from thetau.evaluate.arithmetic import analogy as find_analogy
-    from thetau.evaluate.cache import write_atomically
     from thetau.evaluate.tuned import make_space, one_space, open_tuned, read_vectors
     from thetau.models import load_encoder
     from thetau.models.loading import kind_named
     from thetau.tasks import load_task
 
-    check_folder(json)
+    check_file(json)
     if sum((negate, analogy is not None, left_out)) > 1:
         raise RecipeError(["--negate, --analogy and --left-out are different questions: ask one."], "options")
     if negate != (control is not None):
@@ -108,12 +107,8 @@ def tune(
             raise DataError("--set gives fields of a --method; a sum has none.")
         result = _added(space, evaluator, tuned, method, parse_fields(set_ or []), grid or ADDITION, tangent=tangent, cache=cache)
         shown = _addition(result, method)
-    if json is not None:
-        from pydantic import TypeAdapter
-
-        facts = {"models": models, "base": base, "method": method, "space": "tangent" if tangent else "weights"}
-        content = {**facts, "limits": limits, "result": TypeAdapter(Any).dump_python(result, mode="json")}
-        write_atomically(json, TypeAdapter(Any).dump_json(content, indent=1) + b"\n")
+    facts = {"models": models, "base": base, "method": method, "space": "tangent" if tangent else "weights"}
+    write_json(json, {**facts, "limits": limits, "result": result})
     from rich.console import Console
 
     Console().print(shown)

@@ -7,7 +7,21 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from thetau.cli.common import BaseOption, Dtype, Exclude, MaxMemory, Out, Quiet, Workers, check_folder, engine, save, summary
+from thetau.cli.common import (
+    BaseOption,
+    Dtype,
+    Exclude,
+    MaxMemory,
+    Out,
+    Quiet,
+    Workers,
+    check_file,
+    check_folder,
+    engine,
+    save,
+    summary,
+    write_json,
+)
 from thetau.cli.vector import AsVector, Scale, operands
 from thetau.cli.vector import vector_app as vector_app
 from thetau.errors import RecipeError
@@ -50,12 +64,10 @@ def compress(
 
     thetau vector compress --base base --model sst2 --density 0.05 -o sst2-sparse.safetensors
     """
-    import json as serialiser
-
     from thetau.compression import compress as write
     from thetau.facade import open as open_weights
 
-    check_folder(json)
+    check_file(json)
     if (model is None) == (vector is None):
         raise RecipeError(["give either `--model` (with `--base`) or `--vector`."], "options")
     if model is not None and base is None:
@@ -64,8 +76,7 @@ def compress(
     opened = open_weights(str(vector)) if base is None else operands(base, [str(model or vector)])[1][0]
     result = write(opened, out, form, engine=engine(workers, max_memory, quiet), exclude=exclude or [])
     _show(result, quiet=quiet)
-    if json is not None:
-        json.write_text(serialiser.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
+    write_json(json, result.to_json())
 
 
 @vector_app.command()
@@ -99,8 +110,6 @@ def localize(
 
     thetau vector localize models/sst2 --base all-MiniLM-L6-v2 -o sst2-mask.safetensors
     """
-    import json as serialiser
-
     from thetau.cli.common import parse_fields
     from thetau.compression.forms import DTYPES
     from thetau.errors import DataError
@@ -112,7 +121,7 @@ def localize(
     from thetau.models.loading import kind_named
     from thetau.tasks import load_task
 
-    check_folder(json)
+    check_file(json)
     check_folder(out)
     given = {
         "density": density,
@@ -148,8 +157,7 @@ def localize(
             engine=engine(workers, max_memory, quiet=True),
             tick=lambda step, loss: progress.advance(1, f"localise {name}, loss {loss:.3f}"),
         )
-    if json is not None:
-        json.write_text(serialiser.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
+    write_json(json, result.to_json())
     if quiet:
         return
     for note in result.notes:
@@ -227,19 +235,17 @@ def storage(
 
     thetau vector storage sst2 cr qnli --base base --cluster 0 --cluster 0 --cluster 1
     """
-    import json as serialiser
-
     from rich.console import Console
     from rich.table import Table
 
     from thetau.compression import storage as count
 
-    check_folder(json)
+    check_file(json)
     _choices("none", rounding, dtype)
     _, vectors = operands(base, models)
     if folder is not None:
         check_folder(folder)
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     result = count(
         vectors,
         density=density,
@@ -250,8 +256,7 @@ def storage(
         engine=engine(workers, None, quiet),
         folder=folder,
     )
-    if json is not None:
-        json.write_text(serialiser.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
+    write_json(json, result.to_json())
     table = Table("", "models", "density", "models × density × size", "with masks", "files", box=None, pad_edge=False)
     for row in result.rows:
         files = _size(row.on_disk) if row.on_disk is not None else "–"

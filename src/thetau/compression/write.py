@@ -14,6 +14,7 @@ from torch import Tensor
 
 from thetau.checkpoint import Spec, Writer
 from thetau.checkpoint.compressed import FORMAT, part
+from thetau.checkpoint.disk import check_json
 from thetau.compression.encode import Encoder, LowRankEncoder, PrecisionEncoder, Room, SparseEncoder, Windows
 from thetau.compression.forms import Form, LowRank, Precision, Sparse
 from thetau.engine.executor import Engine
@@ -95,6 +96,7 @@ def compress(
     """
     target = Path(path)
     require_vector(vector, "Compressing")
+    check_json(dict(provenance or {}), target, "provenance")
     if target.suffix != ".safetensors":
         raise OutputError(f"{target}: a compressed task vector is one file, whose name ends in .safetensors. Give such a name.")
     engine = replace(engine or Engine(), executor="local")

@@ -9,8 +9,8 @@ from typing import Any, TypeVar, final
 
 from pydantic import TypeAdapter, ValidationError
 
+from thetau.checkpoint.disk import write_bytes
 from thetau.errors import DataError
-from thetau.evaluate.cache import write_atomically
 
 T = TypeVar("T")
 Matrix = tuple[tuple[float, ...], ...]
@@ -22,7 +22,7 @@ class Result:
     def save(self, path: Path) -> None:
         """Write as JSON, whole or not at all. Raises `OutputError`."""
         adapter: TypeAdapter[Any] = TypeAdapter(type(self))
-        write_atomically(path, adapter.dump_json(self, indent=1) + b"\n")
+        write_bytes(path, adapter.dump_json(self, indent=1) + b"\n")
 
 
 def load_result(kind: type[T], path: Path) -> T:

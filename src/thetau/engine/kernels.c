@@ -145,7 +145,7 @@ static inline uint32_t mix(uint32_t x) {
     return x;
 }
 
-/* engine/random.py, element by element; the upper half of the index is in the keys. */
+/* random.py, element by element; the upper half of the index is in the keys. */
 CLONES static void drop(float *restrict tau, uint32_t index, uint32_t k0, uint32_t k1, uint32_t threshold, float factor, int n) {
     for (int i = 0; i < n; i++) {
         uint32_t bits = mix(mix((index + (uint32_t)i) ^ k0) ^ k1) & 0x7fffffffu;

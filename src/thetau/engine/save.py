@@ -15,6 +15,7 @@ from torch import Tensor
 
 from thetau._version import __version__
 from thetau.checkpoint import Alignment, Slots, Source, Spec, Writer, align, dtype_name
+from thetau.checkpoint.disk import check_json
 from thetau.checkpoint.safetensors import SafetensorsFile, read_text
 from thetau.checkpoint.source import computed, leaves
 from thetau.checkpoint.window import Window
@@ -233,6 +234,7 @@ def save(
     vector = combination.is_vector
     reference = combination.reference or next((s for s in combination.sources() if s.degree == 1), None)
     record = _record(output, reference, provenance or {})
+    check_json(record, target, "provenance")
     metadata = metadata_of(combination, record["recipe"])
     metadata["thetau.run"] = hashlib.sha256(_compact([record, metadata, output.specs, shard_bytes]).encode()).hexdigest()
     folder = reference.folder if reference is not None and not vector else None

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, final
 
 from pydantic import TypeAdapter, ValidationError
 
-from thetau.errors import OutputError
+from thetau.checkpoint.disk import write_bytes
 
 T = TypeVar("T")
 
@@ -40,20 +39,8 @@ class Cache:
     def put(self, value: Any, parts: Any) -> None:
         """Keep a result for `parts`. Raises `OutputError`."""
         if self.folder is not None:
-            write_atomically(_file(self.folder, type(value), parts), TypeAdapter(type(value)).dump_json(value))
+            write_bytes(_file(self.folder, type(value), parts), TypeAdapter(type(value)).dump_json(value))
 
 
 def _file(folder: Path, kind: type[Any], parts: Any) -> Path:
     return folder / f"{kind.__name__.lower()}-{Cache.key(parts)}.json"
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all. Raises `OutputError`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputError(f"{path}: cannot be written ({error}).") from error

@@ -17,6 +17,7 @@ from typing import Any, final
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from thetau.checkpoint.disk import write_bytes
 from thetau.errors import DataError, RecipeError
 from thetau.evaluate.arithmetic import (
     ADDITION,
@@ -28,7 +29,7 @@ from thetau.evaluate.arithmetic import (
     negation,
     out_of_distribution,
 )
-from thetau.evaluate.cache import Cache, write_atomically
+from thetau.evaluate.cache import Cache
 from thetau.evaluate.evaluator import Evaluator
 from thetau.evaluate.measures import Measure
 from thetau.evaluate.merging import build_method, merged_vector
@@ -123,7 +124,7 @@ class ParadigmResults:
 
     def save(self, path: Path) -> None:
         """Write as JSON, whole or not at all."""
-        write_atomically(path, TypeAdapter(ParadigmResults).dump_json(self, indent=1) + b"\n")
+        write_bytes(path, TypeAdapter(ParadigmResults).dump_json(self, indent=1) + b"\n")
 
     def of(self, name: str) -> list[ParadigmRow]:
         """A row of every seed."""

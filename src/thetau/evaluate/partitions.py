@@ -190,10 +190,7 @@ class Bench:
         path = self.run / "merges" / f"{key}.safetensors"
         if not path.is_file():
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
                 merged.save(path, engine=self.engine)
-            except OSError as error:
-                raise OutputError(f"{path.parent}: cannot be written ({error}). Give another folder for the run.") from error
             except OutputError:
                 if not path.is_file():  # else another process was faster, and it is the same
                     raise

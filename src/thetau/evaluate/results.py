@@ -8,8 +8,8 @@ from typing import Any, Literal, final
 
 from pydantic import TypeAdapter, ValidationError
 
+from thetau.checkpoint.disk import write_bytes
 from thetau.errors import DataError
-from thetau.evaluate.cache import write_atomically
 from thetau.evaluate.measures import Measure
 from thetau.evaluate.search import ScaleTrial
 
@@ -77,7 +77,7 @@ class SuiteResults:
 
     def save(self, path: Path) -> None:
         """Write as JSON, whole or not at all."""
-        write_atomically(path, TypeAdapter(SuiteResults).dump_json(self, indent=1) + b"\n")
+        write_bytes(path, TypeAdapter(SuiteResults).dump_json(self, indent=1) + b"\n")
 
 
 def load_results(path: Path) -> SuiteResults:

@@ -6,17 +6,17 @@ $f_0(x) + \sum_t \alpha_t\, J(x)\tau_t$: each term is computed once for an examp
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol, final, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from thetau.errors import DataError, OutputError
+from thetau.checkpoint.disk import write_tensors
+from thetau.errors import DataError
 from thetau.evaluate.evaluator import Evaluator
 from thetau.evaluate.measures import Loss, Measure, measure
 from thetau.models import weights_hash
@@ -139,24 +139,12 @@ class TangentSpace:
         if not all(bool(torch.isfinite(term).all()) for term in terms):
             raise DataError(f"vector {vector!r} on task {task!r}: the linear model gives NaN or Inf.")
         if path is not None:
-            _write(path, terms)
+            write_tensors(path, {"base": terms[0], "change": terms[1]})
         return terms
 
 
 def _origin(coefficients: Mapping[str, float]) -> str:
     return " + ".join(f"{value:g}·{name}" for name, value in coefficients.items() if value) or "the base"
-
-
-def _write(path: Path, terms: tuple[Tensor, Tensor]) -> None:
-    """Whole or not at all, also beside another process that writes the same."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"base": terms[0], "change": terms[1]}, temporary)
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputError(f"{path}: cannot be written ({error}).") from error
 
 
 def _read(path: Path) -> tuple[Tensor, Tensor] | None:

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from thetau._version import __version__
+from thetau.checkpoint.disk import write_text
 from thetau.errors import OutputError
-from thetau.evaluate.cache import Cache, write_atomically
+from thetau.evaluate.cache import Cache
 from thetau.evaluate.evaluator import Evaluator
 from thetau.evaluate.measures import Measure
 from thetau.evaluate.merging import at_scale, build_method, merged_vector
@@ -99,7 +100,7 @@ def run_suite(
         seconds=round(time.perf_counter() - start, 1),
     )
     results.save(out / "results.json")
-    write_atomically(out / "results.md", markdown_table(results).encode())
+    write_text(out / "results.md", markdown_table(results))
     return results
 
 

@@ -17,10 +17,11 @@ from typing import Literal, final
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from thetau.errors import CheckpointError, DataError, OutputError
+from thetau.checkpoint.disk import write_tensors
+from thetau.errors import CheckpointError, DataError
 from thetau.models import Encoder
 from thetau.tasks.encoding import ordered_batches
 from thetau.tasks.head import AnyHead
@@ -84,18 +85,9 @@ def collect_moments(
 
 def save_moments(moments: Mapping[str, Moments], path: Path) -> None:
     """Write as safetensors, whole or not at all. Raises `OutputError`."""
-    content = {
-        f"{side}/{name}": getattr(one, side).contiguous() for name, one in moments.items() for side in ("inputs", "gradients")
-    }
+    content = {f"{side}/{name}": getattr(one, side) for name, one in moments.items() for side in ("inputs", "gradients")}
     examples = str(next((one.examples for one in moments.values()), 0))
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(content, temporary, metadata={"thetau.evidence": "kronecker", "examples": examples})
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputError(f"{path}: cannot be written ({error}).") from error
+    write_tensors(path, content, {"thetau.evidence": "kronecker", "examples": examples})
 
 
 def load_moments(path: Path) -> dict[str, Moments]:

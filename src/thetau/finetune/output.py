@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
-from thetau.errors import OutputError
+from thetau.checkpoint.disk import copy_side_files, new_folder, write_json, write_tensors
 from thetau.tasks.head import AnyHead
 from thetau.tasks.heads import read_head, write_head
 
@@ -21,9 +18,6 @@ RECORD = "thetau_finetune.json"
 _WEIGHTS = "model.safetensors"
 _HEADS = "heads"
 _ADAPTER = "adapter_model.safetensors"
-# What is not copied from the base: weights in any form, pages about it, records of how it was made.
-_LEFT = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".ot", ".index.json", ".md", ".gitattributes")
-_RECORDS = (RECORD, "thetau.json", "data_config.json", "training_args.bin")
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
@@ -52,9 +46,8 @@ def write_checkpoint(
     """
 
     def fill(folder: Path) -> None:
-        _copy_side_files(base, folder)
-        note = {"format": "pt"} | ({"thetau.space": "tangent"} if record.get("space") == "tangent" else {})
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / _WEIGHTS, metadata=note)
+        copy_side_files(base, folder)
+        write_tensors(folder / _WEIGHTS, weights, {"thetau.space": "tangent"} if record.get("space") == "tangent" else None)
         if snapshots is not None and snapshots.is_dir():
             shutil.copytree(snapshots, folder / "snapshots")
 
@@ -70,43 +63,8 @@ def write_folder(
     out: Path, fill: Callable[[Path], None], record: Mapping[str, Any], heads: Mapping[str, AnyHead] | None = None
 ) -> None:
     """Have `fill` write into a sibling folder, add the record, and rename it to `out`, which must not exist. Raises `OutputError`."""
-    if out.exists():
-        raise OutputError(f"{out}: the output folder must not exist; it does. Choose another one or remove it.")
-    temporary: Path | None = None
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-        fill(temporary)
+    with new_folder(out) as folder:
+        fill(folder)
         for task, head in (heads or {}).items():
-            write_head(temporary / _HEADS / f"{task}.safetensors", head)
-        (temporary / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        for path in temporary.rglob("*"):
-            _fsync(path)
-        temporary.chmod(0o755)
-        temporary.rename(out)
-        _fsync(out.parent)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written ({error}); nothing was left there.") from error
-    finally:
-        if temporary is not None and temporary.exists():
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _copy_side_files(base: Path, target: Path) -> None:
-    for path in sorted(base.iterdir()):
-        if path.is_dir():
-            if (path / "config.json").is_file() and not any(
-                path.glob("*.safetensors")
-            ):  # a sentence-transformers module, as 1_Pooling
-                (target / path.name).mkdir()
-                shutil.copyfile(path / "config.json", target / path.name / "config.json")
-        elif not path.name.startswith(".") and not path.name.endswith(_LEFT) and path.name not in _RECORDS:
-            shutil.copyfile(path, target / path.name)
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+            write_head(folder / _HEADS / f"{task}.safetensors", head)
+        write_json(folder / RECORD, record, indent=1)

@@ -13,6 +13,7 @@ from typing import Any, final
 from torch import Tensor
 
 from thetau._version import __version__
+from thetau.checkpoint.disk import write_tensors
 from thetau.errors import DataError, OutputError
 from thetau.finetune.config import FinetuneConfig
 from thetau.finetune.lesson import Lesson
@@ -232,9 +233,6 @@ class _Snapshots:
     def __call__(self, step: int, trained: Mapping[str, Tensor]) -> None:
         if step not in self._steps or self.folder is None:
             return
-        from safetensors.torch import save_file
-
-        self.folder.mkdir(parents=True, exist_ok=True)
         own = dict(self._encoder.module.named_parameters())
         stored = {f"backbone.{name}": known for name, known in self._encoder.names.items()}
         content = {
@@ -242,7 +240,7 @@ class _Snapshots:
             for name, tensor in trained.items()
             if name in stored
         }
-        save_file(content, self.folder / f"{step:06d}.safetensors")
+        write_tensors(self.folder / f"{step:06d}.safetensors", content)
 
 
 def _existing(out: Path, key: str, task: str) -> FinetuneResult:

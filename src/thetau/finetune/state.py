@@ -7,7 +7,6 @@ One safetensors file, replaced whole at each save. A run that finds it goes on w
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,9 +15,9 @@ from typing import final
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from thetau.checkpoint.disk import write_tensors
 from thetau.errors import OutputError
 
 _FILE = "state.safetensors"
@@ -50,22 +49,8 @@ class StateFolder:
 
     def save(self, step: int, tensors: Mapping[str, Tensor], losses: list[float], penalties: list[float]) -> None:
         """Replace the state. Raises `OutputError`."""
-        path = self.folder / _FILE
-        temporary = self.folder / f".{_FILE}.{os.getpid()}"
         note = json.dumps({"key": self.key, "step": step, "losses": losses, "penalties": penalties})
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(
-                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-                temporary,
-                metadata={"thetau.state": note},
-            )
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except (OSError, SafetensorError) as error:
-            temporary.unlink(missing_ok=True)
-            raise OutputError(f"{path}: the state of the run cannot be written ({error}).") from error
+        write_tensors(self.folder / _FILE, tensors, {"thetau.state": note})
 
     def load(self) -> Saved | None:
         """The last state, or None where there is none of this run."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from thetau.errors import OutputError
+from thetau.checkpoint.disk import replacing
 
 INK, MUTED = "#22252b", "#6b7079"
 PALETTE = ("#3566b0", "#d9822b", "#3f9b72", "#b0457a", "#7d62b8", "#8c8c8c", "#b59b00")
@@ -34,12 +33,5 @@ def plain(axes: Any, grid: Literal["x", "y", "both"]) -> None:
 
 def save(made: Any, path: Path) -> None:
     """Write a PNG, whole or not at all. Raises `OutputError`."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        made.savefig(temporary, format="png")
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise OutputError(f"{path}: cannot be written ({error}).") from error
+    with replacing(path) as file:
+        made.savefig(file, format="png")

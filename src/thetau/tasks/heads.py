@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from thetau.errors import DataError, OutputError
+from thetau.checkpoint.disk import write_tensors
+from thetau.errors import DataError
 from thetau.models import Encoder
 from thetau.models.clip_text import clip_text_features, load_clip_text
 from thetau.models.language import MaskEncoder
@@ -124,13 +124,7 @@ def write_head(path: Path, head: AnyHead) -> None:
             facts = {"kind": "linear", "scale": repr(head.scale), "regression": str(int(head.regression))}
         case _:
             raise DataError(f"{path}: a {type(head).__name__} is part of its model and has no file of its own.")
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata=facts)
-        temporary.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error}).") from error
+    write_tensors(path, tensors, facts)
 
 
 def read_head(path: Path) -> Head | LinearHead:

@@ -1,0 +1,49 @@
+"""Small safetensors files, from tensors that are all in memory. Outputs as large as a model are streamed, see `checkpoint.writer`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thetau.checkpoint.disk.files import replacing
+from thetau.checkpoint.dtypes import TO_SAFETENSORS
+from thetau.errors import OutputError
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors by name, of any device, as one safetensors file, whole or not at all.
+
+    Raises:
+        OutputError: the file cannot be written, or a tensor has a dtype that the format has not.
+    """
+    for name, tensor in tensors.items():
+        if tensor.dtype not in TO_SAFETENSORS:
+            raise OutputError(
+                f"{path}: {name!r} is of {tensor.dtype}, which safetensors cannot hold. Known: {', '.join(TO_SAFETENSORS.values())}."
+            )
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))  # so that every tensor is aligned
+    head, _ = header([(name, tensors[name].dtype, tuple(tensors[name].shape)) for name in names], metadata or {})
+    with replacing(path) as file:
+        file.write(head)
+        for name in names:
+            raw = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            if raw.numel():
+                file.write(raw.numpy().data)
+
+
+def header(entries: Iterable[tuple[str, torch.dtype, Sequence[int]]], metadata: Mapping[str, str]) -> tuple[bytes, int]:
+    """The head of a file whose tensors (name, dtype, shape) follow each other in this order, and the bytes that they take."""
+    content: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
+    place = 0
+    for name, dtype, shape in entries:
+        end = place + torch.Size(shape).numel() * dtype.itemsize
+        content[name] = {"dtype": TO_SAFETENSORS[dtype], "shape": list(shape), "data_offsets": [place, end]}
+        place = end
+    raw = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
+    raw += b" " * (-len(raw) % 8)
+    return len(raw).to_bytes(8, "little") + raw, place
