@@ -18,8 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thetau.engine.types import Chain, Cost, Selection, Site, Varying, check_selection
+from thetau.linalg.svd import svd
 from thetau.methods.checks import flag, number, varying
-from thetau.methods.kronecker import svd
 from thetau.methods.reductions import Scale
 from thetau.methods.registry import register
 from thetau.methods.tsv import orthonormal

@@ -22,6 +22,8 @@ from thetau.methods.reductions import Scale
 from thetau.methods.registry import register
 from thetau.methods.wudi_solvers import Interference
 
+RIDGE = 1e-3
+
 
 @register("wudi", paper="Cheng et al., ICML 2025, https://arxiv.org/abs/2503.08099")
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,7 @@ class Wudi:
     - `lr`: Adam's lr at the paper's scale (rms 2.4e-4); it follows the rms of the tensor's entries.
     - `lr_absolute`: use `lr` as it is, as the paper does.
     - `ridge`: ω of the closed form, as a share of the mean eigenvalue of A; 0 gives the minimiser nearest to Σ τ_i (by pseudo-inverse).
+    - `omega`: ω of Eq. 20 as it is (the authors' code takes 1e-5), instead of `ridge`; it does not follow the scale of the vectors.
     - `time`: where the gradient flow stops, in units of 1 / mean eigenvalue of A.
     - `balance`: divide each task's loss by ‖τ_i‖² (Table 7 switches it off).
     - `rows`: share of each τ_i's rows that stand in for its inputs (Fig. 6), in (0, 1].
@@ -47,7 +50,8 @@ class Wudi:
     steps: int = 300
     lr: float = 1e-5
     lr_absolute: bool = False
-    ridge: float = 1e-3
+    ridge: float = RIDGE
+    omega: float | None = None
     time: float = 1.0
     balance: bool = True
     rows: float = 1.0
@@ -63,6 +67,15 @@ class Wudi:
         number("Wudi", "lr", self.lr, "a positive number", low=0, open_low=True)
         flag("Wudi", "lr_absolute", self.lr_absolute)
         number("Wudi", "ridge", self.ridge, "a number of at least 0", low=0)
+        if self.omega is not None:
+            number("Wudi", "omega", self.omega, "a positive number or None", low=0, open_low=True)
+            if self.ridge != RIDGE:
+                raise ValueError(
+                    "`Wudi(omega=...)` is ω itself, and `ridge` is ω as a share of the spectrum: give one of them. "
+                    f"Got omega={self.omega!r} and ridge={self.ridge!r}."
+                )
+            if self.solver != "closed_form":
+                raise ValueError(f"`Wudi(omega=...)` belongs to `solver='closed_form'`. Got solver={self.solver!r}.")
         number("Wudi", "time", self.time, "a number of at least 0", low=0)
         flag("Wudi", "balance", self.balance)
         number("Wudi", "rows", self.rows, "in (0, 1]", low=0, high=1, open_low=True)
@@ -80,6 +93,7 @@ class Wudi:
                 lr=self.lr,
                 lr_absolute=self.lr_absolute,
                 ridge=self.ridge,
+                omega=self.omega,
                 time=self.time,
                 balance=self.balance,
                 rows=self.rows,
