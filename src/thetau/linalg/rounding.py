@@ -8,8 +8,8 @@ A = FᵀF is then known to ε √(A_kk A_jj) (Cauchy and Schwarz), and x A, with
 - **a residual** R = B − τ₀A cancels terms of that size. A row of R that is no longer than the bound is zero (`settled`). Rows are problems of
   their own, so nothing of the others is lost. Entries that are below the same bound with the ε of what they were *accumulated* in
   (float64) are zero too: there the float32 inputs cancelled exactly.
-- **a spectrum**: an eigenvalue of a positive semidefinite A `[n, n]` that is no larger than √n ε times the largest one is zero
-  (`Spectrum`): random errors of entries add up to an operator of that norm.
+- **a spectrum**: an eigenvalue of a positive semidefinite A `[n, n]` that is no larger than √n ε times the largest one, ε being that of A's
+  own sums, is zero (`Spectrum`): random errors of entries add up to an operator of that norm.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def settled(
         whole: the size of a row as a whole: what rounds independently adds up to ε · row · whole.
         inputs: the precision to which the vectors themselves are known.
     """
-    for part, length in zip(residual.split(PIECE), rows.split(PIECE), strict=True):  # few rows at once, for the memory's sake
+    for part, length in zip(torch.split(residual, PIECE), torch.split(rows, PIECE), strict=True):  # few rows at once, for memory
         part.masked_fill_(part.abs() <= MARGIN * eps(part.dtype) * length[:, None] * columns, 0)
         part.masked_fill_((part.norm(dim=1) <= MARGIN * eps(inputs) * length * whole)[:, None], 0)
     return residual
@@ -62,10 +62,14 @@ class Spectrum:
     seen: Bool[Tensor, " side"]
 
     @staticmethod
-    def of(matrix: Float[Tensor, "side side"]) -> Spectrum:
-        """Decompose; what rounding is follows the matrix's own dtype."""
+    def of(matrix: Float[Tensor, "side side"], *, margin: float = 1.0) -> Spectrum:
+        """Decompose; what is rounding follows from the matrix's own dtype.
+
+        With the usual margin of 4 a float64 Gram matrix of vectors of low rank has its zeros as zeros though their entries are float32: those
+        roundings add eigenvalues of about ε²/3 of the mean one, ε being float32's, and 4√n times float64's is more.
+        """
         values, vectors = torch.linalg.eigh(matrix)
-        return Spectrum(values, vectors, values > values[-1] * sqrt(len(values)) * eps(values.dtype))
+        return Spectrum(values, vectors, values > margin * sqrt(len(values)) * eps(values.dtype) * values[-1])
 
     def inverse(self, shift: float = 0.0) -> Float[Tensor, " side"]:
         """1/(λ + shift) where λ is seen, else 0."""

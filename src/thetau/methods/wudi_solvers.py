@@ -19,7 +19,7 @@ from torch import Tensor
 
 from thetau.engine.types import Cost, Site
 from thetau.linalg.gram import gram_of
-from thetau.linalg.rounding import Spectrum, eps, settled
+from thetau.linalg.rounding import MARGIN, Spectrum, eps, settled
 from thetau.linalg.sketch import gaussian
 
 PAPER_RMS = 2.4e-4  # rms of the entries of the paper's task vectors (CLIP ViT-B/32, eight tasks)
@@ -214,7 +214,7 @@ class Interference:
 
         Without ω a singular A has many minimisers; this is the one nearest to Σ τ_i, Σ τ_i + (B − Σ τ_i A) A⁺. Where the tasks' own rows
         are the reference they span A's range, and it is also the one of least norm, B A⁺. A direction is left out where its eigenvalue is
-        rounding of A's float64 sums, and a coefficient where it is rounding of R's: there it would be divided by next to nothing.
+        rounding: of A's float64 sums, or of the float32 entries of vectors of low rank.
         """
         kernel, trace = total.kernel(torch.float64), total.trace()
         shift = 0.0
@@ -223,14 +223,12 @@ class Interference:
             start = total.mean.double() / total.weight
             shift = self.ridge * trace / start.shape[1] if self.omega is None else self.omega * total.weight
         residual = total.residual(start)
-        if shift > sqrt(len(kernel)) * eps(torch.float64) * trace:
+        if shift > MARGIN * sqrt(len(kernel)) * eps(torch.float64) * trace:
             kernel.diagonal().add_(shift)
             change = torch.cholesky_solve(residual.T, torch.linalg.cholesky(kernel)).T
         else:  # the shift, if any, is below A's own rounding and makes nothing regular
-            spectrum = Spectrum.of(kernel)
-            moves = residual @ spectrum.vectors
-            # TODO
-            change = (moves * spectrum.inverse(shift)) @ spectrum.vectors.T
+            spectrum = Spectrum.of(kernel, margin=MARGIN)
+            change = (residual @ spectrum.vectors * spectrum.inverse(shift)) @ spectrum.vectors.T
         return total.moved(start, change)
 
     def _gradient_flow(self, total: Quadratic) -> Tensor:
