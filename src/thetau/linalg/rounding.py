@@ -1,9 +1,9 @@
 r"""What is below the rounding of its own inputs is zero, so that no solver steps on it.
 
-Task vectors are float32, so every entry stands for itself up to ε = 2⁻²³ relative, and so do the products of float32 rows. An entry of
-A = FᵀF is then known to ε √(A_kk A_jj) (Cauchy and Schwarz), and x A, with errors that are independent of each other, to
-ε ‖x‖ √(max A_kk · tr A) over all its entries. Two conclusions are drawn from that, with a margin of 4 that stands for the lengths of sums
-(blocked sums of n terms err by far less than n roundings):
+Task vectors are float32: an entry stands for itself up to ε = 2⁻²³ of it. So x Fᵀ is known to ε ‖x‖ √tr A over all its entries, A being FᵀF;
+and an entry of A, as a product in float32, to ε √(A_kk A_jj) (Cauchy and Schwarz), hence x A to ε ‖x‖ √(max A_kk · tr A) where errors are
+independent. Two conclusions are drawn from that, with a margin of 4 that stands for the lengths of sums (blocked sums of n terms err by
+far less than n roundings):
 
 - **a residual** R = B − τ₀A cancels terms of that size. A row of R that is no longer than the bound is zero (`settled`). Rows are problems of
   their own, so nothing of the others is lost. Entries that are below the same bound with the ε of what they were *accumulated* in

@@ -72,9 +72,8 @@ class Quadratic:
             return settled(residual, lengths, columns, float(columns.max()), inputs=self.exact)
         pairs = zip(self.factor, self.product, strict=True)
         residual = torch.cat([product - start @ rows.double().T for rows, product in pairs], 1)
-        squares = torch.stack([rows.double().square().sum(0) for rows in self.factor]).sum(0)
         columns = torch.cat([rows.double().norm(dim=1) for rows in self.factor])
-        return settled(residual, lengths, columns, float(squares.max().sqrt()), inputs=self.exact)
+        return settled(residual, lengths, columns, sqrt(self.trace()), inputs=self.exact)
 
     def moved(self, start: Tensor, change: Float[Tensor, "d_out side"]) -> Float[Tensor, "d_out d_in"]:
         """Start + change, or start + change · F."""
