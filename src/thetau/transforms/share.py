@@ -1,7 +1,7 @@
 r"""Share: localised task vectors, weighted so that their sum is the stitched vector; masks shared within clusters of tasks.
 
 Localize-and-Stitch, He et al. 2024, <https://arxiv.org/abs/2408.13656>: task i keeps a mask $\gamma_i$, and where masks overlap its
-entry counts $\gamma_i / \sum_j \gamma_j$. Mask Sharing and Stitch Twice are of "Task vector bases" (He et al. 2025,
+entry counts $\gamma_i / \sum_j \gamma_j$. Mask Sharing and Stitch Twice are of "Task vector bases" (Zeng et al. 2025,
 <https://arxiv.org/abs/2502.01015>, Section 6.4):
 
 - `mask`: the N tasks of a cluster share $\bar\gamma_c = \mathrm{round}(\sum_i \gamma_i / N)$, and their values come from the whole
