@@ -7,13 +7,19 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A caller's active environment must not leak in.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: demo test lint docs bench kills memory fuzz paradigms diagnose step bilateral bases bases-bounds bases-scale plans readme data clean
+.PHONY: demo test processors lint docs bench kills memory fuzz paradigms diagnose step bilateral bases bases-bounds bases-scale plans readme data clean
 
 demo: $(VENV)/.ready  ## fine-tune, merge with every method, evaluate: a table, results.json and results.png
 	$(BIN)/thetau suite run demo --out $(RUN)
 
 test: $(VENV)/.ready  ## the tests
 	$(BIN)/python -m pytest -q
+
+processors: $(VENV)/.ready  ## the tests as four processors would round; slow; FILES="tests/test_x.py" for some of them
+	failed=0; \
+	for setting in MKL_CBWR=COMPATIBLE OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2; do \
+	  echo "== $$setting"; env $$setting $(BIN)/python -m pytest -q $(FILES) || failed=1; \
+	done; exit $$failed
 
 lint: $(VENV)/.ready  ## style and types
 	$(BIN)/ruff check .

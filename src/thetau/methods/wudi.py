@@ -6,9 +6,10 @@ with A = Σ τ_iᵀτ_i/‖τ_i‖² and B = Σ τ_iτ_iᵀτ_i/‖τ_i‖² it 
 
 Variants. `adam` is the paper; its lr of 1e-5 belongs to CLIP's scale of task vectors (rms 2.4e-4), so by default lr and ε follow the
 rms of the tensor's entries, which makes the result scale with the vectors; `lr_absolute` is the paper's. `closed_form` is Eq. 20 with the
-numerator as Eq. 19 gives it, Σ (τ_iτ_iᵀτ_i + ω τ_i)/‖τ_i‖² (the appendix is misprinted), ω being given relative to the spectrum. `gradient_flow`,
-ours, is gradient descent in continuous time from Σ τ_i, stopped at t: exact in the eigenbasis of A. As in the authors' code, it acts on the
-linear weights of the blocks and everything else stays at θ₀ (FusionBench averages it: `elsewhere="mean"`). Nothing is rescaled afterwards.
+numerator as Eq. 19 gives it, Σ (τ_iτ_iᵀτ_i + ω τ_i)/‖τ_i‖² (the appendix is misprinted), ω being given relative to the spectrum (`ridge`) or as
+it is (`omega`). `gradient_flow`, ours, is gradient descent in continuous time from Σ τ_i, stopped at t: exact in the eigenbasis of A. As in
+the authors' code, it acts on the linear weights of the blocks and everything else stays at θ₀ (FusionBench averages it: `elsewhere="mean"`).
+Nothing is rescaled afterwards.
 """
 
 from __future__ import annotations
