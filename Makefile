@@ -7,13 +7,19 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A caller's active environment must not leak in.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: demo test check docs wheel hooks bench kills memory fuzz paradigms diagnose step bilateral bases bases-bounds bases-scale plans readme data clean
+.PHONY: demo test processors check docs wheel hooks bench kills memory fuzz paradigms diagnose step bilateral bases bases-bounds bases-scale plans readme data clean
 
 demo: $(VENV)/.ready  ## fine-tune, merge with every method, evaluate: a table, results.json and results.png
 	$(BIN)/thetau suite run demo --out $(RUN)
 
 test: $(VENV)/.ready  ## the tests, on all cores; a file's tests stay together, since many share what they make
 	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
+
+processors: $(VENV)/.ready  ## the tests as four processors would round; slow; FILES="tests/test_x.py" for some of them
+	failed=0; \
+	for setting in MKL_CBWR=COMPATIBLE OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2; do \
+	  echo "== $$setting"; env $$setting $(BIN)/python -m pytest -q $(FILES) || failed=1; \
+	done; exit $$failed
 
 check: $(VENV)/.ready  ## style, types, and which room may import which
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ hash prospector, <https://nullprogram.com/blog/2018/07/31/>); keys come from BLA
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Int
@@ -28,6 +29,11 @@ def element_bits(key: tuple[object, ...], start: int, count: int) -> Int[Tensor,
         out[done : done + piece] = _mix(_mix(x ^ k0) ^ k1)
         done += piece
     return out.bitwise_and_(SIGN_FREE)
+
+
+def stream(*key: object) -> Callable[[str, int], Tensor]:
+    """The bits of a key as a function of an axis and a count, as `thetau.linalg` takes them."""
+    return lambda axis, count: element_bits((*key, axis), 0, count)
 
 
 def stream_keys(key: tuple[object, ...], element: int) -> tuple[int, int]:

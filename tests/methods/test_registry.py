@@ -154,6 +154,24 @@ def test_build_reads_what_a_recipe_gives() -> None:
         ("task_arithmetic", {"scale": {"per_task": {}}}, ["`PerTask` needs a value for at least one task."]),
         ("awd", {"then": 3}, ["awd.then: must be a method's name, or a mapping with `name` and its fields. Got 3."]),
         ("awd", {"then": "tise"}, ["awd.then: unknown method 'tise'. Did you mean 'ties'?"]),
+        (
+            "awd",
+            {"then": {"name": "wudi", "elsewhere": "mean"}},
+            ["`Awd(then=...)` must leave `elsewhere` to awd, whose own count for both. Got elsewhere='mean' in `then`."],
+        ),
+        (
+            "awd",
+            {"then": {"name": "wudi", "tensors": "all"}},
+            ["`Awd(then=...)` must leave `tensors` to awd, whose own count for both. Got tensors='all' in `then`."],
+        ),
+        (
+            "awd",
+            {"then": {"name": "wudi", "tensors": ["a*"], "elsewhere": "sum"}},
+            [
+                "`Awd(then=...)` must leave `tensors` and `elsewhere` to awd, whose own count for both. "
+                "Got tensors=('a*',) and elsewhere='sum' in `then`."
+            ],
+        ),
         ("awd", {"then": {"name": "ties", "density": 7}}, ["awd.then: `Ties(density=...)` must be in (0, 1]. Got 7."]),
     ],
 )
@@ -210,6 +228,13 @@ RULES: list[tuple[Any, dict[str, Any], str]] = [
     (Wudi, {"steps": -1}, "`Wudi(steps=...)` must be an integer of at least 0. Got -1."),
     (Wudi, {"lr": 0.0}, "`Wudi(lr=...)` must be a positive number. Got 0.0."),
     (Wudi, {"ridge": -1.0}, "`Wudi(ridge=...)` must be a number of at least 0. Got -1.0."),
+    (Wudi, {"omega": 0.0, "solver": "closed_form"}, "`Wudi(omega=...)` must be a positive number or None. Got 0.0."),
+    (
+        Wudi,
+        {"omega": 1e-5, "ridge": 0.0, "solver": "closed_form"},
+        "`Wudi(omega=...)` is ω itself, and `ridge` is ω as a share of the spectrum: give one of them. Got omega=1e-05 and ridge=0.0.",
+    ),
+    (Wudi, {"omega": 1e-5}, "`Wudi(omega=...)` belongs to `solver='closed_form'`. Got solver='adam'."),
     (Wudi, {"time": float("inf")}, "`Wudi(time=...)` must be a number of at least 0. Got inf."),
     (Wudi, {"rows": 0.0}, "`Wudi(rows=...)` must be in (0, 1]. Got 0.0."),
     (Wudi, {"tensors": ()}, '`Wudi(tensors=...)` must be "all", "linear" or patterns of names. Got ().'),

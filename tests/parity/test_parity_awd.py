@@ -164,6 +164,51 @@ def test_vectors_on_one_line_are_left_alone(many: bool, signs: tuple[float, ...]
     assert np.abs(np.array(c) @ tau.numpy()).max() < 1e-9
 
 
+def both_solvers(gram: Tensor, alpha: float, *, reverse: bool = False) -> list[Tensor]:
+    """The coefficients that one problem alone and many at once get."""
+    alone = torch.tensor(solve(gram, alpha, reverse=reverse).coefficients, dtype=torch.float64)
+    return [alone, solve_batch(gram[None], alpha, reverse=reverse)[0]]
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("alpha", "reverse"), [(0.0, False), (1e-6, False), (1e-3, True)], ids=str)
+def test_a_line_is_told_by_its_spectrum(alpha: float, reverse: bool, seed: int) -> None:
+    """Multiples of one vector, rounded to float32, and a Gram matrix whose sums another processor rounds otherwise."""
+    generator = torch.Generator().manual_seed(seed)
+    factors = torch.randn(5, generator=generator, dtype=torch.float64) * 10.0 ** torch.tensor([0, -3, 2, 0, 1])
+    tau = (factors[:, None] * torch.randn(200, generator=generator, dtype=torch.float64)).float().double()
+    noise = 1 + 1e-15 * torch.randn(5, 5, generator=generator, dtype=torch.float64)
+    for gram in (tau @ tau.T, tau @ tau.T * (noise + noise.T) / 2):
+        for c in both_solvers(gram, alpha, reverse=reverse):
+            assert c.tolist() == [0.0] * 5
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("reverse", [False, True], ids=["", "reverse"])
+def test_vectors_that_depend_on_each_other_get_the_shortest_coefficients(reverse: bool, seed: int) -> None:
+    """Five vectors in three dimensions: what has no effect on δ is not in its coefficients."""
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    tau = (mix @ torch.randn(3, 200, generator=generator, dtype=torch.float64)).float().double()
+    gram = tau @ tau.T
+    null = torch.linalg.svd(mix / tau.norm(dim=1, keepdim=True), full_matrices=True).U[:, 3:].T / tau.norm(dim=1)
+    for c in both_solvers(gram, 1e-3, reverse=reverse):
+        weighted = c * tau.norm(dim=1)
+        assert float((null * tau.norm(dim=1) @ weighted).norm()) < 1e-6 * float(weighted.norm())
+        start = torch.zeros(5, dtype=torch.float64)
+        assert objective(gram, c, 1e-3, reverse=reverse) < objective(gram, start, 1e-3, reverse=reverse) - 1e-3
+
+
+def test_adam_leaves_what_is_orthogonal_up_to_rounding() -> None:
+    """Its first steps are as long whether a cosine is 0.5 or 1e-9."""
+    generator = torch.Generator().manual_seed(0)
+    apart = torch.block_diag(*torch.randn(3, 1, 60, generator=generator))
+    rotation = torch.linalg.qr(torch.randn(180, 180, generator=generator)).Q
+    for stack in (apart, apart @ rotation):
+        found = full_dimension({"w": stack.reshape(3, 9, 20)}, alpha=1e-3, scope="vector", reverse=False, steps=10, lr=0.01)
+        assert not found.entries["w"].any()
+
+
 @pytest.mark.parametrize("many", [False, True])
 def test_two_alike_among_others(many: bool) -> None:
     tau = task_vectors(4, 30, 0.4)

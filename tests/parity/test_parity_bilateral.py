@@ -14,9 +14,12 @@ from torch import Tensor
 from matrices import interference as wudi
 from matrices import task_vectors
 from synthetic import merged_vector, relative, site
+from thetau.linalg.descent import chebyshev, descend, flow
+from thetau.linalg.kronecker import Kronecker, Term
+from thetau.linalg.svd import sketched, svd, truncated_svd
 from thetau.methods import Bilateral
 from thetau.methods.bilateral_solvers import TwoSided, with_factors
-from thetau.methods.kronecker import Kronecker, Term, chebyshev, descend, flow, sketched, svd, truncated_svd
+from thetau.random import stream
 from tiny import one_thread as one_thread
 
 POWERS = [(0.5, 1.0), (0.5, 0.5), (0.25, 0.75), (1.0, 1.0), (0.0, 1.0), (1.0, 0.0), (0.0, 0.0)]
@@ -346,17 +349,17 @@ def test_a_sketch_finds_a_decaying_spectrum(shape: tuple[int, int]) -> None:
     matrix = (u * 0.8 ** torch.arange(len(s))) @ vt
     assert not sketched(*shape, 8)
     assert sketched(*shape, 0) or min(shape) < 96
-    a, b, c = truncated_svd(matrix, 8, ("x",))
-    from thetau.methods import kronecker
+    a, b, c = truncated_svd(matrix, 8, stream("x"))
+    from thetau.linalg import svd as decompositions
 
-    before = kronecker.OVERSAMPLE
+    before = decompositions.OVERSAMPLE
     try:
-        kronecker.OVERSAMPLE = 6
+        decompositions.OVERSAMPLE = 6
         assert sketched(*shape, 8)
-        left, values, right = truncated_svd(matrix, 8, ("x",))
-        again = truncated_svd(matrix, 8, ("x",))
+        left, values, right = truncated_svd(matrix, 8, stream("x"))
+        again = truncated_svd(matrix, 8, stream("x"))
     finally:
-        kronecker.OVERSAMPLE = before
+        decompositions.OVERSAMPLE = before
     assert all(torch.equal(x, y) for x, y in zip((left, values, right), again, strict=True))
     assert relative(values, b) < 1e-4
     assert relative((left * values) @ right.T, (a * b) @ c.T) < 1e-3

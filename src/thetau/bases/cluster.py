@@ -2,8 +2,8 @@
 
 Zeng et al. 2025, "Efficient Model Editing with Task Vector Bases", <https://arxiv.org/abs/2502.01015>, Algorithm 1. Lines 2 to 4: M is the
 cosine matrix, k the place of the largest gap between consecutive eigenvalues of the unnormalised Laplacian of |M|, the clusters those of
-spectral clustering (Ng, Jordan and Weiss 2001) of |M|. Lines 5 to 12, optional in the paper: a cluster that holds opposed vectors is
-shifted to be non-negative and split in two.
+spectral clustering (Ng, Jordan and Weiss 2001) of |M|. Lines 5 to 12, which the paper calls optional: a cluster that holds opposed
+vectors is shifted to be non-negative and split in two.
 
 Only the T×T inner products are needed. Tasks are taken in the order of their names, so that neither their order nor the vectors' lengths
 change a cluster. Departs from the paper in what it leaves open: k can be bounded or given, since on nearly orthogonal tasks the largest

@@ -1,6 +1,6 @@
 """What a bank of task vectors takes, as Table 8 of "Task vector bases" counts it, and in bytes.
 
-He et al. 2025, <https://arxiv.org/abs/2502.01015>: storage = number of masks × their mean density × the size of a dense vector, which
+Zeng et al. 2025, <https://arxiv.org/abs/2502.01015>: storage = number of masks × their mean density × the size of a dense vector, which
 counts values alone. A mask adds one bit an entry (as much as 3 % more density in float32), and this adds the real bytes beside.
 """
 

@@ -1,6 +1,6 @@
 r"""How much task vectors interfere: τJp, beside cosine and what addition really loses.
 
-Yoshida et al., ICLR 2025, "Mastering Task Arithmetic: τJp as a Key Indicator for Weight Disentanglement": Eq. 9, Figs. 2, 6, 7, 8.
+Yoshida et al., NeurIPS 2024 workshop, "Mastering Task Arithmetic: τJp as a Key Indicator for Weight Disentanglement": Eq. 9, Figs. 2, 6, 7, 8.
 """
 
 from __future__ import annotations

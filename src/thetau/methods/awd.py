@@ -45,11 +45,13 @@ class Awd(Method):
     def __post_init__(self) -> None:
         if not isinstance(self.then, Method):
             raise ValueError(f"`Awd(then=...)` must be a method. Got {self.then!r}.")
-        inner = self.then.chain().selection
-        if inner not in (Selection(), type(self.then)().chain().selection):
-            raise ValueError(
-                f"`Awd(then=...)` must leave `tensors` and `elsewhere` to awd, which disentangles the same tensors. Got {inner} in `then`."
-            )
+        inner, usual = self.then.chain().selection, type(self.then)().chain().selection
+        fields = {"tensors": (inner.tensors, usual.tensors), "elsewhere": (inner.elsewhere, usual.elsewhere)}
+        changed = {name: value for name, (value, default) in fields.items() if value != default}
+        if changed:
+            names = " and ".join(f"`{name}`" for name in changed)
+            got = " and ".join(f"{name}={value!r}" for name, value in changed.items())
+            raise ValueError(f"`Awd(then=...)` must leave {names} to awd, whose own count for both. Got {got} in `then`.")
         number("Awd", "alpha", self.alpha, "a number of at least 0", low=0)
         choice("Awd", "scope", self.scope, ("vector", "tensor", "row"))
         choice("Awd", "solver", self.solver, ("gram", "adam"))

@@ -20,8 +20,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thetau.checkpoint import weighed_left
-from thetau.methods.kronecker import Kronecker, OneSided, Term, descend, gaussian, sketched, truncated_svd
+from thetau.linalg.descent import descend
+from thetau.linalg.kronecker import Kronecker, OneSided, Term
+from thetau.linalg.sketch import gaussian
+from thetau.linalg.svd import sketched, truncated_svd
 from thetau.parts import Cost, Site, StreamReduction
+from thetau.random import stream
 
 Side = tuple[Tensor, Tensor, float]  # basis, values above the rest, the rest
 TAIL = 1e-5  # a smaller share of ‖τ‖² outside the kept directions is rounding
@@ -85,7 +89,7 @@ class TwoSided(StreamReduction):
             state.size += self._multiply(state.sums, vector, norm, square)
             return state
         given = vector.to(self._dtype)
-        u, s, v = truncated_svd(given / norm, self._rank(*vector.shape), ("bilateral", *site.tasks, site.name))
+        u, s, v = truncated_svd(given / norm, self._rank(*vector.shape), stream("bilateral", *site.tasks, site.name))
         seen = int(
             (s > s[0] * max(vector.shape) * torch.finfo(s.dtype).eps).sum()
         )  # what rounding adds to a low rank is no direction
@@ -247,8 +251,8 @@ class TwoSided(StreamReduction):
 
     def _random(self, basis: Tensor, side: str, site: Site) -> Tensor:
         """Random orthonormal columns in the place of a task's own."""
-        key = (site.seed, f"bilateral-{side}", *site.tasks, site.name)
-        q: Tensor = torch.linalg.qr(gaussian(basis.shape[0], basis.shape[1], key).to(basis)).Q
+        bits = stream(site.seed, f"bilateral-{side}", *site.tasks, site.name)
+        q: Tensor = torch.linalg.qr(gaussian(basis.shape[0], basis.shape[1], bits).to(basis)).Q
         return q
 
     def _facing(self, left: bool) -> TwoSided:

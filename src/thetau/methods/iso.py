@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from thetau.linalg.svd import svd
 from thetau.methods.checks import flag, number, varying
-from thetau.methods.kronecker import svd
 from thetau.methods.reductions import Scale
 from thetau.methods.registry import register
 from thetau.methods.tsv import orthonormal

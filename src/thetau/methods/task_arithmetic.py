@@ -1,6 +1,7 @@
 """Task arithmetic: θ₀ + λ Σ τ_t.
 
-Ilharco et al., ICLR 2023, <https://arxiv.org/abs/2212.04089>. The default λ = 0.3 is what the paper recommends where nothing can be tuned.
+Ilharco et al., ICLR 2023, <https://arxiv.org/abs/2212.04089>. The paper chooses λ on held-out data; the default of 0.3 is for where nothing
+can be tuned.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """TopK: the mean of the task vectors, each cut to its largest entries.
 
-As in "Task vector bases" (He et al. 2025, <https://arxiv.org/abs/2502.01015>): 5 % are kept and the masks are divided by the number of tasks.
+As in "Task vector bases" (Zeng et al. 2025, <https://arxiv.org/abs/2502.01015>, Appendix C.5): 5 % are kept and the masks are divided by
+the number of tasks.
 """
 
 from __future__ import annotations

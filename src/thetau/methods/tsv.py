@@ -16,11 +16,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from thetau.linalg.svd import sketched, svd, truncated_svd
 from thetau.methods.checks import flag, rank, varying
-from thetau.methods.kronecker import sketched, svd, truncated_svd
 from thetau.methods.reductions import Scale
 from thetau.methods.registry import register
 from thetau.parts import Chain, Cost, Method, Selection, Site, StreamReduction, Varying, check_selection
+from thetau.random import stream
 
 
 @register("tsv_m", paper="Gargiulo et al., CVPR 2025, https://arxiv.org/abs/2412.00081")
@@ -81,7 +82,7 @@ class SingularVectors(StreamReduction):
     def add(self, parts: Parts, vector: Float[Tensor, "d_out d_in"], site: Site) -> Parts:
         """Take in one task."""
         if bool(vector.any()):
-            u, s, v = truncated_svd(vector, parts.rank, ("tsv", *site.tasks, site.name))
+            u, s, v = truncated_svd(vector, parts.rank, stream("tsv", *site.tasks, site.name))
             parts.left.append(u)
             parts.values.append(s)
             parts.right.append(v)

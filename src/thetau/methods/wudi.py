@@ -6,9 +6,10 @@ with A = Σ τ_iᵀτ_i/‖τ_i‖² and B = Σ τ_iτ_iᵀτ_i/‖τ_i‖² it 
 
 Variants. `adam` is the paper; its lr of 1e-5 belongs to CLIP's scale of task vectors (rms 2.4e-4), so by default lr and ε follow the
 rms of the tensor's entries, which makes the result scale with the vectors; `lr_absolute` is the paper's. `closed_form` is Eq. 20 with the
-numerator as Eq. 19 gives it, Σ (τ_iτ_iᵀτ_i + ω τ_i)/‖τ_i‖² (the appendix is misprinted), ω being given relative to the spectrum. `gradient_flow`,
-ours, is gradient descent in continuous time from Σ τ_i, stopped at t: exact in the eigenbasis of A. As in the authors' code, it acts on the
-linear weights of the blocks and everything else stays at θ₀ (FusionBench averages it: `elsewhere="mean"`). Nothing is rescaled afterwards.
+numerator as Eq. 19 gives it, Σ (τ_iτ_iᵀτ_i + ω τ_i)/‖τ_i‖² (the appendix is misprinted), ω being given relative to the spectrum (`ridge`) or as
+it is (`omega`). `gradient_flow`, ours, is gradient descent in continuous time from Σ τ_i, stopped at t: exact in the eigenbasis of A. As in
+the authors' code, it acts on the linear weights of the blocks and everything else stays at θ₀ (FusionBench averages it: `elsewhere="mean"`).
+Nothing is rescaled afterwards.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from thetau.methods.registry import register
 from thetau.methods.wudi_solvers import Interference
 from thetau.parts import Chain, Method, Selection, Varying, check_selection
 
+RIDGE = 1e-3
+
 
 @register("wudi", paper="Cheng et al., ICML 2025, https://arxiv.org/abs/2503.08099")
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,7 @@ class Wudi(Method):
     - `lr`: Adam's lr at the paper's scale (rms 2.4e-4); it follows the rms of the tensor's entries.
     - `lr_absolute`: use `lr` as it is, as the paper does.
     - `ridge`: ω of the closed form, as a share of the mean eigenvalue of A; 0 gives the minimiser nearest to Σ τ_i (by pseudo-inverse).
+    - `omega`: ω of Eq. 20 as it is (the authors' code takes 1e-5), instead of `ridge`; it does not follow the scale of the vectors.
     - `time`: where the gradient flow stops, in units of 1 / mean eigenvalue of A.
     - `balance`: divide each task's loss by ‖τ_i‖² (Table 7 switches it off).
     - `rows`: share of each τ_i's rows that stand in for its inputs (Fig. 6), in (0, 1].
@@ -47,7 +51,8 @@ class Wudi(Method):
     steps: int = 300
     lr: float = 1e-5
     lr_absolute: bool = False
-    ridge: float = 1e-3
+    ridge: float = RIDGE
+    omega: float | None = None
     time: float = 1.0
     balance: bool = True
     rows: float = 1.0
@@ -63,6 +68,15 @@ class Wudi(Method):
         number("Wudi", "lr", self.lr, "a positive number", low=0, open_low=True)
         flag("Wudi", "lr_absolute", self.lr_absolute)
         number("Wudi", "ridge", self.ridge, "a number of at least 0", low=0)
+        if self.omega is not None:
+            number("Wudi", "omega", self.omega, "a positive number or None", low=0, open_low=True)
+            if self.ridge != RIDGE:
+                raise ValueError(
+                    "`Wudi(omega=...)` is ω itself, and `ridge` is ω as a share of the spectrum: give one of them. "
+                    f"Got omega={self.omega!r} and ridge={self.ridge!r}."
+                )
+            if self.solver != "closed_form":
+                raise ValueError(f"`Wudi(omega=...)` belongs to `solver='closed_form'`. Got solver={self.solver!r}.")
         number("Wudi", "time", self.time, "a number of at least 0", low=0)
         flag("Wudi", "balance", self.balance)
         number("Wudi", "rows", self.rows, "in (0, 1]", low=0, high=1, open_low=True)
@@ -80,6 +94,7 @@ class Wudi(Method):
                 lr=self.lr,
                 lr_absolute=self.lr_absolute,
                 ridge=self.ridge,
+                omega=self.omega,
                 time=self.time,
                 balance=self.balance,
                 rows=self.rows,

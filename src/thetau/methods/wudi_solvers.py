@@ -4,7 +4,7 @@ All solvers move from a start τ₀ by a change Δ, for which the gradient is 2(
 tasks' own large terms have cancelled, so that no step loses digits to them. Where all reference rows together are few against d_in
 (2·K·d_out ≤ d_in), A is kept as its factor F, A = FᵀF, and R = CF as C; that is then the cheaper side. A task's own Gram matrix is
 a product in float32, but in float64 for the closed form, whose inverse would enlarge its rounding; whatever cancels in R is
-accumulated in float64.
+accumulated in float64, and what of it is rounding alone is zero (`thetau.linalg.rounding`): Adam makes full steps of any residual.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from thetau.linalg.gram import gram_of
+from thetau.linalg.rounding import MARGIN, Spectrum, eps, settled
+from thetau.linalg.sketch import gaussian
 from thetau.parts import Cost, Site, StreamReduction
 
 PAPER_RMS = 2.4e-4  # rms of the entries of the paper's task vectors (CLIP ViT-B/32, eight tasks)
 PAPER_EPS = 1e-8
 BETAS = (0.9, 0.999)
-EPS = torch.finfo(torch.float32).eps
 
 
 @dataclass(kw_only=True)
@@ -31,9 +33,12 @@ class Quadratic:
 
     `total` is Σ τ_i and `mean`, where it is kept, Σ w_i τ_i. Either `gram` is A `[d_in, d_in]` and `target` is B `[d_out, d_in]`; or
     `factor` holds the √w_i R_i, the rows of F, and `product` the √w_i τ_i R_iᵀ, the columns of M with B = MF. A, B and M are float64.
+    `rows` are the squared lengths of the rows of all τ_i, and `exact` is the precision of the products A is made of.
     """
 
     total: Float[Tensor, "d_out d_in"]
+    rows: Float[Tensor, " d_out"]
+    exact: torch.dtype
     mean: Tensor | None = None
     gram: Tensor | None = None
     target: Tensor | None = None
@@ -57,11 +62,18 @@ class Quadratic:
         return float(sum(rows.double().square().sum() for rows in self.factor))
 
     def residual(self, start: Tensor) -> Float[Tensor, "d_out side"]:
-        """R = B − start · A, or C with R = CF; in float64."""
+        """R = B − start · A, or C with R = CF; in float64, and zero where it is rounding."""
+        start = start.double()
+        lengths = start.norm(dim=1) + self.rows.sqrt()
         if self.gram is not None and self.target is not None:
-            return torch.addmm(self.target, start.double(), self.gram, alpha=-1)
+            residual = torch.addmm(self.target, start, self.gram, alpha=-1)
+            squares = self.gram.diagonal()
+            columns = (squares * squares.sum()).sqrt()
+            return settled(residual, lengths, columns, float(columns.max()), inputs=self.exact)
         pairs = zip(self.factor, self.product, strict=True)
-        return torch.cat([product - start.double() @ rows.double().T for rows, product in pairs], 1)
+        residual = torch.cat([product - start @ rows.double().T for rows, product in pairs], 1)
+        columns = torch.cat([rows.double().norm(dim=1) for rows in self.factor])
+        return settled(residual, lengths, columns, sqrt(self.trace()), inputs=self.exact)
 
     def moved(self, start: Tensor, change: Float[Tensor, "d_out side"]) -> Float[Tensor, "d_out d_in"]:
         """Start + change, or start + change · F."""
@@ -79,6 +91,7 @@ class Interference(StreamReduction):
     lr: float = 1e-5
     lr_absolute: bool = False
     ridge: float = 1e-3
+    omega: float | None = None
     time: float = 1.0
     balance: bool = True
     rows: float = 1.0
@@ -86,7 +99,9 @@ class Interference(StreamReduction):
 
     def init(self, d_out: int, d_in: int, tasks: int) -> Quadratic:
         """Nothing yet; whether A is kept as a factor is settled here, by shape and number of tasks."""
-        total = Quadratic(total=torch.zeros(d_out, d_in))
+        rows = torch.zeros(d_out, dtype=torch.float64)
+        exact = torch.float64 if self.solver == "closed_form" else torch.float32
+        total = Quadratic(total=torch.zeros(d_out, d_in), rows=rows, exact=exact)
         if self._ridged:
             total.mean = torch.zeros(d_out, d_in)
         if not self._factored(d_out, d_in, tasks):
@@ -96,23 +111,24 @@ class Interference(StreamReduction):
 
     def add(self, total: Quadratic, vector: Float[Tensor, "d_out d_in"], site: Site) -> Quadratic:
         """Take in one task."""
-        square = float(vector.double().square().sum())
+        squares = vector.double().square().sum(1)
+        square = float(squares.sum())
         if square == 0:
             return total
         weight = 1 / square if self.balance else 1.0
         total.total += vector
+        total.rows += squares
         if total.mean is not None:
             total.mean.add_(vector, alpha=weight)
         total.weight += weight
         total.squares += square
         total.tasks += 1
-        exact = torch.float64 if self.solver == "closed_form" else torch.float32
-        rows = self._reference(vector, site).to(exact) * sqrt(weight)
+        rows = self._reference(vector, site).to(total.exact) * sqrt(weight)
         if total.gram is None or total.target is None:
             total.factor.append(rows)
             total.product.append(vector.double() @ rows.double().T)
         else:
-            gram = (rows.T @ rows).double()
+            gram = gram_of(rows).double()
             total.target.addmm_(vector.double(), gram)
             total.gram += gram
         return total
@@ -123,7 +139,9 @@ class Interference(StreamReduction):
             return total.total
         if self.solver == "adam":
             return self._adam(total)
-        return self._closed_form(total) if self.solver == "closed_form" else self._gradient_flow(total)
+        if self.solver == "closed_form":
+            return self._closed_form(total).to(total.total.dtype)
+        return self._gradient_flow(total)
 
     def cost(self, shape: tuple[int, ...], tasks: int) -> Cost:
         """Operations and working memory of one matrix."""
@@ -146,7 +164,7 @@ class Interference(StreamReduction):
 
     @property
     def _ridged(self) -> bool:
-        return self.solver == "closed_form" and self.ridge > 0
+        return self.solver == "closed_form" and (self.omega is not None or self.ridge > 0)
 
     def _factored(self, d_out: int, d_in: int, tasks: int) -> bool:
         return 2 * tasks * ceil(self.rows * d_out) <= d_in
@@ -163,9 +181,8 @@ class Interference(StreamReduction):
         """The rows that stand in for a task's inputs."""
         rows = vector
         if self.reference == "random":  # Box–Muller on the site's own bits: the same whatever the order of tasks
-            u = [(site.bits(0, vector.numel(), f"wudi-{axis}").double() + 0.5) / (1 << 31) for axis in "uv"]
-            normal = (-2 * u[0].log()).sqrt() * (2 * torch.pi * u[1]).cos()
-            rows = (vector.mean() + vector.std(correction=0) * normal.reshape(vector.shape)).to(vector.dtype)
+            normal = gaussian(vector.shape[0], vector.shape[1], lambda axis, count: site.bits(0, count, f"wudi-{axis}"))
+            rows = (vector.mean() + vector.std(correction=0) * normal).to(vector.dtype)
         if self.rows < 1:
             order = torch.argsort(site.bits(0, len(rows), "wudi-rows"), stable=True)
             rows = rows[order[: ceil(self.rows * len(rows))].sort().values]
@@ -176,13 +193,13 @@ class Interference(StreamReduction):
         unit = 1.0 if self.lr_absolute else rms / PAPER_RMS
         # Adam divides out any factor of the loss; unbalanced losses, of fourth order in τ, are so kept from under- and overflow.
         loss = 1.0 if self.balance else total.squares / total.tasks
-        eps = PAPER_EPS * unit ** (1 if self.balance else 3) / loss  # scaled as the gradient is
+        floor = PAPER_EPS * unit ** (1 if self.balance else 3) / loss  # scaled as the gradient is
         gram = (total.gram / loss).float() if total.gram is not None else None
         rows = torch.cat(total.factor) / sqrt(loss) if total.factor else None
         residual = (total.residual(total.total) / (loss if rows is None else sqrt(loss))).float()
         change = torch.zeros_like(total.total, requires_grad=True)
         change.grad = torch.empty_like(total.total)
-        optimiser = torch.optim.Adam([change], lr=self.lr * unit, betas=BETAS, eps=eps, fused=True)
+        optimiser = torch.optim.Adam([change], lr=self.lr * unit, betas=BETAS, eps=floor, fused=True)
         with torch.no_grad():
             for _ in range(self.steps):
                 if gram is not None:
@@ -193,22 +210,26 @@ class Interference(StreamReduction):
         return total.total + change.detach()
 
     def _closed_form(self, total: Quadratic) -> Tensor:
-        """(B + ω Σ w_i τ_i)(A + ω Σ w_i I)⁻¹, with ω Σ w_i = ridge · mean eigenvalue of A; as a move from the mean Σ w_i τ_i / Σ w_i.
+        """(B + ω Σ w_i τ_i)(A + ω Σ w_i I)⁻¹ as a move from the mean Σ w_i τ_i / Σ w_i, in float64; ω Σ w_i is `ridge` mean eigenvalues of A.
 
-        At ridge 0 a singular A has many minimisers; this is the one nearest to Σ τ_i, Σ τ_i + (B − Σ τ_i A) A⁺. Where the tasks' own rows
-        are the reference they span A's range, and it is also the one of least norm, B A⁺.
+        Without ω a singular A has many minimisers; this is the one nearest to Σ τ_i, Σ τ_i + (B − Σ τ_i A) A⁺. Where the tasks' own rows
+        are the reference they span A's range, and it is also the one of least norm, B A⁺. A direction is left out where its eigenvalue is
+        rounding: of A's float64 sums, or of the float32 entries of vectors of low rank.
         """
-        kernel = total.kernel(torch.float64)
+        kernel, trace = total.kernel(torch.float64), total.trace()
+        shift = 0.0
+        start = total.total.double()
         if total.mean is not None:
             start = total.mean.double() / total.weight
-            kernel.diagonal().add_(self.ridge * total.trace() / start.shape[1])
-            change = torch.cholesky_solve(total.residual(start).T, torch.linalg.cholesky(kernel)).T
-        else:
-            start = total.total.double()
-            values, vectors = torch.linalg.eigh(kernel)
-            inverse = torch.where(values > values[-1] * len(values) * EPS, 1 / values, 0)
-            change = (total.residual(start) @ vectors * inverse) @ vectors.T
-        return total.moved(start, change).to(total.total.dtype)
+            shift = self.ridge * trace / start.shape[1] if self.omega is None else self.omega * total.weight
+        residual = total.residual(start)
+        if shift > MARGIN * sqrt(len(kernel)) * eps(torch.float64) * trace:
+            kernel.diagonal().add_(shift)
+            change = torch.cholesky_solve(residual.T, torch.linalg.cholesky(kernel)).T
+        else:  # the shift, if any, is below A's own rounding and makes nothing regular
+            spectrum = Spectrum.of(kernel, margin=MARGIN)
+            change = (residual @ spectrum.vectors * spectrum.inverse(shift)) @ spectrum.vectors.T
+        return total.moved(start, change)
 
     def _gradient_flow(self, total: Quadratic) -> Tensor:
         """τ₀ + R Q φ(Λ) Qᵀ with φ(λ) = (1 − e^{−2sλ})/λ and s = time / mean eigenvalue of A = QΛQᵀ.
@@ -216,8 +237,7 @@ class Interference(StreamReduction):
         With B = τ₀A + R this is τ₀ Q e^{−2sΛ} Qᵀ + B Q φ(Λ) Qᵀ. In a direction whose λ is no more than A's own rounding R has only rounding
         too, and nothing moves.
         """
-        s = self.time * total.total.shape[1] / total.trace()
-        values, vectors = torch.linalg.eigh(total.kernel(torch.float32))
-        seen = values > values[-1] * sqrt(len(values)) * EPS
-        growth = torch.where(seen, -torch.expm1(-2 * s * values) / values.clamp(min=torch.finfo(values.dtype).tiny), 0)
-        return total.moved(total.total, (total.residual(total.total).float() @ vectors * growth) @ vectors.T)
+        spectrum = Spectrum.of(total.kernel(torch.float32))
+        growth = spectrum.flow(self.time * total.total.shape[1] / total.trace())
+        moves = total.residual(total.total).float() @ spectrum.vectors
+        return total.moved(total.total, moves * growth @ spectrum.vectors.T)

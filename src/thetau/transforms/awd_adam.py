@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from thetau.linalg.rounding import MARGIN, eps
+
 
 @dataclass(frozen=True)
 class FullDelta:
@@ -50,20 +52,22 @@ def full_dimension(stacks: Mapping[str, Tensor], *, alpha: float, scope: str, re
 def _descend(rows: Tensor, alive: Tensor, alpha: float, reverse: bool, steps: int, lr: float) -> Tensor:
     """δ of shape `[group, n]` for vectors `[task, group, n]`, one objective a group, over the tasks that are alive in it.
 
-    Groups with fewer than two such tasks get δ = 0.
+    Groups with fewer than two such tasks get δ = 0. A cosine that is rounding of float32 vectors is zero and pulls at nothing.
     """
     delta = torch.zeros_like(rows[0], requires_grad=True)
     delta.grad = torch.zeros_like(delta)
     optimiser = torch.optim.Adam([delta], lr=lr * float(rows.double().square().mean().sqrt()))
     both = alive.T[:, :, None] & alive.T[:, None, :] & ~torch.eye(len(rows), dtype=torch.bool)
     pairs = both.sum((1, 2))
+    rounding = MARGIN * eps(rows.dtype)
     active = pairs > 0
     for _ in range(steps):
         with torch.enable_grad():
             left = (rows - delta).transpose(0, 1)
             inner = left @ left.transpose(1, 2)
             norm = inner.diagonal(dim1=1, dim2=2).clamp(min=torch.finfo(inner.dtype).tiny).sqrt()
-            cos = (inner / (norm[:, :, None] * norm[:, None, :])).abs().masked_fill(~both, 0)
+            cos = (inner / (norm[:, :, None] * norm[:, None, :])).abs()
+            cos = cos.masked_fill(~both | (cos <= rounding), 0)  # Adam would make full steps of it
             mean = cos.sum((1, 2)) / pairs.clamp(min=1)
             length = (delta.square().sum(1) + torch.finfo(delta.dtype).tiny).sqrt()
             loss = (((-mean if reverse else mean) + alpha * length) * active).sum()

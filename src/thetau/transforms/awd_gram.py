@@ -5,6 +5,10 @@ With δ = Σ c_k τ_k, g = Gc and q = cᵀGc: ⟨τ_i − δ, τ_j − δ⟩ = G
 Many problems are solved at once: each |x| is replaced by √(x² + μ²), of which x²/2√(x₀² + μ²) is a majorant up to a constant, so that a step
 is a damped least-squares problem in K numbers; μ falls geometrically to where it no longer counts. Problems that are posed one at a time
 get more starts, and a polish on the epigraph form, which knows no μ.
+
+Vectors that depend on each other leave combinations that are nothing but rounding; coefficients along them would grow without end. So c is
+kept to the directions that the Gram matrix's spectrum shows (`thetau.linalg.gram.span`). Where there is only one, all vectors lie on a line,
+no δ changes a cosine, and δ is 0.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from thetau.linalg.gram import span
 from thetau.statistics.gram import cosines
 
 Array = np.ndarray
@@ -80,7 +85,8 @@ def _solve(gram: Float[Tensor, "task task"], alpha: float, reverse: bool) -> Dis
     inner = gram[alive][:, alive]
     c = torch.zeros(gram.shape[0], dtype=torch.float64)
     loss = objective(inner, c[alive], alpha, reverse=reverse)
-    if len(inner) > 1:
+    onto, seen = span(inner)
+    if int(seen.sum()) > 1:
         scale = _scale(inner)
         unit, weight = inner / scale, alpha * float(scale) ** 0.5
         k = len(inner)
@@ -90,7 +96,7 @@ def _solve(gram: Float[Tensor, "task task"], alpha: float, reverse: bool) -> Dis
         rough = solve_batch(many, weight, reverse=reverse, starts=starts[None], steps=2 * STEPS)
         rough = rough[objective(many, rough, weight, reverse=reverse).argsort()]
         polished = [_polish(unit.numpy(), weight, start.numpy(), reverse) for start in (rough if reverse else rough[:3])]
-        for one in (rough[0], *map(torch.from_numpy, polished)):
+        for one in (rough[0], *(onto @ torch.from_numpy(point) for point in polished)):
             value = objective(inner, one, alpha, reverse=reverse)
             if value < loss:
                 loss, c[alive] = value, one
@@ -124,11 +130,13 @@ def solve_batch(
     alive = gram.diagonal(dim1=1, dim2=2) > 0
     scale = _scale(gram)
     unit, weight = gram / scale[:, None, None], alpha * scale.sqrt()
+    onto, seen = span(gram)
+    onto = onto * (seen.sum(1) > 1)[:, None, None]
     best = torch.zeros(n, k, dtype=gram.dtype)
     loss = objective(unit, best, weight, reverse=reverse)
     for start in _starts(k, thorough=reverse)[:, None] if starts is None else starts:
         c = torch.where(alive, start.to(gram.dtype) * k / alive.sum(1, keepdim=True).clamp(min=1), 0.0)
-        best, loss = _descend(unit, c, weight, reverse, steps, best, loss)
+        best, loss = _descend(unit, onto, _along(onto, c), weight, reverse, steps, best, loss)
     return best
 
 
@@ -168,10 +176,17 @@ def _pairs(cos: Tensor) -> Tensor:
     return cos[torch.triu_indices(k, k, offset=1).unbind()].abs()
 
 
+def _along(onto: Tensor, c: Tensor) -> Float[Tensor, "batch task"]:
+    return (onto @ c[:, :, None])[:, :, 0]
+
+
 def _descend(
-    gram: Tensor, c: Tensor, weight: Tensor, reverse: bool, steps: int, best: Tensor, best_loss: Tensor
+    gram: Tensor, onto: Tensor, c: Tensor, weight: Tensor, reverse: bool, steps: int, best: Tensor, best_loss: Tensor
 ) -> tuple[Float[Tensor, "batch task"], Float[Tensor, "batch"]]:
-    """Damped steps from `c` under a falling μ; a step that does not lower its smoothed objective is not taken, and damping grows."""
+    """Damped steps from `c` under a falling μ, kept to the span by `onto`.
+
+    A step that does not lower its smoothed objective is not taken, and damping grows.
+    """
     first, last = SMOOTH
     damping = torch.full_like(weight, 1e-3)
     lift = 1e-14 * torch.eye(gram.shape[-1], dtype=gram.dtype)
@@ -181,7 +196,7 @@ def _descend(
         damped = curvature + damping[:, None, None] * gram + lift * (1 + damping[:, None, None])
         factor, bad = torch.linalg.cholesky_ex(damped)
         move = torch.cholesky_solve(slope[:, :, None], factor)[:, :, 0]
-        trial = c - torch.where((bad == 0)[:, None] & move.isfinite(), move, 0)
+        trial = c - _along(onto, torch.where((bad == 0)[:, None] & move.isfinite(), move, 0))
         better = _smoothed(gram, trial, weight, reverse, mu) < value
         c = torch.where(better[:, None], trial, c)
         damping = torch.where(better, damping / 5, damping * 5).clamp(1e-9, 1e9)

@@ -1,9 +1,9 @@
 """Disentangle: subtract one redundant vector δ from all task vectors, so that they become more orthogonal.
 
 Adaptive Weight Disentanglement (AWD), Xiong et al. 2024, <https://arxiv.org/abs/2411.18729>, Eqs. 11 to 14: δ minimises
-mean_{i≠j} |cos(τ_i − δ, τ_j − δ)| + α‖δ‖ from δ = 0. Every descent that starts there stays in span(τ_1..τ_K), so with δ = Σ c_k τ_k the
-problem is one in K numbers and the K×K Gram matrix (`awd_gram`). Elementwise-adaptive optimisers (Adam, as in the authors' code) leave the
-span and land elsewhere: `solver="adam"` is that, in full dimension and with all vectors in memory.
+mean_{i≠j} |cos(τ_i − δ, τ_j − δ)| + α‖δ‖ from δ = 0. A descent along the gradient, as the paper's (Algorithm 1), stays in
+span(τ_1..τ_K), so with δ = Σ c_k τ_k the problem is one in K numbers and the K×K Gram matrix (`awd_gram`). Elementwise-adaptive optimisers
+such as Adam leave the span and land elsewhere: `solver="adam"` is that, in full dimension and with all vectors in memory.
 """
 
 from __future__ import annotations

@@ -1,24 +1,20 @@
-r"""Sums of Kronecker products as operators on matrices, and the two early-stopped ways down their quadratic.
+r"""Sums of Kronecker products as operators on matrices.
 
-The operator is X ↦ Σ_i w_i H_i X G_i with H_i = L_i diag(h_i) L_iᵀ and G_i = R_i diag(g_i) R_iᵀ, neither of which is ever formed. `descend`
-runs conjugate gradients (Hestenes and Stiefel, 1952) until the residual has shrunk to a share; `flow` follows gradient descent in
-continuous time, as a Chebyshev polynomial of the operator. Both stay in start + range of the operator: what no factor sees does not move.
+The operator is X ↦ Σ_i w_i H_i X G_i with H_i = L_i diag(h_i) L_iᵀ and G_i = R_i diag(g_i) R_iᵀ, neither of which is ever formed. Where one
+side is the identity for all, the other's sum is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import ceil, sqrt
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thetau.random import element_bits
-
-OVERSAMPLE, POWERS = 16, 2
-Apply = Callable[[Tensor], Tensor]
+from thetau.linalg.descent import Apply, flow
+from thetau.linalg.rounding import Spectrum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,10 +120,8 @@ class OneSided:
         """
         if float(residual.norm()) <= floor:
             return torch.zeros_like(residual)
-        values, vectors = torch.linalg.eigh(self.gram)
-        seen = values > values[-1] * sqrt(len(values)) * torch.finfo(values.dtype).eps
-        s = time / float(values[seen].mean())
-        growth = torch.where(seen, -torch.expm1(-2 * s * values) / values.clamp(min=torch.finfo(values.dtype).tiny), 0)
+        spectrum = Spectrum.of(self.gram)
+        growth, vectors = spectrum.flow(time / float(spectrum.values[spectrum.seen].mean())), spectrum.vectors
         change: Tensor = residual @ vectors * growth @ vectors.T if not self.left else vectors * growth @ (vectors.T @ residual)
         return change
 
@@ -241,127 +235,3 @@ def damped_inverse(matrix: Float[Tensor, "side side"], damping: float) -> Float[
     values, vectors = torch.linalg.eigh(matrix)
     inverse: Tensor = (vectors / (values.clamp(min=0) / values[-1] + damping)) @ vectors.T
     return inverse
-
-
-def descend(
-    apply: Apply, residual: Tensor, *, iterations: int, tolerance: float, floor: float = 0.0, precondition: Apply | None = None
-) -> Tensor:
-    """The change that conjugate gradients make from a start with this residual.
-
-    Stops at ‖residual‖ ≤ `tolerance` · its first norm (or ≤ `floor`), or after `iterations`.
-    """
-    norm = float(residual.norm())
-    change = torch.zeros_like(residual)
-    if norm <= floor or norm == 0:
-        return change
-    r = residual / norm
-    z = r if precondition is None else precondition(r)
-    p, rz = z.clone(), _dot(r, z)
-    stop = max(tolerance, floor / norm)
-    for _ in range(iterations):
-        image = apply(p)
-        curvature = _dot(p, image)
-        if curvature <= 0 or rz <= 0:
-            break
-        step = rz / curvature
-        change.add_(p, alpha=step)
-        r.sub_(image, alpha=step)
-        if float(r.norm()) <= stop:
-            break
-        z = r if precondition is None else precondition(r)
-        before, rz = rz, _dot(r, z)
-        p.mul_(rz / before).add_(z)
-    return change * norm
-
-
-def flow(apply: Apply, residual: Tensor, *, time: float, bound: float, floor: float = 0.0, accuracy: float = 1e-6) -> Tensor:
-    """φ(A) R with φ(λ) = (1 − e^{−2sλ})/λ, by Chebyshev polynomials on [0, `bound`]; s = `time` / Rayleigh quotient of R.
-
-    That quotient ⟨R, AR⟩/⟨R, R⟩ is where R lies in the spectrum of A: it does not change when dimensions are added that no task uses.
-    """
-    norm = float(residual.norm())
-    if norm <= floor or norm == 0 or time == 0:
-        return torch.zeros_like(residual)
-    r = residual / norm
-    unit = _dot(r, apply(r))
-    if unit <= 0:
-        return torch.zeros_like(residual)
-    coefficients = chebyshev(time / unit, bound, accuracy)
-
-    def shifted(x: Tensor) -> Tensor:
-        return (2 / bound) * apply(x) - x
-
-    before, now = r, shifted(r)
-    total = coefficients[0] * before
-    for number, c in enumerate(coefficients[1:]):
-        if number:
-            before, now = now, 2 * shifted(now) - before
-        total.add_(now, alpha=c)
-    return total * norm
-
-
-def chebyshev(s: float, bound: float, accuracy: float = 1e-6) -> list[float]:
-    """The coefficients of φ on [0, `bound`], as many as its largest value · `accuracy` needs."""
-    degree = ceil(4 * sqrt(s * bound + 4)) + 16
-    count = 4 * degree
-    angle = (torch.arange(count, dtype=torch.float64) + 0.5) * torch.pi / count
-    value = 0.5 * bound * (1 + angle.cos())
-    phi = -torch.expm1(-2 * s * value) / value
-    c: list[float] = [float((phi * (j * angle).cos()).mean()) * (1 if j == 0 else 2) for j in range(degree + 1)]
-    tail = 0.0
-    while len(c) > 2 and tail + abs(c[-1]) <= accuracy * 2 * s:
-        tail += abs(c.pop())
-    return c
-
-
-def _dot(a: Tensor, b: Tensor) -> float:
-    return float(torch.dot(a.reshape(-1), b.reshape(-1)))
-
-
-def svd(matrix: Float[Tensor, "rows columns"]) -> tuple[Tensor, Tensor, Tensor]:
-    """U, s and Vᵀ, without the vectors of zeros; by LAPACK's QR iteration where divide and conquer does not converge.
-
-    That happens to nearly orthonormal columns, whose singular values are all but equal.
-    """
-    try:
-        u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        if not bool(matrix.isfinite().all()):
-            raise
-        import scipy.linalg  # slow to load, and few runs need it
-
-        found = scipy.linalg.svd(matrix.numpy(force=True), full_matrices=False, lapack_driver="gesvd")
-        u, s, vt = (torch.from_numpy(one).to(matrix) for one in found)
-    return u, s, vt
-
-
-def truncated_svd(matrix: Float[Tensor, "d_out d_in"], rank: int, key: tuple[object, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """U `[d_out, r]`, s `[r]`, V `[d_in, r]`; by a random sketch (Halko et al., SIAM Review 2011) where that is the cheaper way.
-
-    Its bits depend on `key` and the element's index alone. Whichever way, Uᵀ M V = diag(s) to rounding, and U and V are orthonormal.
-    """
-    rows, columns = matrix.shape
-    small = min(rows, columns)
-    width = rank + OVERSAMPLE
-    if not sketched(rows, columns, rank):
-        u, s, vt = svd(matrix)
-        return u[:, :rank], s[:rank], vt[:rank].T
-    wide = matrix if rows <= columns else matrix.T  # [small, large]
-    basis = torch.linalg.qr(wide @ gaussian(wide.shape[1], width, key).to(matrix)).Q
-    for _ in range(POWERS):
-        basis = torch.linalg.qr(wide @ torch.linalg.qr(wide.T @ basis).Q).Q
-    inner, s, vt = svd(basis.T @ wide)
-    rank = min(rank, small)
-    u, v = basis @ inner[:, :rank], vt[:rank].T
-    return (u, s[:rank], v) if rows <= columns else (v, s[:rank], u)
-
-
-def sketched(rows: int, columns: int, rank: int) -> bool:
-    """Whether a sketch costs less than a whole decomposition."""
-    return 6 * (rank + OVERSAMPLE) <= min(rows, columns)
-
-
-def gaussian(rows: int, columns: int, key: tuple[object, ...]) -> Float[Tensor, "rows columns"]:
-    """Normal numbers by Box–Muller on counter-based bits, float64."""
-    u = [(element_bits((*key, axis), 0, rows * columns).double() + 0.5) / (1 << 31) for axis in "uv"]
-    return ((-2 * u[0].log()).sqrt() * (2 * torch.pi * u[1]).cos()).reshape(rows, columns)

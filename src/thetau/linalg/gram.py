@@ -1,0 +1,35 @@
+"""Gram matrices: the product, and the span of vectors that are given by nothing else."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from thetau.linalg.rounding import MARGIN, eps
+
+
+def gram_of(rows: Float[Tensor, "row d_in"]) -> Float[Tensor, "d_in d_in"]:
+    """RᵀR, in the precision of R."""
+    return rows.T @ rows
+
+
+def span(gram: Float[Tensor, "*batch task task"]) -> tuple[Float[Tensor, "*batch task task"], Bool[Tensor, "*batch task"]]:
+    """Coefficients onto those that count, and which dimensions of the span do.
+
+    The first, P, takes coefficients c to the shortest ones (in units of the vectors' lengths) with the same Σ c_k τ_k up to rounding; it is the
+    identity where the vectors are independent. The second has as many true entries as the vectors have independent directions.
+
+    Lengths are taken out first, since each vector is known relative to its own. Vectors of float32 are known to ε in each entry, so that K of
+    them which lie on one line still have eigenvalues of K ε² beside it; those up to (4ε)² K are rounding. (The float64 sums of a Gram
+    matrix round by less.)
+    """
+    length = gram.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
+    unit = torch.where(length > 0, 1 / length.clamp(min=torch.finfo(gram.dtype).tiny), 0)
+    values, vectors = torch.linalg.eigh(gram * unit[..., :, None] * unit[..., None, :])
+    seen = values > (MARGIN * eps(torch.float32)) ** 2 * gram.shape[-1]
+    whole = seen.sum(-1) == (length > 0).sum(-1)
+    onto = (vectors * seen[..., None, :]) @ vectors.mT
+    onto = onto * unit[..., :, None] * length[..., None, :]
+    eye = torch.eye(gram.shape[-1], dtype=gram.dtype).expand_as(gram)
+    return torch.where(whole[..., None, None], eye, onto), seen

@@ -1,0 +1,17 @@
+"""Normal numbers from counter-based bits: a sketch is the same whatever the order of tasks, blocks and workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Bits = Callable[[str, int], Tensor]  # (axis, count): integers in [0, 2³¹), others for another axis
+
+
+def gaussian(rows: int, columns: int, bits: Bits) -> Float[Tensor, "rows columns"]:
+    """Normal numbers by Box–Muller, float64; `bits` is asked for the axes u and v."""
+    u = [(bits(axis, rows * columns).double() + 0.5) / (1 << 31) for axis in "uv"]
+    return ((-2 * u[0].log()).sqrt() * (2 * torch.pi * u[1]).cos()).reshape(rows, columns)
