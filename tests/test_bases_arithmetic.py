@@ -23,26 +23,7 @@ from thetau.cli.basis_arith import add, compare, negate, ood
 from thetau.engine.executor import Engine
 from thetau.errors import AlignmentError, BankError, DataError, OutputError, RecipeError, ThetauError
 from thetau.evaluate import Accuracy, Evaluator
-from thetau.evaluate.arithmetic import negation
-from thetau.evaluate.bases import (
-    BasesAddition,
-    BasisNegation,
-    BasisOutOfDistribution,
-    bases_addition,
-    basis_negation,
-    basis_ood,
-    outer_space,
-)
 from thetau.evaluate.merging import at_scale, merge_out
-from thetau.evaluate.partitions import (
-    Bench,
-    PartitionStudy,
-    Savings,
-    compare_savings,
-    partition_label,
-    study_partitions,
-    value_of_partition,
-)
 from thetau.evaluate.similarity import (
     TargetSimilarity,
     similar_bases,
@@ -53,6 +34,25 @@ from thetau.evaluate.similarity import (
 from thetau.evaluate.spaces import TangentSpace, WeightSpace
 from thetau.finetune import FinetuneConfig, finetune
 from thetau.models import load_encoder, read_weights
+from thetau.studies.arithmetic import negation
+from thetau.studies.bases import (
+    BasesAddition,
+    BasisNegation,
+    BasisOutOfDistribution,
+    bases_addition,
+    basis_negation,
+    basis_ood,
+    outer_space,
+)
+from thetau.studies.partitions import (
+    Bench,
+    PartitionStudy,
+    Savings,
+    compare_savings,
+    partition_label,
+    study_partitions,
+    value_of_partition,
+)
 from thetau.tasks import load_task
 from tiny import KINDS, make_model, rows_of, write_rows
 from tiny import one_thread as one_thread

@@ -12,19 +12,19 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from thetau.cli.app import app
-from thetau.diagnostics.by_paradigm import AlphaCurves, Costs, SingleTasks, alpha_curves, costs, single_tasks
 from thetau.diagnostics.disentanglement import Disentanglement, disentanglement, divergence
 from thetau.diagnostics.interference import Interference, cosine_matrix, interference
 from thetau.diagnostics.kernel import KernelTest, kernel_test
 from thetau.diagnostics.results import correlate, load_result
 from thetau.errors import DataError
 from thetau.evaluate import Evaluator
-from thetau.evaluate.paradigms import load_paradigm_results
 from thetau.evaluate.spaces import TangentSpace, WeightSpace
 from thetau.evaluate.tuned import is_tangent, make_space, one_space, open_tuned, read_vectors
 from thetau.finetune import FinetuneConfig, finetune
 from thetau.models import load_encoder
 from thetau.plots import diagnose as charts
+from thetau.studies.by_paradigm import AlphaCurves, Costs, SingleTasks, alpha_curves, costs, single_tasks
+from thetau.studies.paradigms import load_paradigm_results
 from thetau.tasks import load_task
 from tiny import make_model, make_task
 from tiny import one_thread as one_thread
@@ -283,7 +283,7 @@ def test_a_comparison_of_paradigms_its_methods_and_its_charts(bench: Bench, tmp_
 
 
 def test_a_chart_that_cannot_be_written_leaves_nothing(bench: Bench, tmp_path: Path) -> None:
-    from thetau.diagnostics.by_paradigm import cosines
+    from thetau.diagnostics.cosines import cosines
     from thetau.errors import OutputError
 
     (tmp_path / "file").write_text("")

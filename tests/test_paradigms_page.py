@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from thetau.evaluate.paradigms import load_paradigm_results
+from thetau.studies.paradigms import load_paradigm_results
 
 ROOT = Path(__file__).resolve().parent.parent
 

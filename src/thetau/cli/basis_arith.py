@@ -103,9 +103,9 @@ def add(
         if out is not None:
             write_model(opened, out, dict.fromkeys(opened.bases, scale), method, machine=machine, quiet=quiet)
         return
-    from thetau.evaluate.arithmetic import ADDITION
-    from thetau.evaluate.bases import bases_addition, outer_space
-    from thetau.evaluate.partitions import outer_name
+    from thetau.studies.arithmetic import ADDITION
+    from thetau.studies.bases import bases_addition, outer_space
+    from thetau.studies.partitions import outer_name
 
     sizes = Sizes(
         data=data,
@@ -208,9 +208,9 @@ def negate(
             write_model(opened, out, {chosen: -scale}, None, machine=machine, quiet=quiet)
         return
     from thetau.errors import DataError
-    from thetau.evaluate.arithmetic import NEGATION
-    from thetau.evaluate.bases import basis_negation, outer_space
     from thetau.evaluate.similarity import similar_bases
+    from thetau.studies.arithmetic import NEGATION
+    from thetau.studies.bases import basis_negation, outer_space
 
     target, kept = loaded([task], data)[0], loaded([control or ""], data)[0]
     task, control = target.name, kept.name
@@ -313,10 +313,10 @@ def ood(
             ],
             "--task",
         )
-    from thetau.evaluate.arithmetic import ADDITION
-    from thetau.evaluate.bases import basis_ood, outer_space
-    from thetau.evaluate.partitions import outer_name
     from thetau.evaluate.similarity import similar_bases
+    from thetau.studies.arithmetic import ADDITION
+    from thetau.studies.bases import basis_ood, outer_space
+    from thetau.studies.partitions import outer_name
 
     grid = parse_grid(alphas) or ADDITION
     sizes = Sizes(
@@ -400,11 +400,11 @@ def compare(
     """
     from thetau.bases import all_partitions, given_groups, similarities
     from thetau.bases import cluster as find_clusters
-    from thetau.evaluate.arithmetic import ADDITION
-    from thetau.evaluate.partitions import Bench, compare_savings, study_partitions
     from thetau.evaluate.tuned import one_space, open_tuned
     from thetau.facade import as_vector, open_base
     from thetau.facade import open as open_weights
+    from thetau.studies.arithmetic import ADDITION
+    from thetau.studies.partitions import Bench, compare_savings, study_partitions
 
     check_outputs(None, json)
     merge_in, merge_out = inner_of(inner, inner_fields), outer_of(outer, fields)

@@ -9,8 +9,8 @@ from thetau.cli.tables import percent, table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from thetau.evaluate.bases import BasesAddition, BasisNegation, BasisOutOfDistribution
-    from thetau.evaluate.partitions import PartitionStudy, Savings
+    from thetau.studies.bases import BasesAddition, BasisNegation, BasisOutOfDistribution
+    from thetau.studies.partitions import PartitionStudy, Savings
 
 
 def show(made: Table) -> None:

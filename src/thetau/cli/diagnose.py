@@ -173,7 +173,7 @@ def cosine(
 
     thetau diagnose cosine -g standard=a,b,c -g attention=d,e,f -o diagnostics
     """
-    from thetau.diagnostics.by_paradigm import cosines
+    from thetau.diagnostics.cosines import cosines
     from thetau.errors import RecipeError
     from thetau.evaluate.tuned import one_space, open_tuned, read_vectors
     from thetau.models import load_encoder
@@ -203,9 +203,9 @@ def alpha(results: Results, out: Out) -> None:
 
     thetau diagnose alpha runs/arithmetic/paradigms.json -o diagnostics
     """
-    from thetau.diagnostics.by_paradigm import alpha_curves
-    from thetau.evaluate.paradigms import load_paradigm_results
     from thetau.plots.diagnose import alpha_chart
+    from thetau.studies.by_paradigm import alpha_curves
+    from thetau.studies.paradigms import load_paradigm_results
 
     result = alpha_curves(load_paradigm_results(results))
     _write(result, alpha_chart, out, "alpha")
@@ -222,9 +222,9 @@ def single(results: Results, out: Out) -> None:
 
     thetau diagnose single runs/arithmetic/paradigms.json -o diagnostics
     """
-    from thetau.diagnostics.by_paradigm import single_tasks
-    from thetau.evaluate.paradigms import load_paradigm_results
     from thetau.plots.diagnose import single_chart
+    from thetau.studies.by_paradigm import single_tasks
+    from thetau.studies.paradigms import load_paradigm_results
 
     result = single_tasks(load_paradigm_results(results))
     _write(result, single_chart, out, "single")
@@ -240,9 +240,9 @@ def cost(results: Results, out: Out) -> None:
 
     thetau diagnose cost runs/arithmetic/paradigms.json -o diagnostics
     """
-    from thetau.diagnostics.by_paradigm import costs
-    from thetau.evaluate.paradigms import load_paradigm_results
     from thetau.plots.diagnose import costs_chart
+    from thetau.studies.by_paradigm import costs
+    from thetau.studies.paradigms import load_paradigm_results
 
     result = costs(load_paradigm_results(results))
     _write(result, costs_chart, out, "cost")
@@ -256,7 +256,7 @@ def cost(results: Results, out: Out) -> None:
 def _models(given: Sequence[str] | None) -> list[str]:
     """The models that were named, those of a run's row in place of `RUN:ROW`."""
     from thetau.errors import RecipeError
-    from thetau.evaluate.paradigms import load_paradigm_results
+    from thetau.studies.paradigms import load_paradigm_results
 
     found: list[str] = []
     for entry in given or []:

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from thetau.evaluate import Addition, Analogy, Evaluator, Negation, OutOfDistribution
+    from thetau.evaluate import Evaluator
     from thetau.evaluate.spaces import Space
     from thetau.evaluate.tuned import Tuned
+    from thetau.studies import Addition, Analogy, Negation, OutOfDistribution
 
 
 def tune(
@@ -57,12 +58,12 @@ def tune(
     from thetau.cli.common import check_folder, parse_fields
     from thetau.errors import DataError, RecipeError
     from thetau.evaluate import Evaluator
-    from thetau.evaluate.arithmetic import ADDITION, NEGATION, negation, out_of_distribution
-    from thetau.evaluate.arithmetic import analogy as find_analogy
     from thetau.evaluate.cache import write_atomically
     from thetau.evaluate.tuned import make_space, one_space, open_tuned, read_vectors
     from thetau.models import load_encoder
     from thetau.models.loading import kind_named
+    from thetau.studies.arithmetic import ADDITION, NEGATION, negation, out_of_distribution
+    from thetau.studies.arithmetic import analogy as find_analogy
     from thetau.tasks import load_task
 
     check_folder(json)
@@ -130,9 +131,9 @@ def _added(
     tangent: bool,
     cache: Path | None,
 ) -> Addition:
-    from thetau.evaluate.arithmetic import addition
     from thetau.evaluate.merging import build_method, merged_vector
     from thetau.evaluate.tuned import make_space
+    from thetau.studies.arithmetic import addition
     from thetau.tasks.suite import MethodChoice
 
     names = [model.task for model in tuned]

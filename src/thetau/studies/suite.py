@@ -23,15 +23,15 @@ from thetau._version import __version__
 from thetau.errors import OutputError
 from thetau.evaluate.cache import Cache, write_atomically
 from thetau.evaluate.evaluator import Evaluator
+from thetau.evaluate.means import average, normalised
 from thetau.evaluate.measures import Measure
 from thetau.evaluate.merging import at_scale, build_method, merged_vector
-from thetau.evaluate.normalised import average, normalised
-from thetau.evaluate.results import Row, SuiteResults, TaskFacts
 from thetau.evaluate.search import ScaleTrial, choose_scale
-from thetau.evaluate.tables import markdown_table
 from thetau.finetune import FinetuneConfig, FinetuneResult, finetune
 from thetau.finetune.progress import Bar, bar
 from thetau.models import load_encoder, read_weights
+from thetau.studies.suite_results import Row, SuiteResults, TaskFacts
+from thetau.studies.tables import markdown_table
 from thetau.tasks import Task, load_task
 from thetau.tasks.suite import MethodChoice, Suite
 

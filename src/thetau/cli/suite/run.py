@@ -1,4 +1,4 @@
-"""`thetau suite`: run a backbone's tasks end to end."""
+"""`thetau suite run`: a backbone's tasks end to end."""
 
 from __future__ import annotations
 
@@ -7,24 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-suite_app = typer.Typer(help="Fine-tune, merge and evaluate a whole suite of tasks.", no_args_is_help=True)
 
-
-@suite_app.command("list")
-def list_suites() -> None:
-    """The suites that come with thetau.
-
-    thetau suite list
-    """
-    from thetau.tasks import load_suite
-    from thetau.tasks.suite import shipped_suites
-
-    for name in shipped_suites():
-        suite = load_suite(name)
-        typer.echo(f"{name}: {suite.description}\n  {suite.backbone}; {len(suite.tasks)} tasks: {', '.join(suite.tasks)}")
-
-
-@suite_app.command("run")
 def run(
     name: Annotated[str, typer.Argument(help="Name of a suite, or its YAML file.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; an interrupted run goes on in it.")],
@@ -54,17 +37,17 @@ def run(
     """
     from dataclasses import replace
 
-    from thetau.evaluate.suite import run_suite
-    from thetau.evaluate.tables import rich_table
+    from thetau.cli.suite.tables import rich_table
     from thetau.plots import suite_bars
+    from thetau.studies.suite import run_suite
     from thetau.tasks import load_suite
 
     suite = load_suite(name)
     suite = replace(suite, backbone=backbone) if backbone else suite
     rows, chosen = _listed(paradigm), _listed(methods)
     if rows or not suite.methods:
-        from thetau.evaluate.paradigms import run_paradigms
-        from thetau.evaluate.tables import paradigm_table
+        from thetau.cli.suite.tables import paradigm_table
+        from thetau.studies.paradigms import run_paradigms
 
         wanted = None if not rows or rows == ["all"] else rows
         compared = run_paradigms(

@@ -18,7 +18,16 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from thetau.errors import DataError, RecipeError
-from thetau.evaluate.arithmetic import (
+from thetau.evaluate.cache import Cache, write_atomically
+from thetau.evaluate.evaluator import Evaluator
+from thetau.evaluate.means import average
+from thetau.evaluate.measures import Measure
+from thetau.evaluate.merging import build_method, merged_vector
+from thetau.evaluate.spaces import Space
+from thetau.evaluate.tuned import difference, make_space
+from thetau.finetune import FinetuneConfig, FinetuneResult, finetune
+from thetau.models import load_encoder, read_weights
+from thetau.studies.arithmetic import (
     ADDITION,
     NEGATION,
     Addition,
@@ -28,15 +37,6 @@ from thetau.evaluate.arithmetic import (
     negation,
     out_of_distribution,
 )
-from thetau.evaluate.cache import Cache, write_atomically
-from thetau.evaluate.evaluator import Evaluator
-from thetau.evaluate.measures import Measure
-from thetau.evaluate.merging import build_method, merged_vector
-from thetau.evaluate.normalised import average
-from thetau.evaluate.spaces import Space
-from thetau.evaluate.tuned import difference, make_space
-from thetau.finetune import FinetuneConfig, FinetuneResult, finetune
-from thetau.models import load_encoder, read_weights
 from thetau.tasks import Task, load_task
 from thetau.tasks.suite import MethodChoice, ParadigmChoice, Suite
 
@@ -444,7 +444,7 @@ class _Run:
         """Add the vectors as they were after `step` steps."""
         from safetensors.torch import load_file
 
-        from thetau.evaluate.normalised import normalised
+        from thetau.evaluate.means import normalised
 
         weights = {
             name: {**self.base, **load_file(result.out / "snapshots" / f"{step:06d}.safetensors")}

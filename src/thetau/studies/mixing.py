@@ -20,8 +20,8 @@ from torch import Tensor
 
 from thetau.errors import DataError
 from thetau.evaluate.evaluator import Evaluator
+from thetau.evaluate.means import average
 from thetau.evaluate.measures import Measure
-from thetau.evaluate.normalised import average
 from thetau.evaluate.spaces import WeightSpace
 from thetau.evaluate.tuned import difference
 

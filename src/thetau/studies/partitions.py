@@ -23,8 +23,6 @@ from thetau.engine.executor import Engine
 from thetau.engine.merge import Merge, Part
 from thetau.engine.types import Method
 from thetau.errors import DataError, OutputError
-from thetau.evaluate.arithmetic import ADDITION
-from thetau.evaluate.bases import BasesAddition, bases_addition, outer_space
 from thetau.evaluate.cache import Cache
 from thetau.evaluate.evaluator import Evaluator
 from thetau.evaluate.measures import Measure
@@ -32,6 +30,8 @@ from thetau.evaluate.tuned import make_space
 from thetau.facade import Expression
 from thetau.facade import open as open_weights
 from thetau.methods import plain
+from thetau.studies.arithmetic import ADDITION
+from thetau.studies.bases import BasesAddition, bases_addition, outer_space
 
 Groups = Mapping[str, tuple[str, ...]]
 Cluster = tuple[str, ...]

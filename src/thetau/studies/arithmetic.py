@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import final
 
 from thetau.errors import DataError
+from thetau.evaluate.means import average, normalised
 from thetau.evaluate.measures import Measure
-from thetau.evaluate.normalised import average, normalised
 from thetau.evaluate.spaces import Space
 
 ADDITION = tuple(round(0.05 * i, 2) for i in range(21))

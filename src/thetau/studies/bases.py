@@ -20,7 +20,15 @@ from torch import Tensor
 
 from thetau.engine.executor import Engine
 from thetau.errors import DataError
-from thetau.evaluate.arithmetic import (
+from thetau.evaluate.evaluator import Evaluator
+from thetau.evaluate.means import average, normalised
+from thetau.evaluate.measures import Measure
+from thetau.evaluate.merging import merge_out
+from thetau.evaluate.similarity import TargetSimilarity
+from thetau.evaluate.spaces import Space, WeightSpace
+from thetau.evaluate.tuned import make_space
+from thetau.facade import Expression
+from thetau.studies.arithmetic import (
     ADDITION,
     CONTROL,
     NEGATION,
@@ -31,14 +39,6 @@ from thetau.evaluate.arithmetic import (
     on_one_task,
     scaled,
 )
-from thetau.evaluate.evaluator import Evaluator
-from thetau.evaluate.measures import Measure
-from thetau.evaluate.merging import merge_out
-from thetau.evaluate.normalised import average, normalised
-from thetau.evaluate.similarity import TargetSimilarity
-from thetau.evaluate.spaces import Space, WeightSpace
-from thetau.evaluate.tuned import make_space
-from thetau.facade import Expression
 
 MERGED = "merged"
 
