@@ -14,15 +14,14 @@ from thetau.engine.executor import Engine
 from thetau.errors import AlignmentError, RecipeError
 from thetau.facade import Expression, merge
 from thetau.facade import open as open_weights
+from thetau.methods import build
 from thetau.tasks.suite import MethodChoice
 
 
 def build_method(choice: MethodChoice, where: str | None = None) -> Any:
     """The method of a choice, with `scale=1` wherever it has one. Raises `RecipeError` naming the row, or `where`."""
-    import thetau
-
     try:
-        return _at_one(thetau.methods.build(choice.method, choice.fields))
+        return _at_one(build(choice.method, choice.fields))
     except RecipeError as error:
         raise RecipeError(error.problems, where=where or f"method {choice.name!r} of the suite") from error
 
@@ -32,6 +31,25 @@ def _at_one(method: Any) -> Any:
     values = {field.name: getattr(method, field.name) for field in fields(method)}
     inner = {name: _at_one(value) for name, value in values.items() if hasattr(value, "chain")}
     return replace(method, **inner, **({"scale": 1.0} if "scale" in values else {}))
+
+
+def inner_method(name: str, fields: Mapping[str, Any] | None = None) -> Any:
+    """merge_in by its name, with the fields given; `mean` is `average`, and `sum` task arithmetic at λ = 1. Raises `RecipeError`."""
+    values = dict(fields or {})
+    return build("task_arithmetic", {"scale": 1.0, **values}) if name == "sum" else build(_known(name), values)
+
+
+def outer_method(name: str, fields: Mapping[str, Any] | None = None) -> Any | None:
+    """merge_out by its name, at λ = 1, since λ is what is chosen; None is the sum. Raises `RecipeError`."""
+    if name == "sum":
+        if fields:
+            raise RecipeError(["a sum has no fields."], "--set")
+        return None
+    return build_method(MethodChoice(name=name, method=_known(name), fields=dict(fields or {})), "--outer")
+
+
+def _known(name: str) -> str:
+    return "average" if name == "mean" else name
 
 
 def merged_vector(base: Path, models: Sequence[Path], names: Sequence[str], method: Any) -> dict[str, Tensor]:
