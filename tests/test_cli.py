@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import thetau
 from fixtures import random_weights, shifted, write_model
 from thetau.cli import main
-from thetau.cli.common import parse_fields
+from thetau.cli.options import parse_fields
 from thetau.errors import RecipeError
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, Field, fields, is_dataclass
-from enum import StrEnum
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -20,36 +19,40 @@ from thetau.options import Option, option_of
 def with_options(verb: Callable[..., None]) -> Callable[..., None]:
     """A verb for typer, whose parameters that are dataclasses are given field by field.
 
-    A field that is itself such a dataclass is given by its own fields. Other parameters stay as typer reads them.
+    A field that is itself such a dataclass is given by its own fields, and a parameter that has an `Option` as a field is. Others stay
+    as typer reads them.
 
     On the command line a tuple is a flag that may be repeated (or one text with commas, where its `Option` says so), a mapping is
     `name=value` and may be repeated, and a number or a word (`int | Literal["auto"]`) is one text.
 
     Raises:
-        TypeError: two fields of one name, or a field without an `Option`.
+        TypeError: two options of one name, or a field without an `Option`.
     """
     hints = get_type_hints(verb, include_extras=True)
     parameters: dict[str, inspect.Parameter] = {}
-    groups: dict[str, type[Any]] = {}
     for parameter in inspect.signature(verb).parameters.values():
-        kind = hints[parameter.name]
-        if is_dataclass(kind) and isinstance(kind, type):
-            groups[parameter.name] = kind
-            found = _parameters(kind)
+        hint = hints[parameter.name]
+        if _is_group(hint):
+            found = _parameters(hint)
+        elif option_of(hint)[1] is not None:
+            found = {parameter.name: _parameter(parameter.name, hint, parameter.default)}
         else:
-            found = {parameter.name: parameter.replace(annotation=kind)}
+            found = {parameter.name: parameter.replace(annotation=hint, kind=inspect.Parameter.KEYWORD_ONLY)}
         if twice := parameters.keys() & found:
             raise TypeError(f"{verb.__name__}: the option {sorted(twice)[0]!r} is declared twice.")
         parameters |= found
 
     @functools.wraps(verb)
     def given(**values: Any) -> None:
-        made = {name: _made(kind, values) for name, kind in groups.items()}
-        verb(**made, **{name: value for name, value in values.items() if name in hints and name not in groups})
+        verb(**{name: _made(name, hint, values) for name, hint in hints.items() if name != "return"})
 
     given.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
     given.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
     return given
+
+
+def _is_group(hint: Any) -> bool:
+    return isinstance(hint, type) and is_dataclass(hint)
 
 
 def _parameters(group: type[Any]) -> dict[str, inspect.Parameter]:
@@ -57,72 +60,65 @@ def _parameters(group: type[Any]) -> dict[str, inspect.Parameter]:
     hints = get_type_hints(group, include_extras=True)
     found: dict[str, inspect.Parameter] = {}
     for field in fields(group):
-        kind, option = option_of(hints[field.name])
-        if is_dataclass(kind) and isinstance(kind, type):
-            found |= _parameters(kind)
-            continue
-        if option is None:
+        hint = hints[field.name]
+        if _is_group(hint):
+            found |= _parameters(hint)
+        elif option_of(hint)[1] is None:
             raise TypeError(f"{group.__name__}.{field.name}: has no `Option` that says its help.")
-        shown = typer.Option(*option.flags, help=option.help, min=option.least, max=option.most)
-        words, default = _words(kind, option), _default(field, kind)
-        found[field.name] = inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[words, shown]
-        )
+        else:
+            default = inspect.Parameter.empty if field.default is MISSING else field.default
+            found[field.name] = _parameter(field.name, hint, None if field.default_factory is not MISSING else default)
     return found
 
 
-def _made(group: type[Any], values: Mapping[str, Any]) -> Any:
-    """The dataclass, from what the command line gave."""
-    hints = get_type_hints(group, include_extras=True)
-    made = {}
-    for field in fields(group):
-        kind, option = option_of(hints[field.name])
-        if option is None:
-            made[field.name] = _made(kind, values)
-        else:
-            made[field.name] = _value(
-                kind, option, values[field.name], (option.flags or (f"--{field.name.replace('_', '-')}",))[0]
-            )
-    return group(**made)
+def _parameter(name: str, hint: Any, default: Any) -> inspect.Parameter:
+    """One field as typer has it."""
+    kind, option = option_of(hint)
+    assert option is not None
+    shown = typer.Option(*option.flags, help=option.help, min=option.least, max=option.most)
+    words: Any = _words(kind, option)
+    annotation: Any = Annotated[words, shown]
+    if isinstance(default, tuple | Mapping) and not default:
+        default = None
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _made(name: str, hint: Any, values: Mapping[str, Any]) -> Any:
+    """What a parameter or a field holds, from what the command line gave."""
+    if _is_group(hint):
+        hints = get_type_hints(hint, include_extras=True)
+        return hint(**{field.name: _made(field.name, hints[field.name], values) for field in fields(hint)})
+    kind, option = option_of(hint)
+    return values[name] if option is None else _value(name, kind, option, values[name])
 
 
 def _words(kind: Any, option: Option) -> Any:
     """The type under which typer reads a field."""
     inner = _optional(kind)
-    if option.commas or _literals(inner):
-        return str | None if inner is not kind else str
-    if get_origin(inner) is Literal:
-        return StrEnum("Choice", {word: word for word in get_args(inner)})
-    if get_origin(inner) is tuple:
+    if get_origin(inner) is tuple and not option.commas:
         return list[get_args(inner)[0]] | None  # type: ignore[misc]
-    return list[str] | None if get_origin(inner) is Mapping else kind
+    if get_origin(inner) is Mapping:
+        return list[str] | None
+    if option.commas or _literals(inner):
+        return str if inner is kind else str | None
+    return kind
 
 
-def _default(field: Field[Any], kind: Any) -> Any:
-    if field.default_factory is not MISSING or get_origin(_optional(kind)) is Mapping:
-        return None
-    if field.default is MISSING:
-        return inspect.Parameter.empty
-    return None if field.default == () else field.default
-
-
-def _value(kind: Any, option: Option, given: Any, flag: str) -> Any:
+def _value(name: str, kind: Any, option: Option, given: Any) -> Any:
     """What a field holds, from typer's reading of it. Raises `RecipeError`."""
-    inner = _optional(kind)
-    if option.commas and given is not None:
+    inner, flag = _optional(kind), (option.flags or (f"--{name.replace('_', '-')}",))[0]
+    if get_origin(inner) is Mapping:
+        return _paths(given or [], flag) if get_args(inner)[1] is Path else parse_fields(given or [], flag)
+    if get_origin(inner) is tuple and not option.commas:
+        return tuple(given or ())
+    if given is None:
+        return None
+    if option.commas:
         return (
             parse_numbers(given, flag) if get_args(inner)[0] is float else tuple(filter(None, map(str.strip, given.split(","))))
         )
-    if option.commas:
-        return None
-    if get_origin(inner) is Literal:
-        return str(given)
     if words := _literals(inner):
-        return None if given is None else _number_or(words, given, flag)
-    if get_origin(inner) is tuple:
-        return tuple(given or ())
-    if get_origin(inner) is Mapping:
-        return _paths(given or [], flag) if get_args(inner)[1] is Path else parse_fields(given or [], flag)
+        return _number_or(words, given, flag) if get_origin(inner) is not Literal else _word(name, words, given)
     return given
 
 
@@ -135,10 +131,18 @@ def _optional(kind: Any) -> Any:
 
 
 def _literals(kind: Any) -> tuple[str, ...]:
-    """The words that may stand for a number."""
+    """The words that a field may be, or that may stand for a number in it."""
+    if get_origin(kind) is Literal:
+        return get_args(kind)
     if get_origin(kind) not in (Union, UnionType):
         return ()
     return tuple(word for one in get_args(kind) if get_origin(one) is Literal for word in get_args(one))
+
+
+def _word(name: str, words: Sequence[str], given: str) -> str:
+    if given not in words:
+        raise RecipeError([f"`options({name}=...)` must be one of {', '.join(words)}. Got {given!r}."], "options")
+    return given
 
 
 def _number_or(words: Sequence[str], given: str, flag: str) -> int | str:

@@ -9,6 +9,8 @@ from typing import Annotated, final
 from thetau.options import Option, check_ranges
 
 BASE = "all-MiniLM-L6-v2"
+DataFolder = Annotated[Path | None, Option("Folder of task folders; looked at before the shipped tasks.", flags=("--data",))]
+Kind = Annotated[str | None, Option("How the base is read: sentence, image, mask or text_to_text; by default as its files say.")]
 Split = Annotated[str, Option("train, validation or test.")]
 Limit = Annotated[int | None, Option("At most so many examples a task, always the same ones.", least=1)]
 
@@ -26,12 +28,10 @@ class Backbone:
 class Reading:
     """Where the tasks' data are, how an example is read, and where evaluations are kept."""
 
-    data: Annotated[Path | None, Option("Folder of task folders; looked at before the shipped tasks.", flags=("--data",))] = None
+    data: DataFolder = None
     max_length: Annotated[int, Option("Tokens of an example; longer ones are cut.", least=3)] = 64
     image_size: Annotated[int | None, Option("Pixels a side of an image; by default the model's own.", least=1)] = None
-    kind: Annotated[
-        str | None, Option("How the base is read: sentence, image, mask or text_to_text; by default as its files say.")
-    ] = None
+    kind: Kind = None
     cache: Annotated[
         Path | None, Option("Folder in which evaluations are kept, so that they are done once.", flags=("--cache",))
     ] = None

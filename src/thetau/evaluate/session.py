@@ -118,13 +118,14 @@ class Session:
         Args:
             tasks: names or folders; by default all the tasks of the bank.
             base: where the bank's base lies now, if it was moved.
-            models: task → folder of its model, where that is not the one that the bank recorded: its head is used if it was trained.
+            models: task, as in `tasks`, → folder of its model, where that is not the one that the bank recorded: its head is used if it was trained.
             say: is told of each model that is gone, whose head, had it been trained, is missed.
         """
         given = reading or Reading()
-        listed = [load_task(name, given.data) for name in dict.fromkeys(tasks or bank.members)]
+        found = {str(name): load_task(name, given.data) for name in tasks or bank.members}
+        listed = list({task.name: task for task in found.values()}.values())
         folders = {task.name: Path(bank.members[task.name].source) for task in listed if task.name in bank.members}
-        folders |= {name: path for name, path in (models or {}).items() if name in {task.name for task in listed}}
+        folders |= {found[name].name: path for name, path in (models or {}).items() if name in found}
         label = str(base or bank.base_label)
         encoder = load_encoder(label, kind_named(given.kind))
         return cls(encoder, listed, base=label, heads=_heads(folders, say), limits=limits, reading=given)

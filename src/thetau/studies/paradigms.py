@@ -143,6 +143,33 @@ def load_paradigm_results(path: Path) -> ParadigmResults:
         raise DataError(f"{path}: cannot be read as a comparison of paradigms ({reason}).") from error
 
 
+def named_models(given: Sequence[str]) -> list[str]:
+    """Models as they were named, those of a row of a comparison in place of `RUN:ROW`, `RUN:ROW:SEED` or `RUN:ROW:SEED:TASK,TASK`.
+
+    Raises:
+        RecipeError: no model is named, or the comparison has no such row, seed or task.
+    """
+    found: list[str] = []
+    for entry in given:
+        run, colon, row = entry.partition(":")
+        listing = Path(run) / "paradigms.json"
+        if Path(entry).exists() or not colon or not listing.is_file():
+            found.append(entry)
+            continue
+        name, _, rest = row.partition(":")
+        seed, _, tasks = rest.partition(":")
+        rows = [one for one in load_paradigm_results(listing).of(name) if str(one.seed) == (seed or "0") and one.models]
+        if not rows:
+            raise RecipeError([f"{listing}: no row {name!r} of seed {seed or 0} with models of its own."], "models")
+        wanted = tasks.split(",") if tasks else list(rows[0].models)
+        if unknown := [task for task in wanted if task not in rows[0].models]:
+            raise RecipeError([f"{listing}, row {name!r}: no task {unknown[0]!r}. Known: {', '.join(rows[0].models)}."], "models")
+        found += [str(Path(run) / rows[0].models[task]) for task in wanted]
+    if not found:
+        raise RecipeError(["name at least one fine-tuned model."], "models")
+    return found
+
+
 def spread(values: Sequence[float]) -> tuple[float, float]:
     """Mean and standard deviation over seeds (0 for one)."""
     return mean(values), stdev(values) if len(values) > 1 else 0.0

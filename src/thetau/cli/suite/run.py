@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from thetau.cli.options import with_options
+from thetau.cli.tables import show
+from thetau.evaluate.options import DataFolder
 
+
+@with_options
 def run(
     name: Annotated[str, typer.Argument(help="Name of a suite, or its YAML file.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; an interrupted run goes on in it.")],
-    data: Annotated[
-        Path | None, typer.Option("--data", help="Folder of task folders; looked at before the shipped tasks.")
-    ] = None,
+    data: DataFolder = None,
     methods: Annotated[
         list[str] | None, typer.Option("--methods", help="Only these, separated by commas or given again.")
     ] = None,
@@ -53,23 +56,14 @@ def run(
         compared = run_paradigms(
             suite, out, seeds=range(seeds), paradigms=wanted, methods=chosen, data=data, quick=quick, say=typer.echo
         )
-        _print(paradigm_table(compared))
+        show(paradigm_table(compared))
         typer.echo(f"{out}: paradigms.json")
         return
     results = run_suite(suite, out, data=data, methods=chosen or None, quick=quick)
     suite_bars(results, out / "results.png")
-    _print(rich_table(results))
+    show(rich_table(results))
     typer.echo(f"{out}: results.json, results.md, results.png ({results.seconds:.0f} s)")
 
 
 def _listed(given: list[str] | None) -> list[str]:
     return [part.strip() for one in given or [] for part in one.split(",") if part.strip()]
-
-
-def _print(table: Any) -> None:
-    """Figures are never cut: a narrow terminal may wrap the lines, a pipe gets them whole."""
-    from rich.console import Console
-
-    console = Console()
-    console.width = max(console.width, console.measure(table, options=console.options.update(max_width=500)).maximum)
-    console.print(table)

@@ -4,85 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from thetau.cli.diagnose import (
-    Base,
-    Cached,
-    Data,
-    ImageSize,
-    MaxLength,
-    Models,
-    Out,
-    Split,
-    _models,
-    _open,
-    _table,
-    _write,
-)
+from thetau.cli.common import Charts
+from thetau.cli.diagnose.common import Models, session_of, show_rows, told, write
+from thetau.cli.options import with_options
+from thetau.evaluate.options import Backbone, Reading
+from thetau.studies.options import LossBounds
 
 if TYPE_CHECKING:
     from thetau.diagnostics.bounds import Bounds
     from thetau.diagnostics.gaps import Comparison
 
 
-def bounds(
-    models: Models = None,
-    *,
-    out: Out,
-    base: Base = "all-MiniLM-L6-v2",
-    data: Data = None,
-    split: Split = "test",
-    examples: Annotated[
-        int, typer.Option(help="Examples a task, always the same ones, for losses, gradients and Hessians.", min=1)
-    ] = 64,
-    scale: Annotated[
-        float | None, typer.Option(help="Add the vectors with this λ too, besides their mean; the theorem needs λ = 1/T.")
-    ] = None,
-    no_smoothness: Annotated[
-        bool, typer.Option("--no-smoothness", help="Leave the Hessians out: gaps, cosines and norms only, no bounds.")
-    ] = False,
-    tolerance: Annotated[float, typer.Option(help="Of the power iteration: relative change, twice in a row.")] = 1e-3,
-    max_iterations: Annotated[
-        int, typer.Option(help="Of the power iteration; a norm that has not converged by then is marked.", min=1)
-    ] = 100,
-    max_length: MaxLength = 64,
-    image_size: ImageSize = None,
-    cache: Cached = None,
-) -> None:
+@with_options
+def bounds(models: Models = None, *, out: Charts, backbone: Backbone, options: LossBounds, reading: Reading) -> None:
     """Loss gaps of addition, negation and out-of-distribution use, beside the bounds of theory and their conditions.
 
     thetau diagnose bounds models/* -o diagnostics
     """
-    from thetau.diagnostics.bounds import bounds as measure
-    from thetau.errors import RecipeError
-    from thetau.evaluate.spaces import WeightSpace
     from thetau.plots.bounds import bounds_chart
+    from thetau.studies import measures
 
-    if not 0 < tolerance < 1:
-        raise RecipeError([f"`--tolerance` must be between 0 and 1. Got {tolerance:g}."], "options")
-    opened = _open(_models(models), base, data, split, examples, max_length, image_size, cache)
-    if not isinstance(opened.space, WeightSpace):
-        raise RecipeError(
-            [
-                "the bounds are about the model itself, whose Hessian at θ_i they take; these vectors belong to the tangent space. "
-                "Give models of paradigm standard or attention."
-            ],
-            "models",
-        )
-    result = measure(
-        opened.space,
-        opened.evaluator,
-        opened.vectors,
-        split=split,
-        scale=scale,
-        smoothness=not no_smoothness,
-        tolerance=tolerance,
-        max_iterations=max_iterations,
-    )
-    _write(result, bounds_chart, out, "bounds")
+    result = measures.bounds(session_of(models, backbone, options.by_split(), reading), options)
+    write(result, bounds_chart, out, "bounds")
     _show(result)
 
 
@@ -103,7 +50,7 @@ def _show(result: Bounds) -> None:
         for one in result.constants
     ]
     said = f"C = {result.size:.4g}, ε = {result.epsilon:.3g}, over {result.parameters:,} parameters; {result.split} examples"
-    _table(said, constants, "task", "‖τ‖", "‖τ‖/‖θ₀‖", "‖∇‖", "L (iterations)", "loss at θ₀", "at θ_t", "n")
+    show_rows(said, constants, "task", "‖τ‖", "‖τ‖/‖θ₀‖", "‖∇‖", "L (iterations)", "loss at θ₀", "at θ_t", "n")
     groups: dict[str, list[Comparison]] = {}
     for row in result.comparisons:
         groups.setdefault(_kind(row), []).append(row)
@@ -120,7 +67,7 @@ def _show(result: Bounds) -> None:
         for kind, rows in groups.items()
     ]
     first = ("", "rows", "gap, median", "largest", "L/2·d², median", "bound, median", "gap ≤ L/2·d²", "gap ≤ bound")
-    _table(_correlations(result), found, *first, "inside")
+    show_rows(told(result.correlations), found, *first, "inside")
     for sentence in _unmet(groups):
         typer.echo(sentence)
     if result.unconverged:
@@ -147,13 +94,6 @@ def _unmet(groups: Mapping[str, Sequence[Comparison]]) -> list[str]:
             for rule, found in broken.items()
         ]
     return said
-
-
-def _correlations(result: Bounds) -> str:
-    return "; ".join(
-        f"{one.x} and {one.y}: Spearman {'–' if one.spearman is None else format(one.spearman, '+.2f')}"
-        for one in result.correlations
-    )
 
 
 def _median(values: Sequence[float | None]) -> str:

@@ -13,13 +13,6 @@ if TYPE_CHECKING:
     from thetau.studies.partitions import PartitionStudy, Savings
 
 
-def show(made: Table) -> None:
-    """On stdout."""
-    from rich.console import Console
-
-    Console().print(made)
-
-
 def added_table(found: BasesAddition, outer: str) -> Table:
     """Each task, and the means."""
     what = "the sum of the bases" if outer == "sum" else f"{outer} of the bases"
