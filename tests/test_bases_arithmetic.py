@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -661,6 +662,18 @@ def test_python_gives_what_the_command_line_writes(world: World, tmp_path: Path)
     session = Session.open(models, base=world.folder, limits=limits, reading=reading)
     assert session.tasks == TASKS and not session.tangent
     same(compare_bases(session, CompareBases(k=2, alphas=alphas)), "compare", *models, "--base", world.folder, "-k", 2)
+
+
+def test_the_page_runs(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "bases.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(world.bank.path, "bank")
+    Path("tasks").symlink_to(world.data)
+    exec(block.replace("sst2", "animals").replace("agnews", "weather"), {})
+    found = TypeAdapter(BasesAddition).validate_python(told(Path("added.json"))["result"])
+    assert str(found.scale) in capsys.readouterr().out
+    assert Path("merged/model.safetensors").is_file()
 
 
 def test_a_session_says_which_heads_are_gone(world: World, tmp_path: Path) -> None:

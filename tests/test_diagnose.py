@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from thetau.diagnostics.interference import Interference, cosine_matrix, interfe
 from thetau.diagnostics.kernel import KernelTest, kernel_test
 from thetau.diagnostics.results import correlate, load_result
 from thetau.errors import DataError
-from thetau.evaluate import Evaluator, Reading, Sample, Session
+from thetau.evaluate import Evaluator, Limits, Reading, Sample, Session
 from thetau.evaluate.spaces import TangentSpace, WeightSpace
 from thetau.evaluate.tuned import is_tangent, make_space, one_space, open_tuned, read_vectors, task_vectors
 from thetau.finetune import FinetuneConfig, finetune
@@ -331,13 +332,25 @@ def test_python_gives_what_the_command_line_writes(bench: Bench, tmp_path: Path)
         chosen = models[:1] if options.negate else models
         invoke("tune", *chosen, *own, *words, "--json", tmp_path / "tune.json")
         tasks = ["animals", "weather"]
-        same(studies.tune(Session.open(chosen, base=bench.base, tasks=tasks, reading=reading), options), "tune.json")
+        session = Session.open(chosen, base=bench.base, tasks=tasks, limits=Limits().by_split(), reading=reading)
+        same(studies.tune(session, options), "tune.json")
     with pytest.raises(DataError, match=r"the session has no task 'weather'\. It has animals"):
         studies.tune(Session.open(models, base=bench.base, tasks=["animals"], reading=reading), Tune())
     invoke("evaluate", "-m", models[0], "-t", "animals", *own, "--limit", 20, "--json", tmp_path / "e.json")
     session = Session.open(base=bench.base, tasks=["animals"], limits=limits, reading=reading)
     found = studies.evaluate_checkpoint(models[0], session, Evaluate(limit=20))
     assert found.to_json() == json.loads((tmp_path / "e.json").read_text())
+
+
+def test_the_page_runs(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "finetuning.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    for place, target in (("base", bench.base), ("tasks", bench.data), ("models", bench.root / "standard")):
+        Path(place).symlink_to(target)
+    exec(block.replace("sms_spam", "animals").replace("qnli", "weather"), {})
+    assert load_result(Interference, Path("diagnostics/tau_jp.json")).n == dict.fromkeys(NAMES, 40)
+    assert "Accuracy(" in capsys.readouterr().out
 
 
 def test_models_are_called_by_their_records(bench: Bench, tmp_path: Path) -> None:
