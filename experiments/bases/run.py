@@ -43,13 +43,17 @@ from thetau.bases import (
 )
 from thetau.bases.cluster import Clustering, Similarity, agreement
 from thetau.checkpoint.disk import write_bytes
-from thetau.evaluate.arithmetic import negation
-from thetau.evaluate.bases import bases_addition, basis_ood, outer_space
 from thetau.evaluate.cache import Cache
 from thetau.evaluate.evaluator import Evaluator
+from thetau.evaluate.means import average
 from thetau.evaluate.measures import Measure
-from thetau.evaluate.normalised import average
-from thetau.evaluate.partitions import (
+from thetau.evaluate.similarity import TargetSimilarity
+from thetau.finetune import FinetuneConfig, finetune
+from thetau.models import load_encoder, read_weights
+from thetau.parts import PerTask
+from thetau.studies.arithmetic import negation
+from thetau.studies.bases import bases_addition, basis_ood, outer_space
+from thetau.studies.partitions import (
     Bench,
     PartitionStudy,
     compare_savings,
@@ -57,10 +61,6 @@ from thetau.evaluate.partitions import (
     study_partitions,
     value_of_partition,
 )
-from thetau.evaluate.similarity import TargetSimilarity
-from thetau.finetune import FinetuneConfig, finetune
-from thetau.models import load_encoder, read_weights
-from thetau.parts import PerTask
 from thetau.tasks import load_task
 
 RESULTS = EXPERIMENTS / "bases"
@@ -567,7 +567,7 @@ def sparse_section(study: Study) -> Any:
 
 def mixed_section(study: Study) -> Any:
     """The second base is the first one, trained on with a higher rate on other tasks; the same tasks are then learnt from it."""
-    from thetau.evaluate.mixing import Family, mixed_bases
+    from thetau.studies.mixing import Family, mixed_bases
 
     setting = study.setting
     steps = int(setting.config["steps"])

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 
 from experiments.common import DOCS, EXPERIMENTS, IMAGES, ROOT, table
-from thetau.diagnostics.by_paradigm import alpha_curves
 from thetau.diagnostics.disentanglement import Disentanglement
 from thetau.diagnostics.interference import Interference
 from thetau.diagnostics.kernel import KernelTest
 from thetau.diagnostics.results import load_result
-from thetau.evaluate.paradigms import ParadigmResults, ParadigmRow, load_paradigm_results
 from thetau.plots.diagnose import alpha_chart
+from thetau.studies.by_paradigm import alpha_curves
+from thetau.studies.paradigms import ParadigmResults, ParadigmRow, load_paradigm_results
 
 RESULTS = EXPERIMENTS / "paradigms" / "results.json"
 DIAGNOSTICS = EXPERIMENTS / "paradigms" / "diagnostics"

@@ -12,7 +12,9 @@ from thetau._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from thetau import bases as bases
+    from thetau import evaluate as evaluate
     from thetau import methods as methods
+    from thetau import studies as studies
     from thetau.compression import LowRank as LowRank
     from thetau.compression import Precision as Precision
     from thetau.compression import Sparse as Sparse
@@ -42,6 +44,7 @@ _HOMES = {
     "ThetauWarning": "thetau.facade",
     "bases": "thetau.bases",
     "compress": "thetau.compression",
+    "evaluate": "thetau.evaluate",
     "gram": "thetau.facade",
     "merge": "thetau.facade",
     "methods": "thetau.methods",
@@ -49,6 +52,7 @@ _HOMES = {
     "stitch": "thetau.compression",
     "storage": "thetau.compression",
     "stored": "thetau.compression",
+    "studies": "thetau.studies",
     "transform": "thetau.facade",
     "verify": "thetau.facade",
 }
@@ -64,6 +68,7 @@ __all__ = [
     "__version__",
     "bases",
     "compress",
+    "evaluate",
     "gram",
     "merge",
     "methods",
@@ -71,6 +76,7 @@ __all__ = [
     "stitch",
     "storage",
     "stored",
+    "studies",
     "transform",
     "verify",
 ]

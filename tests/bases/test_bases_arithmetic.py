@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,30 +20,11 @@ from typer.testing import CliRunner
 
 import thetau
 from thetau.bases import Bank, all_partitions, build, given_groups, open_bank
-from thetau.cli.basis_arith import add, compare, negate, ood
+from thetau.cli.basis import add, compare, negate, ood
 from thetau.engine.executor import Engine
 from thetau.errors import AlignmentError, BankError, DataError, OutputError, RecipeError, ThetauError
-from thetau.evaluate import Accuracy, Evaluator
-from thetau.evaluate.arithmetic import negation
-from thetau.evaluate.bases import (
-    BasesAddition,
-    BasisNegation,
-    BasisOutOfDistribution,
-    bases_addition,
-    basis_negation,
-    basis_ood,
-    outer_space,
-)
+from thetau.evaluate import Accuracy, Evaluator, Limits, Reading, Session
 from thetau.evaluate.merging import at_scale, merge_out
-from thetau.evaluate.partitions import (
-    Bench,
-    PartitionStudy,
-    Savings,
-    compare_savings,
-    partition_label,
-    study_partitions,
-    value_of_partition,
-)
 from thetau.evaluate.similarity import (
     TargetSimilarity,
     similar_bases,
@@ -53,6 +35,38 @@ from thetau.evaluate.similarity import (
 from thetau.evaluate.spaces import TangentSpace, WeightSpace
 from thetau.finetune import FinetuneConfig, finetune
 from thetau.models import load_encoder, read_weights
+from thetau.studies import (
+    AddBases,
+    CompareBases,
+    Finding,
+    NegateBasis,
+    Outer,
+    ServeTask,
+    add_bases,
+    bank_model,
+    compare_bases,
+    negate_basis,
+    serve_task,
+)
+from thetau.studies.arithmetic import negation
+from thetau.studies.bases import (
+    BasesAddition,
+    BasisNegation,
+    BasisOutOfDistribution,
+    bases_addition,
+    basis_negation,
+    basis_ood,
+    outer_space,
+)
+from thetau.studies.partitions import (
+    Bench,
+    PartitionStudy,
+    Savings,
+    compare_savings,
+    partition_label,
+    study_partitions,
+    value_of_partition,
+)
 from thetau.tasks import load_task
 from tiny import KINDS, make_model, rows_of, write_rows
 from tiny import one_thread as one_thread
@@ -617,6 +631,70 @@ def test_compare_clusters_and_compares(world: World, tmp_path: Path) -> None:
         invoke("compare", *many, "--base", world.folder, "--all-partitions")
     with pytest.raises(RecipeError, match="a number or auto"):
         invoke(*common, "-k", "two")
+
+
+def test_python_gives_what_the_command_line_writes(world: World, tmp_path: Path) -> None:
+    reading = Reading(data=world.data, max_length=32, cache=world.root / "cache")
+    alphas, limits = (0.0, 0.5, 1.0), Limits(test=10).by_split()
+    common = [*options(world), "--test", 10]
+    bank = open_bank(world.bank.path)
+
+    def same(result: Any, verb: str, *words: Any) -> None:
+        invoke(verb, *words, *common, "--json", tmp_path / f"{verb}.json")
+        result.save(tmp_path / "python.json")
+        assert told(tmp_path / "python.json") == told(tmp_path / f"{verb}.json")
+
+    ties = Outer(outer="ties", fields={"density": 0.5})
+    added = add_bases(bank, Session.of_bank(bank, limits=limits, reading=reading), AddBases(alphas=alphas, outer=ties))
+    same(added, "add", bank.path, "--outer", "ties", "--set", "density=0.5", "-o", tmp_path / "cli", "-q")
+    assert added.coefficients == dict.fromkeys(bank.bases, added.result.scale)
+    bank_model(bank, added.coefficients, ties).save(tmp_path / "python")
+    for name, tensor in read_weights(tmp_path / "python").items():
+        torch.testing.assert_close(tensor, read_weights(tmp_path / "cli")[name])
+    session = Session.of_bank(bank, ["animals", "weather"], limits=limits, reading=reading)
+    negated = negate_basis(bank, session, NegateBasis(task="animals", control="weather", keep=0.5, alphas=alphas))
+    same(negated, "negate", bank.path, "--task", "animals", "--control", "weather", "--keep", 0.5, "-q")
+    session = Session.of_bank(bank, [NEW], limits=limits, reading=reading)
+    served = serve_task(bank, session, ServeTask(task=NEW, finding=Finding(vector=str(world.model(NEW))), most=2, alphas=alphas))
+    same(served, "ood", bank.path, "--task", NEW, "--vector", world.model(NEW), "--most", 2, "-q")
+    assert served.coefficients == dict.fromkeys(served.result.bases, served.result.alpha)
+    models = [str(world.model(task)) for task in TASKS]
+    session = Session.open(models, base=world.folder, limits=limits, reading=reading)
+    assert session.tasks == TASKS and not session.tangent
+    same(compare_bases(session, CompareBases(k=2, alphas=alphas)), "compare", *models, "--base", world.folder, "-k", 2)
+
+
+def test_the_page_runs(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "bases.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(world.bank.path, "bank")
+    Path("tasks").symlink_to(world.data)
+    exec(block.replace("sst2", "animals").replace("agnews", "weather"), {})
+    found = TypeAdapter(BasesAddition).validate_python(told(Path("added.json"))["result"])
+    assert str(found.scale) in capsys.readouterr().out
+    assert Path("merged/model.safetensors").is_file()
+
+
+def test_a_session_says_which_heads_are_gone(world: World, tmp_path: Path) -> None:
+    bank = open_bank(world.bank.path)
+    said: list[str] = []
+    reading = Reading(data=world.data, max_length=32)
+    session = Session.of_bank(bank, ["pets"], models={"pets": tmp_path / "gone"}, reading=reading, say=said.append)
+    assert session.tasks == ("pets",)
+    assert len(said) == 1 and f"pets: its model is not at {tmp_path / 'gone'}" in said[0]
+
+
+def test_options_are_checked_where_they_are_made() -> None:
+    for make, message in (
+        (lambda: AddBases(sweeps=0), r"`sweeps` must be at least 1\. Got 0"),
+        (lambda: AddBases(per_basis=True, outer=Outer(outer="ties")), "--per-basis is for a sum"),
+        (lambda: NegateBasis(task="x", keep=1.5), r"`keep` must be at most 1\. Got 1\.5"),
+        (lambda: ServeTask(task="x"), "how is the task similar"),
+        (lambda: Reading(max_length=2), "`max_length` must be at least 3"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            make()
 
 
 def test_a_tangent_bank_is_evaluated_in_the_linear_form(world: World, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import thetau
 from commands import folder as folder
 from commands import run
 from fixtures import random_weights, shifted, write_model
-from thetau.cli.common import parse_fields
+from thetau.cli.options import parse_fields
 from thetau.errors import RecipeError
 
 

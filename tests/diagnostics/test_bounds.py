@@ -30,11 +30,12 @@ from thetau.diagnostics.theorems import (
     ood_condition,
 )
 from thetau.errors import DataError
-from thetau.evaluate import Evaluator, Family, mixed_bases
+from thetau.evaluate import Evaluator
 from thetau.evaluate.spaces import WeightSpace
 from thetau.evaluate.tuned import open_tuned, read_vectors
 from thetau.finetune import FinetuneConfig, finetune
 from thetau.models import Encoder, load_encoder
+from thetau.studies import Family, mixed_bases
 from thetau.tasks import load_task
 from tiny import make_model, make_task
 from tiny import one_thread as one_thread

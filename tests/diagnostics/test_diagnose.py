@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +13,22 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
+from thetau import studies
 from thetau.cli.app import app
-from thetau.diagnostics.by_paradigm import AlphaCurves, Costs, SingleTasks, alpha_curves, costs, single_tasks
 from thetau.diagnostics.disentanglement import Disentanglement, disentanglement, divergence
 from thetau.diagnostics.interference import Interference, cosine_matrix, interference
 from thetau.diagnostics.kernel import KernelTest, kernel_test
 from thetau.diagnostics.results import correlate, load_result
 from thetau.errors import DataError
-from thetau.evaluate import Evaluator
-from thetau.evaluate.paradigms import load_paradigm_results
+from thetau.evaluate import Evaluator, Limits, Reading, Sample, Session
 from thetau.evaluate.spaces import TangentSpace, WeightSpace
-from thetau.evaluate.tuned import is_tangent, make_space, one_space, open_tuned, read_vectors
+from thetau.evaluate.tuned import is_tangent, make_space, one_space, open_tuned, read_vectors, task_vectors
 from thetau.finetune import FinetuneConfig, finetune
 from thetau.models import load_encoder
 from thetau.plots import diagnose as charts
+from thetau.studies import DisentanglementGrid, Evaluate, Tune
+from thetau.studies.by_paradigm import AlphaCurves, Costs, SingleTasks, alpha_curves, costs, single_tasks
+from thetau.studies.paradigms import load_paradigm_results
 from thetau.tasks import load_task
 from tiny import make_model, make_task
 from tiny import one_thread as one_thread
@@ -283,7 +287,7 @@ def test_a_comparison_of_paradigms_its_methods_and_its_charts(bench: Bench, tmp_
 
 
 def test_a_chart_that_cannot_be_written_leaves_nothing(bench: Bench, tmp_path: Path) -> None:
-    from thetau.diagnostics.by_paradigm import cosines
+    from thetau.diagnostics.cosines import cosines
     from thetau.errors import OutputError
 
     (tmp_path / "file").write_text("")
@@ -291,6 +295,80 @@ def test_a_chart_that_cannot_be_written_leaves_nothing(bench: Bench, tmp_path: P
         charts.cosines_chart(cosines({"a": bench.vectors("standard")}), tmp_path / "file" / "c.png")
     with pytest.raises(DataError, match="at least one group"):
         cosines({})
+
+
+def test_python_gives_what_the_command_line_writes(bench: Bench, tmp_path: Path) -> None:
+    own = ["--base", bench.base, "--data", bench.data, "--max-length", 32]
+    reading, limits = Reading(data=bench.data, max_length=32), Sample(limit=20).by_split()
+
+    def same(result: Any, file: str) -> None:
+        result.save(tmp_path / "python.json")
+        assert json.loads((tmp_path / "python.json").read_text()) == json.loads((tmp_path / file).read_text())
+
+    models = [bench.folder("standard", name) for name in NAMES]
+    session = Session.open(models, base=bench.base, limits=limits, reading=reading, exact=True)
+    assert isinstance(session.space, WeightSpace)
+    invoke("diagnose", "tau-jp", *models, *own, "--limit", 20, "-o", tmp_path)
+    same(studies.tau_jp(session, Sample(limit=20)), "tau_jp.json")
+    invoke("diagnose", "kernel", *models, *own, "--limit", 20, "-o", tmp_path)
+    same(studies.kernel(session, Sample(limit=20)), "kernel.json")
+    grid = DisentanglementGrid(points=3, distance="kl", one_way=True, sample=Sample(limit=20))
+    words = ["--points", 3, "--distance", "kl", "--one-way"]
+    invoke("diagnose", "disentanglement", *models, *own, "--limit", 20, *words, "-o", tmp_path)
+    same(studies.disentanglement(session, grid), "disentanglement-animals-weather-kl.json")
+    listed = {paradigm: [bench.folder(paradigm, name) for name in NAMES] for paradigm in ("standard", "linear")}
+    groups = [word for name, found in listed.items() for word in ("-g", f"{name}={','.join(map(str, found))}")]
+    invoke("diagnose", "cosine", *groups, "--base", bench.base, "-o", tmp_path)
+    same(studies.cosines(listed, base=bench.base), "cosine.json")
+    for words, options in (
+        (("--alphas", "0.5,1"), Tune(alphas=(0.5, 1.0))),
+        (
+            ("--method", "ties", "--set", "density=0.5", "--alphas", "1"),
+            Tune(method="ties", fields={"density": 0.5}, alphas=(1.0,)),
+        ),
+        (("--left-out", "--alphas", "0,1"), Tune(left_out=True, alphas=(0.0, 1.0))),
+        (("--negate", "--control", "weather", "--alphas", "0"), Tune(negate=True, control="weather", alphas=(0.0,))),
+    ):
+        chosen = models[:1] if options.negate else models
+        invoke("tune", *chosen, *own, *words, "--json", tmp_path / "tune.json")
+        tasks = ["animals", "weather"]
+        session = Session.open(chosen, base=bench.base, tasks=tasks, limits=Limits().by_split(), reading=reading)
+        same(studies.tune(session, options), "tune.json")
+    with pytest.raises(DataError, match=r"the session has no task 'weather'\. It has animals"):
+        studies.tune(Session.open(models, base=bench.base, tasks=["animals"], reading=reading), Tune())
+    invoke("evaluate", "-m", models[0], "-t", "animals", *own, "--limit", 20, "--json", tmp_path / "e.json")
+    session = Session.open(base=bench.base, tasks=["animals"], limits=limits, reading=reading)
+    found = studies.evaluate_checkpoint(models[0], session, Evaluate(limit=20))
+    assert found.to_json() == json.loads((tmp_path / "e.json").read_text())
+
+
+def test_the_page_runs(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "finetuning.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    for place, target in (("base", bench.base), ("tasks", bench.data), ("models", bench.root / "standard")):
+        Path(place).symlink_to(target)
+    exec(block.replace("sms_spam", "animals").replace("qnli", "weather"), {})
+    assert load_result(Interference, Path("diagnostics/tau_jp.json")).n == dict.fromkeys(NAMES, 40)
+    assert "Accuracy(" in capsys.readouterr().out
+
+
+def test_models_are_called_by_their_records(bench: Bench, tmp_path: Path) -> None:
+    import thetau
+
+    folders = [tmp_path / "finetuned" / name / f"{number}abc" for number, name in enumerate(NAMES)]
+    for folder, name in zip(folders, NAMES, strict=True):
+        shutil.copytree(bench.folder("standard", name), folder)
+    base = thetau.open(bench.base)
+    assert task_vectors(list(map(str, folders)), base)[0] == list(NAMES)
+    names, vectors = task_vectors([f"mine={folders[0]}", str(folders[1])], base)
+    assert names == ["mine", "weather"]
+    assert vectors[1].name == "weather"
+    twice = task_vectors([str(folders[0]), str(bench.folder("standard", "animals"))], base)[0]
+    assert len(set(twice)) == 2
+    said = invoke("basis", "build", "-b", bench.base, *folders, "-k", 2, "--allow-far", "-o", tmp_path / "bank")
+    assert "animals" in said and "0abc" not in said
+    assert set(thetau.bases.open_bank(tmp_path / "bank").members) == set(NAMES)
 
 
 # Tuning

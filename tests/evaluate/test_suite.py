@@ -12,11 +12,12 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from thetau.cli.suite.tables import rich_table
 from thetau.errors import DataError, OutputError, RecipeError
-from thetau.evaluate import SuiteResults, average, load_results, markdown_table, normalised
-from thetau.evaluate import suite as module
-from thetau.evaluate.suite import quick_form, run_suite
-from thetau.evaluate.tables import rich_table
+from thetau.evaluate import average, normalised
+from thetau.studies import SuiteResults, load_results, markdown_table
+from thetau.studies import suite as module
+from thetau.studies.suite import quick_form, run_suite
 from thetau.tasks import Suite, load_suite
 from tiny import make_model, make_task
 from tiny import one_thread as one_thread

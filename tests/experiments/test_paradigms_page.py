@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from experiments.paradigms import page as drawing
-from thetau.evaluate.paradigms import load_paradigm_results
+from thetau.studies.paradigms import load_paradigm_results
 
 
 def test_the_committed_page_is_drawn_from_the_committed_file() -> None:

@@ -11,12 +11,12 @@ import torch
 
 from thetau.errors import DataError
 from thetau.evaluate import Evaluator
-from thetau.evaluate.arithmetic import addition, analogy, negation, out_of_distribution
 from thetau.evaluate.spaces import TangentSpace, WeightSpace
 from thetau.finetune import FinetuneConfig, finetune
 from thetau.finetune.output import read_record
 from thetau.models import Encoder, load_encoder, read_weights
 from thetau.models.parts import chosen_names
+from thetau.studies.arithmetic import addition, analogy, negation, out_of_distribution
 from thetau.tasks import Task, load_task
 from tiny import make_model, make_task
 from tiny import one_thread as one_thread

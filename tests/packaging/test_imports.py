@@ -23,6 +23,14 @@ HEAVY = [
 ]
 
 
+LISTED = [
+    ["basis", "add", "--help"],
+    ["diagnose", "bounds", "--help"],
+    ["vector", "localize", "--help"],
+    ["suite", "run", "--help"],
+]
+
+
 def run(script: str, *args: str) -> str:
     done = subprocess.run([sys.executable, "-c", script, *args], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
@@ -49,7 +57,10 @@ def test_the_check_can_fail() -> None:
     assert not found.intersection(["transformers", "matplotlib", "peft"])
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["merge", "--help"], ["vector", "--help"], ["inspect", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], *([verb, "--help"] for verb in ("merge", "vector", "inspect", "tune", "evaluate")), *LISTED],
+)
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     script = f"from thetau.cli import main\ntry:\n    main({arguments})\nexcept SystemExit as end:\n    assert not end.code\n"
     allowed = {"pydantic"} if len(arguments) > 1 else set()  # typer itself reads a verb's options with it

@@ -290,7 +290,7 @@ def test_data_sets_of_the_hub_are_read_from_a_local_copy(hub: Path) -> None:
 def test_the_suites_glue_and_clip8_run_on_local_copies(hub: Path, tmp_path: Path) -> None:
     from dataclasses import replace
 
-    from thetau.evaluate.suite import run_suite
+    from thetau.studies.suite import run_suite
     from thetau.tasks.suite import Limits
 
     glue = load_suite("glue")

@@ -463,6 +463,22 @@ def test_names_come_from_paths(base: Path, models: list[Path]) -> None:
     assert merged.terms[0][1].tasks == ("model1", "model2")  # type: ignore[attr-defined]
 
 
+def test_a_given_name_survives_what_is_still_the_same_task(base: Path, models: list[Path]) -> None:
+    start = thetau.open(base)
+    alpha, beta = thetau.open(models[0], name="alpha") - start, thetau.open(models[1], name="beta") - start
+    assert alpha.name == "alpha"
+    assert [one.name for one in (0.5 * alpha, alpha * 2, alpha / 4, -alpha, -(0.3 * alpha))] == ["alpha"] * 5
+    assert (thetau.open(WEIGHTS[1], name="a") - start).name == "a"
+    for nobodys in (alpha + beta, alpha - beta, alpha + alpha, 0.5 * (alpha + beta), start + alpha, start + 0.5 * alpha):
+        assert nobodys.name is None
+    assert ((start + alpha) - start).name is None
+    assert sum([alpha]).name == "alpha"  # type: ignore[union-attr]
+    by_task = thetau.methods.TaskArithmetic(scale=thetau.PerTask({"alpha": 1.0, "beta": 0.25}))
+    merged = thetau.merge([alpha, beta], by_task)
+    assert merged.terms[0][1].tasks == ("alpha", "beta")  # type: ignore[attr-defined]
+    torch.testing.assert_close(flat(merged.state_dict()), flat((alpha + 0.25 * beta).state_dict()), atol=1e-6, rtol=0)
+
+
 def test_tasks_of_one_name_are_told_apart(tmp_path: Path, base: Path) -> None:
     start = thetau.open(base)
     paths = [

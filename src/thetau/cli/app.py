@@ -8,7 +8,6 @@ import typer
 
 from thetau._version import __version__
 from thetau.cli.basis import basis_app
-from thetau.cli.bounds import bounds
 from thetau.cli.diagnose import diagnose_app
 from thetau.cli.evaluate import evaluate
 from thetau.cli.finetune import finetune
@@ -17,7 +16,7 @@ from thetau.cli.merge import merge
 from thetau.cli.methods import methods
 from thetau.cli.suite import suite_app
 from thetau.cli.tune import tune
-from thetau.cli.vector_store import vector_app
+from thetau.cli.vector import vector_app
 from thetau.cli.verify import verify
 
 app = typer.Typer(
@@ -55,5 +54,4 @@ app.command()(evaluate)
 app.command()(tune)
 app.add_typer(basis_app, name="basis")
 app.add_typer(suite_app, name="suite")
-diagnose_app.command()(bounds)
 app.add_typer(diagnose_app, name="diagnose")

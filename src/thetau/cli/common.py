@@ -1,71 +1,147 @@
-"""What several verbs share: options of the engine, the progress bar, the summary."""
+"""What several verbs share: their groups of options, the engine, the summary of what was written."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, final
 
 import typer
 
 from thetau.errors import RecipeError
+from thetau.options import Option
 
 if TYPE_CHECKING:
+    from thetau.diagnostics.results import Result
     from thetau.engine.executor import Engine
     from thetau.engine.save import Report
     from thetau.facade import Expression
 
-Out = Annotated[Path, typer.Option("--out", "-o", help="Where the result goes: a new folder.")]
-Workers = Annotated[
-    int | None, typer.Option("--workers", help="Threads; by default one a core. No number changes a bit of the result.")
-]
-MaxMemory = Annotated[
-    str | None,
-    typer.Option(
-        "--max-memory", help="Memory that the whole process may take, such as 4GB; by default tensors take half of what there is."
-    ),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no summary.")]
-Exclude = Annotated[
-    list[str] | None, typer.Option("--exclude", help="Pattern of tensors that are left out (task heads); may be repeated.")
-]
-Dtype = Annotated[str | None, typer.Option("--dtype", help="Of the output, such as bfloat16; by default the base's.")]
 M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 THREADS = 48_000_000  # bytes: stacks, arenas and small things of the workers, beside the tensors
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="Where the result goes: a new folder.")]
+File = Annotated[Path, typer.Option("--out", "-o", help="Where the result goes: a new file, NAME.safetensors.")]
+Charts = Annotated[Path, typer.Option("--out", "-o", help="Folder of the JSON and the chart.")]
 BaseOption = Annotated[
     str, typer.Option("--base", "-b", help="The model that the others were fine-tuned from: folder, file or hub id.")
 ]
+TunedModels = Annotated[
+    list[str], typer.Argument(help="Fine-tuned models, whose records name their tasks, or TASK=MODEL; folders or files.")
+]
 
 
-def engine(workers: int | None, max_memory: str | None, quiet: bool, **others: Any) -> Engine:
-    """The engine that the options ask for."""
-    from thetau.cli.progress import bar
-    from thetau.engine.executor import Engine
-    from thetau.recipes.schema import parse_size
+@final
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What the engine may take, and whether it says what it does."""
 
-    _give_back_memory()
-    given: dict[str, Any] = dict(others)
-    if workers is not None:
-        given["workers"] = workers
-    if max_memory is not None:
+    workers: Annotated[
+        int | None,
+        Option("Threads; by default one a core. No number changes a bit of the result.", flags=("--workers",)),
+    ] = None
+    max_memory: Annotated[
+        str | None,
+        Option(
+            "Memory that the whole process may take, such as 4GB; by default tensors take half of what there is.",
+            flags=("--max-memory",),
+        ),
+    ] = None
+    quiet: Annotated[bool, Option("No progress bar, no summary.", flags=("--quiet", "-q"))] = False
+
+    def engine(self, *, bar: bool = True, **others: Any) -> Engine:
+        """The engine that the options ask for; without a progress bar where a table follows. Raises `RecipeError`."""
+        from thetau.cli.progress import bar as progress_bar
+        from thetau.engine.executor import Engine
+        from thetau.recipes.schema import parse_size
+
+        _give_back_memory()
+        given: dict[str, Any] = dict(others)
+        if self.workers is not None:
+            given["workers"] = self.workers
+        if self.max_memory is not None:
+            try:
+                budget = parse_size(self.max_memory)
+            except ValueError as error:
+                raise RecipeError([str(error)], "--max-memory") from error
+            own = _own_memory()
+            if budget <= own:
+                raise RecipeError(
+                    [f"thetau itself takes {own / 1e6:.0f} MB before it reads anything. Got {self.max_memory}."], "--max-memory"
+                )
+            given["max_memory"] = budget - own
+        if bar and not self.quiet:
+            given["progress"] = progress_bar()
         try:
-            budget = parse_size(max_memory)
+            return Engine(**given)
         except ValueError as error:
-            raise RecipeError([str(error)], "--max-memory") from error
-        own = _own_memory()
-        if budget <= own:
-            raise RecipeError(
-                [f"thetau itself takes {own / 1e6:.0f} MB before it reads anything. Got {max_memory}."], "--max-memory"
-            )
-        given["max_memory"] = budget - own
-    if not quiet:
-        given["progress"] = bar()
-    try:
-        return Engine(**given)
-    except ValueError as error:
-        raise RecipeError([str(error)], "options") from error
+            raise RecipeError([str(error)], "options") from error
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where the engine's work is done."""
+
+    device: Annotated[str, Option("Of matrix solvers: auto (the GPU where there is one), cpu, cuda:1.", flags=("--device",))] = (
+        "auto"
+    )
+    executor: Annotated[str, Option("`local` threads, or a `ray` cluster over shared storage.", flags=("--executor",))] = "local"
+    address: Annotated[
+        str | None, Option("Of the Ray cluster; by default RAY_ADDRESS, or one started here.", flags=("--address",))
+    ] = None
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """Which tensors are not looked at."""
+
+    exclude: Annotated[
+        tuple[str, ...],
+        Option("Pattern of tensors that are left out (task heads); may be repeated.", flags=("--exclude",)),
+    ] = ()
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Writing:
+    """Which tensors are written, and how."""
+
+    left_out: LeftOut = field(default_factory=LeftOut)
+    dtype: Annotated[str | None, Option("Of the output, such as bfloat16; by default the base's.", flags=("--dtype",))] = None
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Json:
+    """A result as JSON, beside what is printed."""
+
+    json: Annotated[Path | None, Option("Write the result here as JSON too.", flags=("--json",))] = None
+
+    def check(self) -> None:
+        """Refuse a file that could not be written, before the work. Raises `OutputError`."""
+        if self.json is not None:
+            from thetau.checkpoint.disk import check_file
+
+            check_file(self.json)
+
+    def save(self, result: Result) -> None:
+        """A result, where that was asked. Raises `OutputError`."""
+        if self.json is not None:
+            result.save(self.json)
+
+    def write(self, content: Mapping[str, Any]) -> None:
+        """Plain values, where that was asked. Raises `OutputError`."""
+        if self.json is not None:
+            from pydantic import TypeAdapter
+
+            from thetau.checkpoint.disk import write_bytes
+
+            write_bytes(self.json, TypeAdapter(Any).dump_json(content, indent=1) + b"\n")
 
 
 def _give_back_memory() -> None:
@@ -124,60 +200,3 @@ def check_folder(path: Path | None) -> None:
         from thetau.checkpoint.disk import check_place
 
         check_place(path)
-
-
-def check_file(path: Path | None) -> None:
-    """The same for a single file, which may be none. Raises `OutputError`: it is a folder, too."""
-    if path is not None:
-        from thetau.checkpoint.disk import check_file as check
-
-        check(path)
-
-
-def write_json(path: Path | None, content: Any) -> None:
-    """Write a result as JSON, whole or not at all, where that was asked. Raises `OutputError`."""
-    if path is not None:
-        from pydantic import TypeAdapter
-
-        from thetau.checkpoint.disk import write_bytes
-
-        write_bytes(path, TypeAdapter(Any).dump_json(content, indent=1) + b"\n")
-
-
-def parse_fields(given: Sequence[str]) -> dict[str, Any]:
-    """`["density=0.1", "then.density=0.2"]` → nested mapping; values are YAML.
-
-    Raises:
-        RecipeError: an entry has no `=`, or its value is not YAML.
-    """
-    import yaml
-
-    from thetau.recipes.reading import parse_yaml
-
-    out: dict[str, Any] = {}
-    problems = []
-    for entry in given:
-        key, equals, text = entry.partition("=")
-        if not equals or not key:
-            problems.append(f"{entry!r} is not of the form field=value.")
-            continue
-        try:
-            value = parse_yaml(text)
-        except yaml.YAMLError as error:
-            problems.append(f"{entry!r}: {' '.join(str(error).split())}")
-            continue
-        place = out
-        *path, last = key.split(".")
-        for part in path:
-            inner = place.get(part)
-            if not isinstance(inner, dict):  # `then=ties` before `then.density=…`
-                inner = {"name": inner} if isinstance(inner, str) else {}
-                place[part] = inner
-            place = inner
-        if isinstance(place.get(last), dict) and isinstance(value, str):
-            place[last]["name"] = value  # `then.density=…` before `then=ties`
-        else:
-            place[last] = value
-    if problems:
-        raise RecipeError(problems, "--set")
-    return out

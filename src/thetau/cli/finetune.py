@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
 
+from thetau.cli.options import with_options
+from thetau.evaluate.options import DataFolder
+from thetau.options import Option
 
+NONE: Mapping[str, Any] = MappingProxyType({})
+
+
+@with_options
 def finetune(
     model: Annotated[str, typer.Option("--model", "-m", help="Folder, packaged model (all-MiniLM-L6-v2) or hub id.")],
     task: Annotated[list[str], typer.Option("--task", "-t", help="Name of a task, or its folder; several for paradigm mtl.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the checkpoint; must be new.")],
-    data: Annotated[
-        Path | None, typer.Option("--data", help="Folder of task folders; looked at before the shipped tasks.")
-    ] = None,
+    data: DataFolder = None,
     paradigm: Annotated[
         str, typer.Option(help="standard, attention, linear, taujp, lora, mtl; joined by + (mtl+linear).")
     ] = "standard",
@@ -55,7 +62,7 @@ def finetune(
         str | None,
         typer.Option(help="How the model is read: sentence, image, mask or text_to_text; by default as its files say."),
     ] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Any other field of the config, as penalty_batch=4.")] = None,
+    settings: Annotated[Mapping[str, Any], Option("Any other field of the config, as penalty_batch=4.", flags=("--set",))] = NONE,
 ) -> None:
     """Fine-tune a model on one task, or jointly on several. The head is frozen. The same run twice is done once; an interrupted one goes on.
 
@@ -63,7 +70,6 @@ def finetune(
 
     Several GPUs, or with --cpu processes, share each batch: accelerate launch --num_processes 2 -m thetau finetune ...
     """
-    from thetau.cli.common import parse_fields
     from thetau.finetune import FinetuneConfig
     from thetau.finetune import finetune as run
     from thetau.finetune.progress import bar, is_first
@@ -89,7 +95,7 @@ def finetune(
         "device": device,
         "seed": seed,
     }
-    options = {name: value for name, value in given.items() if value is not None} | parse_fields(set_ or [])
+    options = {name: value for name, value in given.items() if value is not None} | dict(settings)
     config = FinetuneConfig.of({"paradigm": paradigm, "save_every": save_every, **options}, "thetau finetune")
     tasks = [load_task(name, data) for name in task]
     others = [load_task(name, data) for name in against or []]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from thetau.cli.common import Exclude, Quiet, Workers, check_file, engine, write_json
+from thetau.cli.common import Json, LeftOut, Machine
+from thetau.cli.options import with_options
 
 if TYPE_CHECKING:
     from thetau.diagnostics import Inspection
 
 
+@with_options
 def inspect(
     base: Annotated[str, typer.Argument(help="The base: folder, file or hub id.")],
     models: Annotated[list[str] | None, typer.Argument(help="Fine-tuned models, LoRA adapters or saved task vectors.")] = None,
@@ -20,11 +21,11 @@ def inspect(
         list[str] | None,
         typer.Option("--candidate", "-c", help="Another model that may be the true base; may be repeated. BASE is one of them."),
     ] = None,
-    exclude: Exclude = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor: shape, dtype, kind, norms.")] = False,
-    json: Annotated[Path | None, typer.Option("--json", help="Write the result here as JSON too.")] = None,
-    workers: Workers = None,
-    quiet: Quiet = False,
+    *,
+    left_out: LeftOut,
+    json: Json,
+    machine: Machine,
 ) -> None:
     """Tensors, dtypes, norms, cosine matrix, what does not align, and whether BASE looks like the models' base.
 
@@ -38,16 +39,16 @@ def inspect(
     from thetau.facade import open as open_weights
     from thetau.facade import open_base
 
-    check_file(json)
+    json.check()
     opened = open_base(base)
     result = look(
         opened,
         [open_weights(model, base=opened) for model in models or []],
         candidates=[open_base(other) for other in candidate or []],
-        exclude=exclude or [],
-        engine=engine(workers, None, quiet),
+        exclude=left_out.exclude,
+        engine=machine.engine(),
     )
-    write_json(json, result.to_json())
+    json.write(result.to_json())
     show(result, tensors=tensors)
 
 

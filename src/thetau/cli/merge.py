@@ -7,12 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from thetau.cli.common import Dtype, Exclude, MaxMemory, Quiet, Workers, engine, parse_fields, save
+from thetau.cli.common import Machine, Places, Writing, save
+from thetau.cli.options import parse_fields, with_options
 from thetau.errors import RecipeError
 
 LONG = 600.0  # seconds of arithmetic from which a run shows its plan first
 
 
+@with_options
 def merge(
     recipe: Annotated[Path | None, typer.Argument(help="A recipe in YAML; or give its parts as options.")] = None,
     out: Annotated[str | None, typer.Option("--out", "-o", help="Where the result goes: a new folder, or a URL.")] = None,
@@ -32,9 +34,7 @@ def merge(
         list[str] | None,
         typer.Option("--evidence", help="What the method must know of a task's data: `fisher:task=file`. Repeat."),
     ] = None,
-    exclude: Exclude = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of randomised methods.")] = None,
-    dtype: Dtype = None,
     shard_size: Annotated[str | None, typer.Option("--shard-size", help="Largest file, such as 5GB.")] = None,
     output: Annotated[
         str | None, typer.Option("--output", help="`model`, or `vector` for the merged task vector itself.")
@@ -48,18 +48,10 @@ def merge(
             "--resume", help="Continue a begun output, to the same bits; and keep what was done if this run ends early."
         ),
     ] = False,
-    workers: Workers = None,
-    max_memory: MaxMemory = None,
-    device: Annotated[
-        str, typer.Option("--device", help="Of matrix solvers: auto (the GPU where there is one), cpu, cuda:1.")
-    ] = "auto",
-    executor: Annotated[
-        str, typer.Option("--executor", help="`local` threads, or a `ray` cluster over shared storage.")
-    ] = "local",
-    address: Annotated[
-        str | None, typer.Option("--address", help="Of the Ray cluster; by default RAY_ADDRESS, or one started here.")
-    ] = None,
-    quiet: Quiet = False,
+    *,
+    writing: Writing,
+    places: Places,
+    machine: Machine,
 ) -> None:
     """Merge models that were fine-tuned from one base.
 
@@ -78,9 +70,9 @@ def merge(
         "models": [_entry(entry) for entry in model] if model else None,
         "method": {"name": method, **parse_fields(fields or [])} if method else None,
         "evidence": _evidence(evidence or []) or None,
-        "exclude": exclude,
+        "exclude": list(writing.left_out.exclude) or None,
         "seed": seed,
-        "dtype": dtype,
+        "dtype": writing.dtype,
         "shard_size": shard_size,
         "output": output,
     }
@@ -94,9 +86,9 @@ def merge(
         if fields and not method:
             raise RecipeError(["`--set` needs `--method`."], "options")
         chosen = from_mapping(given, "options")
-    machine = engine(workers, max_memory, quiet, device=device, executor=executor, address=address)
-    expression = from_recipe(chosen, engine=machine)
-    planned = plan(expression, engine=machine, dtype=dtype_of(chosen.dtype))
+    engine = machine.engine(device=places.device, executor=places.executor, address=places.address)
+    expression = from_recipe(chosen, engine=engine)
+    planned = plan(expression, engine=engine, dtype=dtype_of(chosen.dtype))
     if dry_run:
         show(planned, reading=reading_rate(expression))
         return
@@ -104,8 +96,8 @@ def merge(
         raise RecipeError(["`--out` is missing: where shall the result go?"], "options")
     if planned.seconds > LONG:
         show(planned, to_stderr=True)  # nobody should find out after an hour that a solver takes days
-    options = {"engine": machine, "dtype": chosen.dtype, "shard_bytes": parse_size(chosen.shard_size), "resume": resume}
-    save(expression, out, quiet=quiet, provenance={"recipe": complete(chosen), "seed": chosen.seed}, **options)
+    options = {"engine": engine, "dtype": chosen.dtype, "shard_bytes": parse_size(chosen.shard_size), "resume": resume}
+    save(expression, out, quiet=machine.quiet, provenance={"recipe": complete(chosen), "seed": chosen.seed}, **options)
 
 
 def _evidence(given: list[str]) -> dict[str, dict[str, str]]:

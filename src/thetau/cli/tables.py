@@ -1,4 +1,4 @@
-"""Tables on the screen, and the values of a grid on the command line."""
+"""Tables on the screen."""
 
 from __future__ import annotations
 
@@ -6,23 +6,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-
-def parse_grid(given: str | None) -> tuple[float, ...] | None:
-    """The values of `--alphas`. Raises `RecipeError`."""
-    from math import isfinite
-
-    from thetau.errors import RecipeError
-
-    if given is None:
-        return None
-    try:
-        values = tuple(float(part) for part in given.split(","))
-    except ValueError as error:
-        raise RecipeError([f"--alphas must be numbers with commas between them. Got {given!r}."], "options") from error
-    if not all(map(isfinite, values)):
-        raise RecipeError([f"--alphas must be finite. Got {given!r}."], "options")
-    return values
 
 
 def table(caption: str, *columns: str) -> Table:
@@ -38,3 +21,12 @@ def table(caption: str, *columns: str) -> Table:
 def percent(value: float) -> str:
     """A share in percent, to one place."""
     return f"{100 * value:.1f}"
+
+
+def show(made: Table) -> None:
+    """On stdout. Figures are never cut: a narrow terminal may wrap the lines, a pipe gets them whole."""
+    from rich.console import Console
+
+    console = Console()
+    console.width = max(console.width, console.measure(made, options=console.options.update(max_width=500)).maximum)
+    console.print(made)

@@ -7,18 +7,19 @@ from typing import Annotated
 
 import typer
 
-from thetau.cli.common import MaxMemory, Quiet, Workers, engine
+from thetau.cli.common import Machine
+from thetau.cli.options import with_options
 
 
+@with_options
 def verify(
     out: Annotated[Path, typer.Argument(help="An output of `thetau merge`.")],
     recipe: Annotated[Path | None, typer.Option("--recipe", help="The recipe that it must have been made with.")] = None,
     again: Annotated[
         bool, typer.Option("--again", help="Make the merge again and compare every bit; the inputs must be there.")
     ] = False,
-    workers: Workers = None,
-    max_memory: MaxMemory = None,
-    quiet: Quiet = False,
+    *,
+    machine: Machine,
 ) -> None:
     """Check an output: every tensor there, with its shape, dtype and checksum, and finite.
 
@@ -31,12 +32,12 @@ def verify(
     from thetau.recipes import load
 
     wanted = load(recipe) if recipe is not None else None
-    found = check(out, recipe=wanted, again=again, engine=engine(workers, max_memory, quiet))
+    found = check(out, recipe=wanted, again=again, engine=machine.engine())
     for problem in found.problems:
         typer.echo(problem, err=True)
     if not found.good:
         typer.echo(f"{out}: {len(found.problems)} problems in {found.tensors} tensors", err=True)
         raise typer.Exit(1)
-    if not quiet:
+    if not machine.quiet:
         against = ", ".join(found.against) or "itself alone (a single file keeps no record)"
         typer.echo(f"{out}: {found.tensors} tensors, {gigabytes(found.nbytes)}, good against {against}")

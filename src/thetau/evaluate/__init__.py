@@ -1,49 +1,55 @@
-"""Evaluation: accuracy with its uncertainty, normalised accuracy, the choice of λ, and the run of a whole suite."""
+"""Evaluation: accuracy with its uncertainty, normalised accuracy, the choice of λ."""
 
-from thetau.evaluate.accuracy import Accuracy as Accuracy
-from thetau.evaluate.arithmetic import Addition as Addition
-from thetau.evaluate.arithmetic import Analogy as Analogy
-from thetau.evaluate.arithmetic import Negation as Negation
-from thetau.evaluate.arithmetic import OutOfDistribution as OutOfDistribution
-from thetau.evaluate.arithmetic import addition as addition
-from thetau.evaluate.arithmetic import analogy as analogy
-from thetau.evaluate.arithmetic import negation as negation
-from thetau.evaluate.arithmetic import out_of_distribution as out_of_distribution
-from thetau.evaluate.evaluator import Evaluator as Evaluator
-from thetau.evaluate.measures import Loss as Loss
-from thetau.evaluate.measures import Measure as Measure
-from thetau.evaluate.mixing import Family as Family
-from thetau.evaluate.mixing import MixedBases as MixedBases
-from thetau.evaluate.mixing import mixed_bases as mixed_bases
-from thetau.evaluate.normalised import average as average
-from thetau.evaluate.normalised import normalised as normalised
-from thetau.evaluate.results import SuiteResults as SuiteResults
-from thetau.evaluate.results import load_results as load_results
-from thetau.evaluate.search import ScaleSearch as ScaleSearch
-from thetau.evaluate.search import choose_scale as choose_scale
-from thetau.evaluate.tables import markdown_table as markdown_table
+from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from thetau._lazy import lazy
+
+if TYPE_CHECKING:
+    from thetau.evaluate.accuracy import Accuracy as Accuracy
+    from thetau.evaluate.evaluator import Evaluator as Evaluator
+    from thetau.evaluate.means import average as average
+    from thetau.evaluate.means import normalised as normalised
+    from thetau.evaluate.measures import Loss as Loss
+    from thetau.evaluate.measures import Measure as Measure
+    from thetau.evaluate.options import Backbone as Backbone
+    from thetau.evaluate.options import Limits as Limits
+    from thetau.evaluate.options import Reading as Reading
+    from thetau.evaluate.options import Sample as Sample
+    from thetau.evaluate.search import ScaleSearch as ScaleSearch
+    from thetau.evaluate.search import choose_scale as choose_scale
+    from thetau.evaluate.session import Session as Session
+
+_HOMES = {
+    "Accuracy": "thetau.evaluate.accuracy",
+    "Backbone": "thetau.evaluate.options",
+    "Evaluator": "thetau.evaluate.evaluator",
+    "Limits": "thetau.evaluate.options",
+    "Loss": "thetau.evaluate.measures",
+    "Measure": "thetau.evaluate.measures",
+    "Reading": "thetau.evaluate.options",
+    "Sample": "thetau.evaluate.options",
+    "ScaleSearch": "thetau.evaluate.search",
+    "Session": "thetau.evaluate.session",
+    "average": "thetau.evaluate.means",
+    "choose_scale": "thetau.evaluate.search",
+    "normalised": "thetau.evaluate.means",
+}
 __all__ = [
     "Accuracy",
-    "Addition",
-    "Analogy",
+    "Backbone",
     "Evaluator",
-    "Family",
+    "Limits",
     "Loss",
     "Measure",
-    "MixedBases",
-    "Negation",
-    "OutOfDistribution",
+    "Reading",
+    "Sample",
     "ScaleSearch",
-    "SuiteResults",
-    "addition",
-    "analogy",
+    "Session",
     "average",
     "choose_scale",
-    "load_results",
-    "markdown_table",
-    "mixed_bases",
-    "negation",
     "normalised",
-    "out_of_distribution",
 ]
+
+__getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -33,6 +33,25 @@ def _at_one(method: Any) -> Any:
     return replace(method, **inner, **({"scale": 1.0} if "scale" in values else {}))
 
 
+def inner_method(name: str, fields: Mapping[str, Any] | None = None) -> Any:
+    """merge_in by its name, with the fields given; `mean` is `average`, and `sum` task arithmetic at λ = 1. Raises `RecipeError`."""
+    values = dict(fields or {})
+    return build("task_arithmetic", {"scale": 1.0, **values}) if name == "sum" else build(_known(name), values)
+
+
+def outer_method(name: str, fields: Mapping[str, Any] | None = None) -> Any | None:
+    """merge_out by its name, at λ = 1, since λ is what is chosen; None is the sum. Raises `RecipeError`."""
+    if name == "sum":
+        if fields:
+            raise RecipeError(["a sum has no fields."], "--set")
+        return None
+    return build_method(MethodChoice(name=name, method=_known(name), fields=dict(fields or {})), "--outer")
+
+
+def _known(name: str) -> str:
+    return "average" if name == "mean" else name
+
+
 def merged_vector(base: Path, models: Sequence[Path], names: Sequence[str], method: Any) -> dict[str, Tensor]:
     """The merged task vector of fine-tuned checkpoints, or adapters over `base`, at λ = 1."""
     start = open_weights(base)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import final
 
 from thetau.errors import DataError
+from thetau.evaluate.means import normalised
 from thetau.evaluate.measures import Measure
-from thetau.evaluate.normalised import normalised
 
 
 @final

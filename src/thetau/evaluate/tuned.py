@@ -13,20 +13,27 @@ from thetau.checkpoint.safetensors import SafetensorsFile
 from thetau.errors import DataError
 from thetau.evaluate.evaluator import Evaluator
 from thetau.evaluate.spaces import Space, TangentSpace, WeightSpace
+from thetau.facade import Expression, as_vector
+from thetau.facade import open as open_weights
 from thetau.finetune.output import read_record, trained_heads
 from thetau.models import Encoder, read_weights
 from thetau.tasks.head import AnyHead
+from thetau.vectors.identity import identities
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Tuned:
-    """A fine-tuned model: the name of its task, where it lies, whether its vector belongs to the tangent space."""
+    """A fine-tuned model: the name of its task, where it lies, whether its vector belongs to the tangent space.
+
+    `given`: the words that named it.
+    """
 
     task: str
     path: Path
     tangent: bool
     base_hash: str | None = None
+    given: str = ""
 
     def heads(self) -> dict[str, AnyHead]:
         """The heads that were trained with it, by task."""
@@ -48,7 +55,26 @@ def open_tuned(given: str | Path) -> Tuned:
         path=path,
         tangent=is_tangent(path),
         base_hash=None if record is None else record.get("base_hash"),
+        given=text,
     )
+
+
+def task_vectors(given: Sequence[str], base: Expression) -> tuple[list[str], list[Expression]]:
+    """Names and task vectors of models, adapters or saved vectors, as `path` or `name=path`.
+
+    A fine-tuned model that was not named is called by the task that its record says; anything else by its path.
+    """
+    vectors: list[Expression] = []
+    own: list[str | None] = []
+    for text in given:
+        name, equals, path = text.partition("=")
+        named = bool(equals) and not Path(text).exists()
+        file = path if named else text
+        record = read_record(Path(file)) if Path(file).is_dir() else None
+        label = Path(file).name.removesuffix(".safetensors") if Path(file).exists() else None
+        vectors.append(as_vector(open_weights(file, base=base, name=label if record is None else str(record["task"])), base))
+        own.append(name if named else None)
+    return [name or other for name, other in zip(own, identities(vectors), strict=True)], vectors
 
 
 def is_tangent(path: Path) -> bool:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from thetau.diagnostics.by_paradigm import AlphaCurves, Cosines, Costs, SingleTasks
+from thetau.diagnostics.cosines import Cosines
 from thetau.diagnostics.disentanglement import Disentanglement
 from thetau.diagnostics.interference import Interference
 from thetau.diagnostics.kernel import KernelTest
 from thetau.plots.figure import INK, MUTED, PALETTE, figure, plain, save
+from thetau.studies.by_paradigm import AlphaCurves, Costs, SingleTasks
 
 
 def interference_chart(result: Interference, path: Path) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from thetau.evaluate.results import SuiteResults
-from thetau.evaluate.tables import cells
 from thetau.plots.figure import INK, MUTED, figure, plain, save
+from thetau.studies.suite_results import SuiteResults
+from thetau.studies.tables import cells
 
 _REFERENCE, _MERGED = "#b8bcc4", "#3566b0"
 

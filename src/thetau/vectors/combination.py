@@ -19,7 +19,8 @@ Same = TypeVar("Same", bound="Combination")  # not `Self`: the type checker of t
 class Combination:
     """Σ weight · source. Immutable; every operator returns a new one and reads nothing.
 
-    `reference` names the source whose tensors (names, shapes, dtypes, side files) a result takes: the base.
+    `reference` names the source whose tensors (names, shapes, dtypes, side files) a result takes: the base. `name` stays through
+    `model - base`, scaling and negation; sums and differences of vectors have none.
     """
 
     __slots__ = ("name", "reference", "terms")
@@ -85,7 +86,7 @@ class Combination:
             return NotImplemented
         if not math.isfinite(factor):
             raise ValueError(f"Weights can only be scaled by a finite number. Got {factor!r}.")
-        return self._with(tuple((weight * factor, source) for weight, source in self.terms if factor))
+        return self._with(tuple((weight * factor, source) for weight, source in self.terms if factor), name=self.name)
 
     __rmul__ = __mul__
 
@@ -115,6 +116,7 @@ class Combination:
         return self._with(
             tuple(term for term in merged.values() if term[0] != 0),
             reference=(other.reference or self.reference) if base else (self.reference or other.reference),
+            name=self.name if base and self.is_model else None,  # a model's vector is called as the model; a sum is nobody's
         )
 
     def _with(

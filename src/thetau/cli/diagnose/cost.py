@@ -1,0 +1,24 @@
+"""`thetau diagnose cost`: what the paradigms of a comparison cost."""
+
+from __future__ import annotations
+
+from thetau.cli.common import Charts
+from thetau.cli.diagnose.common import Results, show_rows, write
+
+
+def cost(results: Results, out: Charts) -> None:
+    """What each paradigm costs: parameters, time, memory.
+
+    thetau diagnose cost runs/arithmetic/paradigms.json -o diagnostics
+    """
+    from thetau.plots.diagnose import costs_chart
+    from thetau.studies.by_paradigm import costs
+    from thetau.studies.paradigms import load_paradigm_results
+
+    result = costs(load_paradigm_results(results))
+    write(result, costs_chart, out, "cost")
+    rows = [
+        [row.name, f"{row.trained:,}", f"{row.seconds_a_step:.3f}", f"{row.relative:.2f}", f"{row.peak_gigabytes:.2f}"]
+        for row in result.rows
+    ]
+    show_rows("", rows, "paradigm", "trained", "s a step", "relative", "peak GB so far")

@@ -1,0 +1,106 @@
+"""What the papers measure of several models at once, each in a session that holds them.
+
+session = Session.open(["models/sst2", "models/mnli"], limits=Sample(limit=100).by_split(), exact=True)
+tau_jp(session, Sample(limit=100)).pairs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from thetau.diagnostics.bounds import Bounds
+from thetau.diagnostics.bounds import bounds as find_bounds
+from thetau.diagnostics.cosines import Cosines
+from thetau.diagnostics.cosines import cosines as find_cosines
+from thetau.diagnostics.disentanglement import Disentanglement
+from thetau.diagnostics.disentanglement import disentanglement as find_disentanglement
+from thetau.diagnostics.interference import Interference, interference
+from thetau.diagnostics.kernel import KernelTest, kernel_test
+from thetau.errors import RecipeError
+from thetau.evaluate.options import BASE, Sample
+from thetau.evaluate.session import Session
+from thetau.evaluate.tuned import one_space, open_tuned, read_vectors
+from thetau.models import load_encoder
+from thetau.studies.options import DisentanglementGrid, LossBounds
+
+
+def tau_jp(session: Session, options: Sample | None = None) -> Interference:
+    """τJp of every pair of the session's models, beside cosine and the accuracy that addition keeps.
+
+    Raises `DataError`: fewer than two models.
+    """
+    return interference(session.space, session.linear, session.vectors, split=(options or Sample()).split)
+
+
+def disentanglement(session: Session, options: DisentanglementGrid | None = None) -> Disentanglement:
+    """The disentanglement error of the session's two models over a grid of α in [−2, 2]. Raises `RecipeError`: not two."""
+    given = options or DisentanglementGrid()
+    require_two([model.task for model in session.models])
+    a, b = session.vectors
+    return find_disentanglement(
+        session.space,
+        session.evaluator,
+        (a, b),
+        grid=[round(-2 + 4 * i / (given.points - 1), 12) for i in range(given.points)],
+        distance=given.distance,
+        symmetric=not given.one_way,
+        split=given.sample.split,
+        name="tangent" if session.tangent else "weights",
+    )
+
+
+def kernel(session: Session, options: Sample | None = None) -> KernelTest:
+    """Each of the session's models against its own linearisation: accuracy and relative error."""
+    return kernel_test(session.plain, session.linear, session.evaluator, list(session.vectors), split=(options or Sample()).split)
+
+
+def bounds(session: Session, options: LossBounds | None = None) -> Bounds:
+    """Loss gaps of addition, negation and out-of-distribution use of the session's models, beside the bounds of theory.
+
+    Raises:
+        RecipeError: the models' vectors belong to the tangent space.
+        DataError: fewer than two models.
+    """
+    given = options or LossBounds()
+    if session.tangent:
+        raise RecipeError(
+            [
+                "the bounds are about the model itself, whose Hessian at θ_i they take; these vectors belong to the tangent space. "
+                "Give models of paradigm standard or attention."
+            ],
+            "models",
+        )
+    return find_bounds(
+        session.plain,
+        session.evaluator,
+        session.vectors,
+        split=given.split,
+        scale=given.scale,
+        smoothness=not given.no_smoothness,
+        tolerance=given.tolerance,
+        max_iterations=given.max_iterations,
+    )
+
+
+def cosines(groups: Mapping[str, Sequence[str | Path]], *, base: str | Path = BASE) -> Cosines:
+    """Cosine similarity of the vectors of group → models, group by group; no data are read.
+
+    Raises `DataError`: a model of another base, of two paradigms in one group, or of a task that is twice in a group.
+    """
+    encoder = load_encoder(str(base))
+    weights = encoder.weights(exact=True)
+    vectors: dict[str, Mapping[str, Mapping[str, Tensor]]] = {}
+    for name, models in groups.items():
+        tuned = [open_tuned(model) for model in models]
+        one_space(tuned, encoder)
+        vectors[name] = read_vectors(tuned, encoder, weights)
+    return find_cosines(vectors)
+
+
+def require_two(models: Sequence[object]) -> None:
+    """Refuse other than two models. Raises `RecipeError`."""
+    if len(models) != 2:
+        raise RecipeError([f"the disentanglement error is of two models. Got {len(models)}."], "models")

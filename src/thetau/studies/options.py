@@ -1,0 +1,266 @@
+"""The options of every study. Importing them loads nothing heavy: the command line makes its own options of these fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, final
+
+from thetau.errors import RecipeError
+from thetau.evaluate.options import Limit, Sample, Split
+from thetau.options import Option, check_ranges
+
+Alphas = Annotated[
+    tuple[float, ...] | None,
+    Option("The values to try, as 0.2,0.4,1; by default the papers' grids.", flags=("--alphas",), commas=True),
+]
+
+
+# Bases
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    """How bases are merged with each other."""
+
+    outer: Annotated[str, Option("How bases are merged: sum, or a name from `thetau methods`.")] = "sum"
+    fields: Annotated[
+        Mapping[str, Any], Option("A field of the outer method, as density=0.2; may be repeated.", flags=("--set",))
+    ] = field(default_factory=dict)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """How the bases for a task are found: one way of these, or none."""
+
+    vector: Annotated[
+        str | None,
+        Option("The task's own fine-tuned model or saved vector: similar by its cosines.", flags=("--vector", "-v")),
+    ] = None
+    steps: Annotated[int | None, Option("Train the base for so many steps: similar by that vector.", least=1)] = None
+    epochs: Annotated[int | None, Option("Train the base for so many epochs instead.", least=1)] = None
+    basis: Annotated[tuple[str, ...], Option("The basis to use, by hand; may be repeated.")] = ()
+    lr: Annotated[float | None, Option("Learning rate of --steps and --epochs.")] = None
+    batch_size: Annotated[
+        int | None, Option("Examples a step of --steps and --epochs. Default 128; few find it less surely.", least=1)
+    ] = None
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.ways > 1:
+            raise RecipeError(["--vector, --steps, --epochs and --basis are ways to find the same thing: take one."], "options")
+        if (self.lr is not None or self.batch_size is not None) and self.steps is None and self.epochs is None:
+            raise RecipeError(["--lr and --batch-size are for --steps or --epochs."], "options")
+
+    @property
+    def ways(self) -> int:
+        """How many were given."""
+        return sum((self.vector is not None, self.steps is not None, self.epochs is not None, bool(self.basis)))
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class AddBases:
+    """Of `add_bases`: θ₀ + λ merge(bases)."""
+
+    task: Annotated[
+        tuple[str, ...], Option("A task to evaluate; by default the bank's own. May be repeated.", flags=("--task", "-t"))
+    ] = ()
+    outer: Outer = field(default_factory=Outer)
+    per_basis: Annotated[
+        bool, Option("Choose a coefficient for each basis too, one after the other.", flags=("--per-basis",))
+    ] = False
+    sweeps: Annotated[int, Option("--per-basis: times over all bases.", least=1)] = 1
+    model: Annotated[Mapping[str, Path], Option("TASK=MODEL: a task's own model, where it is no longer where it was.")] = field(
+        default_factory=dict
+    )
+    alphas: Alphas = None
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.per_basis and self.outer.outer != "sum":
+            raise RecipeError(
+                [f"--per-basis is for a sum; {self.outer.outer} makes one vector of all bases. Leave one out."], "options"
+            )
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class NegateBasis:
+    """Of `negate_basis`: θ₀ − α τ_B, α chosen on the validation of `task` while `control` is kept."""
+
+    task: Annotated[str, Option("The task to forget.", flags=("--task", "-t"))]
+    control: Annotated[str | None, Option("The task that negation must keep.")] = None
+    keep: Annotated[float, Option("Share of the control task's accuracy that negation must keep.", least=0, most=1)] = 0.95
+    finding: Finding = field(default_factory=Finding)
+    alphas: Alphas = None
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if len(self.finding.basis) > 1:
+            raise RecipeError([f"negation subtracts one basis. Got {', '.join(self.finding.basis)}."], "--basis")
+        if any(alpha < 0 for alpha in self.alphas or ()):
+            got = ",".join(f"{alpha:g}" for alpha in self.alphas or ())
+            raise RecipeError(
+                [f"--alphas of a negation must be 0 or more: below 0 the basis would be added. Got {got!r}."], "options"
+            )
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ServeTask:
+    """Of `serve_task`: a task that the bank does not know, by the bases that are similar to it."""
+
+    task: Annotated[str, Option("The new task.", flags=("--task", "-t"))]
+    finding: Finding = field(default_factory=Finding)
+    threshold: Annotated[
+        float | None,
+        Option("Merge all bases of at least this cosine; by default the most similar one, however similar it is."),
+    ] = None
+    most: Annotated[int | None, Option("At most so many bases, the most similar ones.", least=1)] = None
+    outer: Outer = field(default_factory=Outer)
+    alphas: Alphas = None
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if not self.finding.ways:
+            raise RecipeError(["how is the task similar to the bases? Give --vector, --steps, --epochs or --basis."], "options")
+        if self.threshold is not None and not -1 <= self.threshold <= 1:
+            raise RecipeError([f"is a cosine, between −1 and 1. Got {self.threshold:g}."], "--threshold")
+        if self.finding.basis and (self.threshold is not None or self.most is not None):
+            raise RecipeError(["--basis says which bases to use; leave --threshold and --most out."], "options")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class CompareBases:
+    """Of `compare_bases`: Save-One, bases and Save-All with the same methods."""
+
+    inner: Annotated[str, Option("How a cluster is merged: a name from `thetau methods`, or mean.")] = "mean"
+    inner_fields: Annotated[
+        Mapping[str, Any], Option("A field of the inner method, as density=0.2; may be repeated.", flags=("--inner-set",))
+    ] = field(default_factory=dict)
+    outer: Outer = field(default_factory=Outer)
+    k: Annotated[
+        int | Literal["auto"],
+        Option("Clusters: a number, or auto for the largest gap of the spectrum.", flags=("-k",)),
+    ] = "auto"
+    cluster: Annotated[tuple[str, ...], Option("A,B,…: a cluster by hand; repeat. Tasks in none stand alone.")] = ()
+    every: Annotated[
+        bool,
+        Option(
+            "Compare with every partition of the tasks too: 15 of four, 52 of five, 203 of six.",
+            flags=("--all-partitions",),
+        ),
+    ] = False
+    alphas: Alphas = None
+
+
+# Coefficients
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Tune:
+    """Of `tune`: one question about the coefficients of task vectors."""
+
+    method: Annotated[str, Option("How the vectors are joined; their λ is what is tuned.", flags=("--method",))] = "sum"
+    fields: Annotated[Mapping[str, Any], Option("A field of the method, as density=0.2.", flags=("--set",))] = field(
+        default_factory=dict
+    )
+    negate: Annotated[bool, Option("Subtract each vector by itself; needs --control.", flags=("--negate",))] = False
+    control: Annotated[str | None, Option("The task that negation must keep.")] = None
+    analogy: Annotated[
+        tuple[str, ...] | None,
+        Option("A,B,C,D: A is to B as C is to D, with models of A, B and C; D is a task.", commas=True),
+    ] = None
+    left_out: Annotated[bool, Option("Merge without each task in turn, and test on it.", flags=("--left-out",))] = False
+    alphas: Alphas = None
+
+    def __post_init__(self) -> None:
+        if sum((self.negate, self.analogy is not None, self.left_out)) > 1:
+            raise RecipeError(["--negate, --analogy and --left-out are different questions: ask one."], "options")
+        if self.negate != (self.control is not None):
+            raise RecipeError(
+                ["--negate needs --control TASK, the task that it must keep, and --control is for --negate."], "options"
+            )
+        if (self.negate or self.analogy is not None or self.left_out) and self.method != "sum":
+            raise RecipeError(["--method is for addition; here vectors are summed."], "options")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Of `evaluate_checkpoint`: what is measured, and where it is run."""
+
+    split: Split = "test"
+    heads: Annotated[
+        Path | None,
+        Option("A fine-tuned model's folder whose trained heads are used; by default the model's own."),
+    ] = None
+    space: Annotated[
+        Literal["auto", "weights", "tangent"],
+        Option("weights: run the model; tangent: its linear form; auto: as the checkpoint says."),
+    ] = "auto"
+    limit: Limit = None
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+    def by_split(self) -> dict[str, int | None]:
+        """Split → largest number of examples; None for all of them."""
+        return {self.split: self.limit}
+
+
+# Diagnostics
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class DisentanglementGrid:
+    """Of `disentanglement`: the error of two vectors over a grid of coefficients."""
+
+    distance: Annotated[
+        Literal["disagreement", "kl"],
+        Option("disagreement, of predicted labels; or kl, of the softmax of the features."),
+    ] = "disagreement"
+    one_way: Annotated[bool, Option("kl: in one direction, as the paper writes it.", flags=("--one-way",))] = False
+    points: Annotated[int, Option("Values of α in [−2, 2] for each of the two vectors.", least=2)] = 15
+    sample: Sample = field(default_factory=Sample)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.distance not in ("disagreement", "kl"):
+            raise RecipeError([f"`--distance` must be disagreement or kl. Got {self.distance!r}."], "options")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class LossBounds:
+    """Of `bounds`: loss gaps beside the bounds of the theory."""
+
+    split: Split = "test"
+    examples: Annotated[int, Option("Examples a task, always the same ones, for losses, gradients and Hessians.", least=1)] = 64
+    scale: Annotated[float | None, Option("Add the vectors with this λ too, besides their mean; the theorem needs λ = 1/T.")] = (
+        None
+    )
+    no_smoothness: Annotated[
+        bool,
+        Option("Leave the Hessians out: gaps, cosines and norms only, no bounds.", flags=("--no-smoothness",)),
+    ] = False
+    tolerance: Annotated[float, Option("Of the power iteration: relative change, twice in a row.")] = 1e-3
+    max_iterations: Annotated[
+        int, Option("Of the power iteration; a norm that has not converged by then is marked.", least=1)
+    ] = 100
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if not 0 < self.tolerance < 1:
+            raise RecipeError([f"`--tolerance` must be between 0 and 1. Got {self.tolerance:g}."], "options")
+
+    def by_split(self) -> dict[str, int | None]:
+        """Split → largest number of examples."""
+        return {self.split: self.examples}

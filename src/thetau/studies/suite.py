@@ -1,0 +1,278 @@
+"""The run of a suite: fine-tune every task, merge with every method, choose λ on validation, report on test.
+
+Fine-tuned models, accuracies and finished rows are kept in the run's folder by their content, so that an interrupted run goes
+on where it was and an unchanged one does nothing again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor
+
+from thetau._version import __version__
+from thetau.checkpoint.disk import write_text
+from thetau.errors import OutputError
+from thetau.evaluate.cache import Cache
+from thetau.evaluate.evaluator import Evaluator
+from thetau.evaluate.means import average, normalised
+from thetau.evaluate.measures import Measure
+from thetau.evaluate.merging import at_scale, build_method, merged_vector
+from thetau.evaluate.search import ScaleTrial, choose_scale
+from thetau.finetune import FinetuneConfig, FinetuneResult, finetune
+from thetau.finetune.progress import Bar, bar
+from thetau.models import load_encoder, read_weights
+from thetau.studies.suite_results import Row, SuiteResults, TaskFacts
+from thetau.studies.tables import markdown_table
+from thetau.tasks import Task, load_task
+from thetau.tasks.suite import MethodChoice, Suite
+
+# Work in units of one token forward. A training token costs about three; a step and a merge cost as much as these many tokens.
+_TRAINING_TOKEN, _STEP, _MERGE = 3, 350, 30_000
+
+
+def quick_form(suite: Suite) -> Suite:
+    """A small run of the same suite, to see that all of it works: few steps, few examples, at most two λ."""
+    return replace(
+        suite,
+        finetune={**suite.finetune, "steps": 20, "batch_size": 8},
+        finetune_of={
+            task: {k: v for k, v in own.items() if k not in ("steps", "batch_size")} for task, own in suite.finetune_of.items()
+        },
+        limits=replace(suite.limits, validation=min(40, suite.limits.validation), test=min(80, suite.limits.test)),
+        methods=tuple(replace(choice, scales=choice.scales[::3][:2]) for choice in suite.methods),
+    )
+
+
+def run_suite(
+    suite: Suite,
+    out: Path,
+    *,
+    data: Path | None = None,
+    methods: Sequence[str] | None = None,
+    quick: bool = False,
+    console: Any = None,
+) -> SuiteResults:
+    """Run a suite in the folder `out` and write `results.json`, `results.md` and `results.png` there.
+
+    `methods` picks rows by name; `console` is rich's, stderr by default. All that can be wrong with the suite, its tasks,
+    configs and methods is found before any work begins. Raises `ThetauError`.
+    """
+    start = time.perf_counter()
+    if methods:
+        suite = replace(suite, methods=suite.selected(methods))
+    if quick:
+        suite = quick_form(suite)
+    configs = {
+        task: FinetuneConfig.of({**suite.finetune, **suite.finetune_of.get(task, {})}, f"suite {suite.name}, task {task}")
+        for task in suite.tasks
+    }
+    built = {choice.name: build_method(choice) for choice in suite.methods}
+    tasks = [load_task(name, data) for name in suite.tasks]
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out}: the run's folder is a file. Choose another one.")
+    run = _Run(suite, out, tasks)
+    with bar("preparing", run.units(configs), "", console) as progress:
+        run.bar = progress
+        tuned = run.finetune(configs)
+        references = run.references(tuned)
+        rows = [run.merge(choice, built[choice.name], tuned) for choice in suite.methods]
+        progress.finish("done")
+    results = SuiteResults(
+        suite=suite.name,
+        description=suite.description,
+        backbone=suite.backbone,
+        base_hash=run.evaluator.encoder.base_hash,
+        tasks=tuple(run.facts(task, configs[task.name], tuned[task.name]) for task in tasks),
+        rows=(*references, *rows),
+        limits=asdict(suite.limits),
+        quick=quick,
+        versions=_versions(),
+        seconds=round(time.perf_counter() - start, 1),
+    )
+    results.save(out / "results.json")
+    write_text(out / "results.md", markdown_table(results))
+    return results
+
+
+@final
+class _Run:
+    """The state of one run: the live encoder, the base's weights, the caches, the bar."""
+
+    def __init__(self, suite: Suite, out: Path, tasks: Sequence[Task]) -> None:
+        limits = suite.limits
+        self.suite, self.out, self.tasks = suite, out, list(tasks)
+        self.bar: Bar | None = None
+        encoder = load_encoder(suite.backbone)
+        self.evaluator = Evaluator(
+            encoder,
+            tasks,
+            limits={"validation": limits.validation, "test": limits.test},
+            max_length=limits.max_length,
+            image_size=limits.image_size,
+            cache=out / "cache",
+            on_tokens=self.advance,
+        )
+        self.base: dict[str, Tensor] = encoder.weights()
+        self.cache = Cache(folder=out / "cache")
+        self.sizes = {split: sum(self.evaluator.size(task.name, split) for task in tasks) for split in ("validation", "test")}
+        self.individual: dict[str, dict[str, Measure]] = {"validation": {}, "test": {}}
+
+    def units(self, configs: dict[str, FinetuneConfig]) -> float:
+        """All the work of the run, for the bar."""
+        training = sum(self.finetune_units(task, configs[task.name]) for task in self.tasks)
+        merging = sum(self.merge_units(choice) for choice in self.suite.methods)
+        return training + self.sizes["validation"] + 2 * self.sizes["test"] + merging
+
+    def finetune_units(self, task: Task, config: FinetuneConfig) -> float:
+        """The work of fine-tuning on one task; its test split tells the length of its examples."""
+        tokens = self.evaluator.inputs(task.name, "test")
+        return config.steps * (config.batch_size * sum(tokens.lengths) / len(tokens) * _TRAINING_TOKEN + _STEP)
+
+    def merge_units(self, choice: MethodChoice) -> int:
+        """The work of one row."""
+        return _MERGE + len(choice.scales) * self.sizes["validation"] + self.sizes["test"]
+
+    def advance(self, units: int | float, text: str | None = None) -> None:
+        """Move the bar, once there is one."""
+        if self.bar is not None:
+            self.bar.advance(units, text)
+
+    def say(self, line: str) -> None:
+        """A line above the bar."""
+        if self.bar is not None:
+            self.bar.say(line)
+
+    def finetune(self, configs: dict[str, FinetuneConfig]) -> dict[str, FinetuneResult]:
+        """Every task's fine-tuned model, in a folder of its own whose name follows its settings, so that other settings find
+        room.
+        """
+        results = {}
+        for task in self.tasks:
+            config = configs[task.name]
+            share = self.finetune_units(task, config) / config.steps
+            text = f"fine-tune {task.name}"
+            self.advance(0, text)
+            result = finetune(
+                self.evaluator.encoder,
+                task,
+                self.out / "finetuned" / task.name / _settings_key(config),
+                config,
+                base=self.suite.backbone,
+                heads=self.evaluator.heads,
+                tick=partial(self.trained, share, text),
+            )
+            if result.cached:
+                self.advance(share * config.steps)
+            how = "kept from before" if result.cached else f"{result.seconds:.0f} s"
+            self.say(f"fine-tuned {task.name}: loss {result.first_loss:.2f} → {result.last_loss:.2f} ({how})")
+            results[task.name] = result
+        return results
+
+    def trained(self, share: float, text: str, step: int, loss: float) -> None:
+        """One step of fine-tuning."""
+        self.advance(share, f"{text}, loss {loss:.2f}")
+
+    def references(self, tuned: dict[str, FinetuneResult]) -> list[Row]:
+        """The base and the individual models, on test; the individuals on validation too, as the search for λ needs them."""
+        self.advance(0, "evaluate the pre-trained model")
+        pretrained = self.evaluator.evaluate(self.base, "test", origin=self.suite.backbone)
+        for task in self.tasks:
+            self.advance(0, f"evaluate the model of {task.name}")
+            out = tuned[task.name].out
+            weights = read_weights(out)
+            for split, found in self.individual.items():
+                found |= self.evaluator.evaluate(weights, split, [task.name], origin=str(out))
+        return [self.row("pre-trained", "pretrained", pretrained), self.row("individual", "individual", self.individual["test"])]
+
+    def row(
+        self, name: str, role: Literal["pretrained", "individual", "merged"], accuracy: dict[str, Measure], **more: Any
+    ) -> Row:
+        """A row with its averages."""
+        share = normalised(accuracy, self.individual["test"])
+        return Row(name=name, role=role, accuracy=accuracy, absolute=average(accuracy), normalised=share, **more)
+
+    def merge(self, choice: MethodChoice, method: Any, tuned: dict[str, FinetuneResult]) -> Row:
+        """Merge once at λ = 1, choose λ on validation, measure on test; or the same from an earlier run."""
+        parts = self.row_parts(choice, method, tuned)
+        row = self.cache.get(Row, parts)
+        if row is not None:
+            self.advance(self.merge_units(choice))
+        else:
+            row = self.merge_anew(choice, method, tuned)
+            self.cache.put(row, parts)
+        self.say(f"{choice.name}: average {100 * row.absolute:.1f}, normalised {100 * row.normalised:.1f}")
+        return row
+
+    def merge_anew(self, choice: MethodChoice, method: Any, tuned: dict[str, FinetuneResult]) -> Row:
+        """The work of `merge`."""
+        self.advance(0, f"merge with {choice.name}")
+        names = [task.name for task in self.tasks]
+        start = time.perf_counter()
+        vector = merged_vector(self.evaluator.encoder.folder, [tuned[name].out for name in names], names, method)
+        seconds = round(time.perf_counter() - start, 2)
+        self.advance(_MERGE)
+
+        def evaluate(split: str, scale: float) -> dict[str, Measure]:
+            self.advance(0, f"{choice.name}, λ = {scale:g}, {split}")
+            return self.evaluator.evaluate(at_scale(self.base, vector, scale), split, origin=f"{choice.name}, λ = {scale:g}")
+
+        scale = 1.0
+        trials: tuple[ScaleTrial, ...] = ()
+        if choice.scales:
+            search = choose_scale(choice.scales, lambda value: evaluate("validation", value), self.individual["validation"])
+            scale, trials = search.scale, search.trials
+        return self.row(
+            choice.name, "merged", evaluate("test", scale), method=repr(method), scale=scale, trials=trials, merge_seconds=seconds
+        )
+
+    def row_parts(self, choice: MethodChoice, method: Any, tuned: dict[str, FinetuneResult]) -> list[Any]:
+        """All that a row depends on."""
+        splits = [self.evaluator.inputs(task.name, split).hash for task in self.tasks for split in ("validation", "test")]
+        heads = [self.evaluator.heads[task.name].hash() for task in self.tasks]
+        models = {task.name: tuned[task.name].weights_hash for task in self.tasks}
+        return [__version__, choice.name, repr(method), choice.scales, self.evaluator.encoder.base_hash, models, splits, heads]
+
+    def facts(self, task: Task, config: FinetuneConfig, tuned: FinetuneResult) -> TaskFacts:
+        """What the results say about a task."""
+        test = self.evaluator.inputs(task.name, "test")
+        return TaskFacts(
+            name=task.name,
+            kind=task.kind,
+            labels=task.labels,
+            licence=task.licence,
+            source=task.source,
+            train=tuned.examples,
+            validation=len(self.evaluator.inputs(task.name, "validation")),
+            test=len(test),
+            truncated_test=test.truncated,
+            config=asdict(config),
+            finetune_key=tuned.key,
+            finetune_seconds=tuned.seconds,
+            first_loss=tuned.first_loss,
+            last_loss=tuned.last_loss,
+        )
+
+
+def _settings_key(config: FinetuneConfig) -> str:
+    return hashlib.blake2b(json.dumps(asdict(config), sort_keys=True).encode(), digest_size=4).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    import transformers
+
+    return {
+        "thetau": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }

@@ -1,0 +1,54 @@
+"""The table of a suite as text: what a page and a terminal show of it."""
+
+from __future__ import annotations
+
+from thetau.studies.suite_results import Row, SuiteResults
+
+_ROLES = {"pretrained": "pre-trained", "individual": "individual"}
+
+
+def header(results: SuiteResults) -> list[str]:
+    """The names of the columns."""
+    return ["method", "λ", *(task.name for task in results.tasks), "average", "normalised"]
+
+
+def cells(row: Row, results: SuiteResults) -> list[str]:
+    """One row: accuracies in percent with one decimal."""
+    scale = f"{row.scale:g}" if row.trials else ""
+    accuracies = [f"{100 * row.accuracy[task.name].value:.1f}" for task in results.tasks]
+    return [_ROLES.get(row.role, row.name), scale, *accuracies, f"{100 * row.absolute:.1f}", f"{100 * row.normalised:.1f}"]
+
+
+def caption(results: SuiteResults) -> str:
+    """What the numbers are, in a sentence or two."""
+    sizes = sorted({task.test for task in results.tasks})
+    n = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    widest = max(accuracy.high - accuracy.low for row in results.rows for accuracy in row.accuracy.values())
+    quick = " A quick run: smaller than the suite asks for." if results.quick else ""
+    return (
+        f"Suite {results.suite} on {results.backbone}: test accuracy in percent, n = {n} a task, 95 % intervals at most "
+        f"±{50 * widest:.1f} points. λ is chosen on at most {results.limits['validation']} validation examples a task by average "
+        f"normalised accuracy.{quick}"
+    )
+
+
+def markdown_table(results: SuiteResults) -> str:
+    """The table in Markdown, the best merge of each column in bold, the caption below."""
+    lines = ["| " + " | ".join(header(results)) + " |", "|---|" + "---:|" * (len(header(results)) - 1)]
+    best = best_cells(results)
+    for row in results.rows:
+        texts = cells(row, results)
+        if row.role == "merged":
+            texts = [f"**{text}**" if column in best and text == best[column] else text for column, text in enumerate(texts)]
+        lines.append("| " + " | ".join(texts) + " |")
+    return "\n".join([*lines, "", caption(results)]) + "\n"
+
+
+def best_cells(results: SuiteResults) -> dict[int, str]:
+    """Column → text of the best merge in it."""
+    merged = [cells(row, results) for row in results.rows if row.role == "merged"]
+    return (
+        {column: max((texts[column] for texts in merged), key=float) for column in range(2, len(header(results)))}
+        if merged
+        else {}
+    )
