@@ -112,7 +112,7 @@ class SafetensorsFile:
 
 
 class SafetensorsSource:
-    """A model, or a saved task vector, in one or several safetensors files."""
+    """A model, a saved task vector or evidence by tensor, in one or several safetensors files."""
 
     def __init__(
         self,
@@ -146,11 +146,11 @@ class SafetensorsSource:
             raise CheckpointError(f"{path}: holds no tensor.")
         self.notes = tuple(notes)
         kinds = {file.metadata.get("thetau.kind", "model") for file in files.values()}
-        if not kinds <= {"model", "task_vector"} or len(kinds) > 1:
+        if not kinds <= {"model", "task_vector", "evidence"} or len(kinds) > 1:
             raise CheckpointError(
-                f"{path}: the kind in the files' metadata must be one of model, task_vector. Got {', '.join(sorted(kinds))}."
+                f"{path}: the kind in the files' metadata must be one of model, task_vector, evidence. Got {', '.join(sorted(kinds))}."
             )
-        self.degree = 0 if kinds == {"task_vector"} else 1
+        self.degree = 1 if kinds == {"model"} else 0
         self.partial = self.degree == 0
         self.metadata = {key: value for file in files.values() for key, value in file.metadata.items()}
         stamps = [f"{file.place}:{file.stamp}" for file in files.values()]

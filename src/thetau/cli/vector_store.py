@@ -102,15 +102,11 @@ def localize(
     import json as serialiser
 
     from thetau.cli.common import parse_fields
+    from thetau.cli.subject import open_subject
     from thetau.compression.forms import DTYPES
-    from thetau.errors import DataError
-    from thetau.evaluate.tuned import is_tangent, open_tuned
     from thetau.evidence import MaskConfig
     from thetau.evidence import localize as run
     from thetau.finetune.progress import bar
-    from thetau.models import load_encoder
-    from thetau.models.loading import kind_named
-    from thetau.tasks import load_task
 
     check_folder(json)
     check_folder(out)
@@ -127,22 +123,17 @@ def localize(
     if dtype not in DTYPES:
         raise RecipeError([f"`--dtype` must be one of {', '.join(DTYPES)}. Got {dtype!r}."], "options")
     config = MaskConfig.of(given, "thetau vector localize")
-    path = Path(model)
-    name = task if task is not None else open_tuned(model).task
-    if path.exists() and is_tangent(path):
-        raise DataError(f"{model}: belongs to the tangent space; a mask is learned for models of the model's own space.")
-    loaded = load_task(name, data)
-    heads = open_tuned(f"{name}={model}").heads() if path.is_dir() else {}
-    encoder = load_encoder(base, kind_named(kind))
+    subject = open_subject(model, task, base, data, kind, purpose="a mask is learned")
+    name = subject.task.name
     _, (vector,) = operands(base, [model])
     with bar(f"localise {name}", config.steps, "steps") as progress:
         result = run(
-            encoder,
-            loaded,
+            subject.encoder,
+            subject.task,
             vector,
             out,
             config,
-            head=heads.get(name),
+            head=subject.head,
             dtype=cast("Any", dtype),
             exclude=exclude or [],
             engine=engine(workers, max_memory, quiet=True),

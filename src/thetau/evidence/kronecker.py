@@ -17,10 +17,11 @@ from typing import Literal, final
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from thetau.errors import CheckpointError, DataError, OutputError
+from thetau.errors import CheckpointError, DataError
+from thetau.evidence.files import read_facts, save_evidence
 from thetau.models import Encoder
 from thetau.tasks.encoding import ordered_batches
 from thetau.tasks.head import AnyHead
@@ -88,23 +89,13 @@ def save_moments(moments: Mapping[str, Moments], path: Path) -> None:
         f"{side}/{name}": getattr(one, side).contiguous() for name, one in moments.items() for side in ("inputs", "gradients")
     }
     examples = str(next((one.examples for one in moments.values()), 0))
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(content, temporary, metadata={"thetau.evidence": "kronecker", "examples": examples})
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputError(f"{path}: cannot be written ({error}).") from error
+    save_evidence(path, "kronecker", content, {"examples": examples})
 
 
 def load_moments(path: Path) -> dict[str, Moments]:
     """Read what `save_moments` wrote. Raises `CheckpointError`."""
-    from safetensors import safe_open
-
+    note = read_facts(path, "kronecker")
     try:
-        with safe_open(path, framework="pt") as file:
-            note = file.metadata() or {}
         content = load_file(path)
         names = [key.removeprefix("inputs/") for key in content if key.startswith("inputs/")]
         return {
