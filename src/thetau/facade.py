@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thetau.checkpoint import FLOATS, Source, dtype_name, open_source
+from thetau.checkpoint import FLOATS, Source, bring_tree, dtype_name, open_source
 from thetau.checkpoint.remote import check_free, is_url, upload
 from thetau.checkpoint.writer import SHARD_BYTES
 from thetau.engine.executor import Engine
@@ -35,6 +35,8 @@ from thetau.statistics.gram import cosines
 from thetau.vectors import Combination
 from thetau.vectors.combination import require_vector
 from thetau.vectors.identity import identities
+
+bring_tree("thetau.models.roles:tree_roles")
 
 Openable = str | os.PathLike[str] | Mapping[str, Any] | nn.Module
 

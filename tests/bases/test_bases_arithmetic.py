@@ -665,7 +665,7 @@ def test_python_gives_what_the_command_line_writes(world: World, tmp_path: Path)
 
 
 def test_the_page_runs(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "bases.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "bases.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     shutil.copytree(world.bank.path, "bank")

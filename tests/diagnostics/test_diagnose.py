@@ -343,7 +343,7 @@ def test_python_gives_what_the_command_line_writes(bench: Bench, tmp_path: Path)
 
 
 def test_the_page_runs(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "finetuning.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "finetuning.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     for place, target in (("base", bench.base), ("tasks", bench.data), ("models", bench.root / "standard")):

@@ -78,7 +78,7 @@ def test_saved_and_read_again(evaluator: Evaluator, tmp_path: Path) -> None:
         assert torch.equal(read[name].gradients, one.gradients)
         assert read[name].examples == 4
     (tmp_path / "bad").write_bytes(b"no")
-    with pytest.raises(CheckpointError, match="bad: cannot be read as second moments"):
+    with pytest.raises(CheckpointError, match="bad: cannot be read as evidence"):
         load_moments(tmp_path / "bad")
 
 

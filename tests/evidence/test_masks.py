@@ -93,7 +93,10 @@ class Wanted:
     def logits(self, features: Tensor) -> Tensor:
         return features
 
-    linear = predict = logits
+    linear = predict = outcomes = logits
+
+    def log_likelihood(self, features: Tensor, labels: Tensor) -> Tensor:
+        return -self.loss(features, labels)
 
     def loss(self, features: Tensor, labels: Tensor) -> Tensor:
         if len(features) < 6:

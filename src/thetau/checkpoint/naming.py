@@ -35,6 +35,16 @@ _EMBEDDING = re.compile(
     r"embed|(?:^|\.)(?:wte|wpe|shared|positional|class_embedding|relative_attention_bias)(?:\.|$)", re.IGNORECASE
 )
 _HEAD = re.compile(r"(?:^|\.)(?:lm_head|classifier|score|qa_outputs|heads?|cls\.predictions)(?:\.|$)")
+# Words of an MLP, and of matrices outside the blocks: a name with one of them leaves no doubt.
+_MLP = re.compile(
+    r"(?:^|[._])(?:mlp|ffn?|feed_forward|feedforward|DenseReluDense|intermediate|output|(?:c_)?fc(?:_?(?:\d|in|out))?|c_proj"
+    r"|(?:gate_)?up_proj|gate_proj|down_proj|dense_h_to_4h|dense_4h_to_h|lin(?:ear)?_?[12]|w[123]|wi(?:_\d)?|wo|experts?|block_sparse_moe)(?=[._]|$)"
+)
+_OUTSIDE = re.compile(
+    r"(?:^|[._])(?:pooler|proj|project|projection|proj_(?:in|out)|(?:visual|text)_projection|projector|transform|classifier)(?=[._]|$)"
+)
+# A numbered container of any name that holds such parts, as `encoder.0.q_proj`, where no word for a block is known.
+_NUMBERED = re.compile(r"(?:^|\.)\w*[A-Za-z_]\w*\.(\d+)(?=\.)")
 _NORM = re.compile(r"norm|(?:^|[._])ln(?:_?\w)?(?=[._]|$)", re.IGNORECASE)
 _CONV1D = re.compile(
     r"(?:^|\.)h\.\d+\.(?:attn\.c_attn|attn\.c_proj|attn\.q_attn|crossattention\.\w+|mlp\.c_fc|mlp\.c_proj)\.weight$"
@@ -51,9 +61,35 @@ class View:
 
 
 def layer_of(name: str) -> int | None:
-    """The block's number, or None outside the blocks."""
+    """The block's number, or None outside the blocks.
+
+    A number after a word for blocks (`layer.3`, `h.3`), else the first one after which a part of a block is named (`encoder.3.q_proj`).
+    """
     match = _LAYER.search(name)
+    if match is None and not _HEAD.search(name):
+        match = next((one for one in _NUMBERED.finditer(name) if _part_of_a_block(name[one.end() :])), None)
     return int(match[1]) if match else None
+
+
+def _part_of_a_block(rest: str) -> bool:
+    """Whether what follows a number names attention, an MLP or a norm below it, and not only the last word of a tensor's name."""
+    return any(pattern.search(rest) is not None for pattern in (_ATTENTION, _MLP, _NORM))
+
+
+def plain(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether the words of a name leave no doubt about what the tensor is and in which block."""
+    if _LAYER.search(name) is None and layer_of(name) is not None:
+        return False  # a container of an unknown name
+    kind = kind_of(name, shape)
+    if len(shape) != 2:
+        return kind is not Kind.OTHER or not name.endswith("weight")
+    match kind:
+        case Kind.MLP:
+            return _MLP.search(name) is not None
+        case Kind.LINEAR:
+            return _OUTSIDE.search(name) is not None
+        case _:
+            return True
 
 
 def kind_of(name: str, shape: tuple[int, ...]) -> Kind:
@@ -73,14 +109,14 @@ def kind_of(name: str, shape: tuple[int, ...]) -> Kind:
     return Kind.HEAD if _HEAD.search(name) else Kind.LINEAR
 
 
-def weighed_left(name: str, shape: tuple[int, int]) -> bool:
+def weighed_left(name: str, shape: tuple[int, int], kind: Kind | None = None) -> bool:
     """Whether a linear layer's weight `[d_out, d_in]` faces the space that its block's function fixes with its output, not its input.
 
     In an MLP that is the hidden layer, whose neurons a nonlinearity sets apart: the larger dimension, the input where both are equal. In
     attention it is the residual stream, which q, k and v read and the output projection writes: between them, any invertible change of
-    a head's coordinates leaves the function as it is.
+    a head's coordinates leaves the function as it is. `kind` is the tensor's where it is known otherwise than from its name.
     """
-    if kind_of(name, shape) is Kind.ATTENTION:
+    if (kind or kind_of(name, shape)) is Kind.ATTENTION:
         return _ATTENTION_OUTPUT.search(name) is not None
     return shape[0] > shape[1]
 

@@ -10,6 +10,7 @@ from thetau._version import __version__
 from thetau.cli.basis import basis_app
 from thetau.cli.diagnose import diagnose_app
 from thetau.cli.evaluate import evaluate
+from thetau.cli.evidence import evidence_app
 from thetau.cli.finetune import finetune
 from thetau.cli.inspect import inspect
 from thetau.cli.merge import merge
@@ -52,6 +53,7 @@ app.add_typer(vector_app, name="vector")
 app.command()(finetune)
 app.command()(evaluate)
 app.command()(tune)
+app.add_typer(evidence_app, name="evidence")
 app.add_typer(basis_app, name="basis")
 app.add_typer(suite_app, name="suite")
 app.add_typer(diagnose_app, name="diagnose")

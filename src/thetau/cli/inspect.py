@@ -8,9 +8,11 @@ import typer
 
 from thetau.cli.common import Json, LeftOut, Machine
 from thetau.cli.options import with_options
+from thetau.errors import RecipeError
 
 if TYPE_CHECKING:
     from thetau.diagnostics import Inspection
+    from thetau.diagnostics.roles import RoleTable
 
 
 @with_options
@@ -22,6 +24,12 @@ def inspect(
         typer.Option("--candidate", "-c", help="Another model that may be the true base; may be repeated. BASE is one of them."),
     ] = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor: shape, dtype, kind, norms.")] = False,
+    roles: Annotated[
+        bool,
+        typer.Option(
+            "--roles", help="Instead, what each tensor of BASE is taken for, and how that is known. Reads headers only."
+        ),
+    ] = False,
     *,
     left_out: LeftOut,
     json: Json,
@@ -34,6 +42,10 @@ def inspect(
     With --candidate it says which of several bases each model was fine-tuned from:
 
     thetau inspect base sst2 mnli --candidate other-base
+
+    With --roles it says which tensors are attention, MLP, embeddings, norms, in which block, and what of it is a guess:
+
+    thetau inspect base --roles
     """
     from thetau.diagnostics import inspect as look
     from thetau.facade import open as open_weights
@@ -41,6 +53,15 @@ def inspect(
 
     json.check()
     opened = open_base(base)
+    if roles:
+        from thetau.diagnostics.roles import roles as take
+
+        if models or candidate:
+            raise RecipeError(["--roles looks at BASE alone. Leave out the models and candidates."], "options")
+        told = take(opened.terms[0][1])
+        json.write(told.to_json())
+        show_roles(told)
+        return
     result = look(
         opened,
         [open_weights(model, base=opened) for model in models or []],
@@ -50,6 +71,23 @@ def inspect(
     )
     json.write(result.to_json())
     show(result, tensors=tensors)
+
+
+def show_roles(table: RoleTable) -> None:
+    """Print what each tensor is taken for."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from thetau.diagnostics.roles import ranges
+
+    width = 80 + max(len(row.pattern) for row in table.rows)  # names are not to be cut
+    console = Console(soft_wrap=True, highlight=False, markup=False, width=width)
+    shown = Table("tensor", "tensors", "kind", "layer", "from", box=None, pad_edge=False)
+    for row in table.rows:
+        shown.add_row(row.pattern, str(row.tensors), row.kind, ranges(row.layers), row.told)
+    console.print(shown)
+    for sentence in table.verdict():
+        console.print(sentence)
 
 
 def show(result: Inspection, *, tensors: bool = False) -> None:

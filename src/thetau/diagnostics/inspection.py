@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from thetau.checkpoint import dtype_name, kind_of
+from thetau.checkpoint import Roles, dtype_name
 from thetau.diagnostics.candidates import Candidates, judge
 from thetau.engine.executor import Engine
 from thetau.engine.guard import FAR
@@ -255,7 +255,7 @@ def _describe(
 
 
 def _tensors(base: Expression, totals: Mapping[str, torch.Tensor], names: Sequence[str]) -> tuple[TensorRow, ...]:
-    specs = base.specs()
+    specs, known = base.specs(), Roles.of(base.terms[0][1])
     rows = []
     for name, spec in specs.items():
         gram = totals.get(name)
@@ -263,16 +263,16 @@ def _tensors(base: Expression, totals: Mapping[str, torch.Tensor], names: Sequen
         shift = {}
         if gram is not None and theta:
             shift = {model: math.sqrt(float(gram[i, i])) / theta for i, model in enumerate(names, 1)}
-        kind = kind_of(name, spec.shape).value
+        kind = known.kind(name, spec.shape).value
         rows.append(TensorRow(name=name, shape=spec.shape, dtype=dtype_name(spec.dtype), kind=kind, norm=theta, shift=shift))
     return tuple(rows)
 
 
 def _parts(base: Expression, totals: Mapping[str, torch.Tensor], names: Sequence[str]) -> tuple[Part, ...]:
-    specs = base.specs()
+    specs, known = base.specs(), Roles.of(base.terms[0][1])
     groups: dict[str, list[str]] = {}
     for name in totals:
-        groups.setdefault(kind_of(name, specs[name].shape).value, []).append(name)
+        groups.setdefault(known.kind(name, specs[name].shape).value, []).append(name)
     parts = []
     for kind, members in groups.items():
         gram = torch.stack([totals[name] for name in members]).sum(0)

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from thetau.checkpoint import Source, Spec, View, align, check_patterns, kind_of, layer_of, named, view_of
+from thetau.checkpoint import Roles, Source, Spec, View, align, check_patterns, named, view_of
 from thetau.checkpoint.window import Window
 from thetau.engine.check import check_fields
 from thetau.engine.window import Reading
@@ -43,6 +43,7 @@ class Aligned:
             sources = {self.reference.key: self.reference, **sources}
         self.alignment = align(reference, label_of, list(sources.values()), exclude)
         self.sources = list(sources.values())
+        self.roles = Roles.of(self.reference) if self.reference is not None else Roles()
         self.reading = Reading(self.alignment, self.vectors)
         self.evidence = _evidence(evidence or {}, chain.needs, self.tasks, label)
         found = {source.key: source for given in self.evidence.values() for one in given for source in one.sources()}
@@ -75,7 +76,7 @@ class Aligned:
         found = [
             name
             for name in self.alignment.names
-            if selection.takes(name, specs[name].shape, kind_of(name, specs[name].shape)) and specs[name].elements
+            if selection.takes(name, specs[name].shape, self.roles.kind(name, specs[name].shape)) and specs[name].elements
         ]
         if self.chain.reduction.access == "stream":
             found = [name for name in found if len(specs[name].shape) >= 2]
@@ -131,8 +132,8 @@ class Aligned:
         return Site(
             name=name,
             shape=spec.shape,
-            kind=kind_of(name, spec.shape),
-            layer=layer_of(name),
+            kind=self.roles.kind(name, spec.shape),
+            layer=self.roles.layer(name, spec.shape),
             tasks=self.tasks if tasks is None else tasks,
             seed=self.seed,
             start=start,

@@ -1,6 +1,10 @@
 """Evidence: what is learned or collected with a live model and data before a merge, kept as files of its own."""
 
+from thetau.evidence.config import FisherConfig as FisherConfig
 from thetau.evidence.config import MaskConfig as MaskConfig
+from thetau.evidence.fisher import Fisher as Fisher
+from thetau.evidence.fisher import collect_fisher as collect_fisher
+from thetau.evidence.fisher import fisher_sums as fisher_sums
 from thetau.evidence.masks import Learned as Learned
 from thetau.evidence.masks import Localised as Localised
 from thetau.evidence.masks import learn_mask as learn_mask

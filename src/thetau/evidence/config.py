@@ -1,10 +1,10 @@
-"""What decides a mask, apart from model, vector and data."""
+"""What decides evidence, apart from model and data."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, final
+from typing import Any, Literal, TypeVar, final
 
 from thetau.errors import RecipeError, nearest
 from thetau.methods.checks import choice, flag, number, whole
@@ -58,15 +58,69 @@ class MaskConfig:
     @classmethod
     def of(cls, given: Mapping[str, Any], where: str) -> MaskConfig:
         """A config from plain keys, as a command line gives them. Raises `RecipeError`; `where` names it."""
-        known = [one.name for one in fields(cls)]
-        problems = [f"unknown key {key!r}.{nearest(key, known)}" for key in given if key not in known]
-        values: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in given.items() if key in known
-        }
-        try:
-            config = cls(**values)
-        except (ValueError, TypeError) as error:
-            problems.append(str(error))
-        if problems:
-            raise RecipeError(problems, where)
-        return config
+        return _of(cls, given, where)
+
+
+Labels = Literal["true", "empirical", "sampled"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class FisherConfig:
+    """How a Fisher diagonal is collected.
+
+    - `examples`: how many of the split's examples, drawn without regard to their order and always the same ones.
+    - `labels`: whose gradients are squared. `true`: every label's, weighted by the probability that the model gives it; `sampled`: of
+      labels drawn from these probabilities, `draws` an example; `empirical`: of the data's own label, which is another matrix.
+    - `most_classes`: with more classes than this, `true` is sampled, for a class costs a backward pass.
+    - `normalise`: divide by the norm over all tensors, so that no task weighs more because its gradients are longer.
+    - `batch`: examples whose gradients are held at once, fewer where they would take more than `GRADIENT_BYTES`.
+    - `split`, `max_length`, `image_size`: of the inputs. `seed`: of the labels that are drawn.
+    - `save_every`: examples after which the state of the run is kept.
+    """
+
+    examples: int = 256
+    labels: Labels = "true"
+    most_classes: int = 10
+    draws: int = 1
+    normalise: bool = False
+    batch: int = 8
+    split: Literal["train", "validation", "test"] = "train"
+    max_length: int = 64
+    image_size: int | None = None
+    seed: int = 0
+    save_every: int = 64
+
+    def __post_init__(self) -> None:
+        choice("FisherConfig", "labels", self.labels, ("true", "empirical", "sampled"))
+        choice("FisherConfig", "split", self.split, ("train", "validation", "test"))
+        flag("FisherConfig", "normalise", self.normalise)
+        limits = {"examples": 1, "most_classes": 2, "draws": 1, "batch": 1, "max_length": 3, "seed": 0, "save_every": 1}
+        for name, low in limits.items():
+            whole("FisherConfig", name, getattr(self, name), low=low)
+        if self.image_size is not None:
+            whole("FisherConfig", "image_size", self.image_size, low=8)
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], where: str) -> FisherConfig:
+        """A config from plain keys, as a command line gives them. Raises `RecipeError`; `where` names it."""
+        return _of(cls, given, where)
+
+
+Config = TypeVar("Config", MaskConfig, FisherConfig)
+
+
+def _of(kind: type[Config], given: Mapping[str, Any], where: str) -> Config:
+    known = [one.name for one in fields(kind)]
+    problems = [f"unknown key {key!r}.{nearest(key, known)}" for key in given if key not in known]
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in given.items() if key in known
+    }
+    config: Config | None = None
+    try:
+        config = kind(**values)
+    except (ValueError, TypeError) as error:
+        problems.append(str(error))
+    if config is None or problems:
+        raise RecipeError(problems, where)
+    return config

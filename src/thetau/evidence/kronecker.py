@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from thetau.checkpoint.disk import write_tensors
 from thetau.errors import CheckpointError, DataError
+from thetau.evidence.files import read_facts, save_evidence
 from thetau.models import Encoder
 from thetau.tasks.encoding import ordered_batches
 from thetau.tasks.head import AnyHead
@@ -87,16 +87,13 @@ def save_moments(moments: Mapping[str, Moments], path: Path) -> None:
     """Write as safetensors, whole or not at all. Raises `OutputError`."""
     content = {f"{side}/{name}": getattr(one, side) for name, one in moments.items() for side in ("inputs", "gradients")}
     examples = str(next((one.examples for one in moments.values()), 0))
-    write_tensors(path, content, {"thetau.evidence": "kronecker", "examples": examples})
+    save_evidence(path, "kronecker", content, {"examples": examples})
 
 
 def load_moments(path: Path) -> dict[str, Moments]:
     """Read what `save_moments` wrote. Raises `CheckpointError`."""
-    from safetensors import safe_open
-
+    note = read_facts(path, "kronecker")
     try:
-        with safe_open(path, framework="pt") as file:
-            note = file.metadata() or {}
         content = load_file(path)
         names = [key.removeprefix("inputs/") for key in content if key.startswith("inputs/")]
         return {

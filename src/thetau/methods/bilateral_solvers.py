@@ -72,7 +72,7 @@ class TwoSided(StreamReduction):
     def add(self, state: Total, vector: Float[Tensor, "d_out d_in"], site: Site) -> Total:
         """Take in one task."""
         if self.sides == "by_role":
-            left = weighed_left(site.name, (vector.shape[0], vector.shape[1]))
+            left = weighed_left(site.name, (vector.shape[0], vector.shape[1]), site.kind)
             return self._facing(left).add(state, vector, site)
         square = float(vector.double().square().sum())
         if square == 0:

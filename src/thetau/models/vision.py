@@ -188,13 +188,14 @@ def _backbone(folder: Path, config: Any, weights: Mapping[str, Tensor]) -> tuple
 
 def _matched(module: nn.Module, weights: Mapping[str, Tensor], origin: str) -> dict[str, str]:
     """Live name → name in the checkpoint, whichever version of transformers gave either."""
-    live = {_canonical(name): name for name in module.state_dict()}
-    stored = {live.get(_canonical(name), name): name for name in weights}
+    live = {canonical(name): name for name in module.state_dict()}
+    stored = {live.get(canonical(name), name): name for name in weights}
     found = match_names(module, {name: weights[own] for name, own in stored.items()}, "", origin)
     return {name: stored[own] for name, own in found.items()}
 
 
-def _canonical(name: str) -> str:
+def canonical(name: str) -> str:
+    """A tensor's name with the words that every version of transformers has for the parts of an image model's block brought to one."""
     for pattern, replacement in _RENAMED:
         name = pattern.sub(replacement, name)
     return name

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
 
+from thetau.checkpoint.locate import packaged_models
 from thetau.diagnostics.results import Result
 from thetau.errors import DataError
 from thetau.evaluate.means import average
@@ -15,7 +16,6 @@ from thetau.evaluate.session import Session
 from thetau.evaluate.tuned import difference, is_tangent
 from thetau.finetune.output import trained_heads
 from thetau.models import locate, read_weights
-from thetau.checkpoint.locate import packaged_models
 from thetau.studies.options import Evaluate
 from thetau.tasks.head import AnyHead
 

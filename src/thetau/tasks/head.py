@@ -45,6 +45,14 @@ class AnyHead(Protocol):
         """The mean loss of a batch, a scalar."""
         ...
 
+    def log_likelihood(self, features: Tensor, labels: Tensor) -> Tensor:
+        """log p(label | features) of each example, `[example]`; its constant part may be missing."""
+        ...
+
+    def outcomes(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The labels that there may be and what the head gives each of them: labels and probabilities, `[example, outcome]` both."""
+        ...
+
     def hash(self) -> str:
         """A digest of all that the head computes with."""
         ...
@@ -84,6 +92,14 @@ class Head:
         """Cross-entropy."""
         return nn.functional.cross_entropy(self.logits(features), labels)
 
+    def log_likelihood(self, features: Tensor, labels: Tensor) -> Float[Tensor, " example"]:
+        """The log of the softmax at the labels."""
+        return class_likelihood(self.logits(features), labels)
+
+    def outcomes(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Every class with its probability."""
+        return class_outcomes(self.logits(features))
+
     def to(self, device: torch.device) -> Head:
         """The same head on a device."""
         return replace(self, classes=self.classes.to(device))
@@ -92,6 +108,16 @@ class Head:
         """A hexadecimal digest of the class embeddings and the scale."""
         content = self.classes.cpu().contiguous().numpy().tobytes() + f"{self.scale!r}{tuple(self.classes.shape)}".encode()
         return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def class_likelihood(logits: Float[Tensor, "example label"], labels: Tensor) -> Float[Tensor, " example"]:
+    """The log of the softmax at each example's label."""
+    return logits.log_softmax(-1).gather(-1, labels.long().unsqueeze(-1)).squeeze(-1)
+
+
+def class_outcomes(logits: Float[Tensor, "example label"]) -> tuple[Tensor, Tensor]:
+    """Every class's number, and the softmax."""
+    return torch.arange(logits.shape[-1], device=logits.device).expand(logits.shape), logits.softmax(-1)
 
 
 def zero_shot_head(encoder: Encoder, task: Task, scale: float = LOGIT_SCALE) -> Head:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from thetau.errors import DataError
 from thetau.models.language import MaskEncoder, encoder_and_head
 from thetau.models.weights import weights_hash
+from thetau.tasks.head import class_outcomes
 from thetau.tasks.prompted import digest, word_ids
 from thetau.tasks.templates import Prompt
 
@@ -51,6 +52,14 @@ class VerbaliserHead:
         """Cross-entropy; for a regression with the targets of `soft_targets`."""
         logits = self.logits(features)
         return nn.functional.cross_entropy(logits, soft_targets(labels, self.values, logits.shape[-1]))
+
+    def log_likelihood(self, features: Tensor, labels: Tensor) -> Float[Tensor, " example"]:
+        """The log of the softmax over the label words, at the labels; for a regression with the shares of `soft_targets`."""
+        return _likelihood(self.logits(features), labels, self.values)
+
+    def outcomes(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Every label word, in a regression as its value, with its probability."""
+        return _outcomes(self.logits(features), self.values)
 
     def to(self, device: torch.device) -> VerbaliserHead:
         """The same head on a device."""
@@ -108,6 +117,14 @@ class TextToTextHead:
         """
         return -(soft_targets(labels, self.values, scores.shape[-1]) * scores).sum(-1).mean()
 
+    def log_likelihood(self, scores: Tensor, labels: Tensor) -> Float[Tensor, " example"]:
+        """Among the labels' texts alone: the log of the softmax of their scores. `loss` counts all other texts too."""
+        return _likelihood(scores, labels, self.values)
+
+    def outcomes(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Every label's text, in a regression as its value, with its probability among them."""
+        return _outcomes(scores, self.values)
+
     def to(self, device: torch.device) -> TextToTextHead:
         """The same: it holds no tensors."""
         return self
@@ -140,6 +157,15 @@ def soft_targets(labels: Tensor, values: tuple[float, ...] | None, count: int) -
 def expected_value(logits: Float[Tensor, "example label"], values: tuple[float, ...]) -> Float[Tensor, " example"]:
     """A regression's prediction: the mean of `values` under the model's probabilities of their words."""
     return logits.softmax(-1) @ torch.tensor(values, dtype=logits.dtype, device=logits.device)
+
+
+def _likelihood(logits: Tensor, labels: Tensor, values: tuple[float, ...] | None) -> Tensor:
+    return (soft_targets(labels, values, logits.shape[-1]) * logits.log_softmax(-1)).sum(-1)
+
+
+def _outcomes(logits: Tensor, values: tuple[float, ...] | None) -> tuple[Tensor, Tensor]:
+    numbers, shares = class_outcomes(logits)
+    return (numbers if values is None else torch.tensor(values, device=logits.device)[numbers]), shares
 
 
 def _predicted(logits: Tensor, values: tuple[float, ...] | None) -> Tensor:

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from thetau.errors import DataError
-from thetau.tasks.head import LOGIT_SCALE, AnyHead, Head
+from thetau.tasks.head import LOGIT_SCALE, AnyHead, Head, class_likelihood, class_outcomes
 from thetau.tasks.images import needed
 
 STRENGTHS = (1.0, 10.0, 100.0, 1000.0)  # unit features differ little, so a C of 1 is already a strong penalty
@@ -61,6 +61,19 @@ class LinearHead:
             if self.regression
             else nn.functional.cross_entropy(logits, labels)
         )
+
+    def log_likelihood(self, features: Tensor, labels: Tensor) -> Float[Tensor, " example"]:
+        """The log of the softmax at the labels; of a regression that of a Gaussian of variance 1 around the prediction, −½ (y − f)²."""
+        logits = self.logits(features)
+        return -(labels - logits[:, 0]).square() / 2 if self.regression else class_likelihood(logits, labels)
+
+    def outcomes(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Every class with its probability; of a regression the number one standard deviation above the prediction.
+
+        That one stands for the whole Gaussian where gradients of the log-likelihood are squared: (y − f)² is 1 on average.
+        """
+        logits = self.logits(features)
+        return (logits + 1, torch.ones_like(logits)) if self.regression else class_outcomes(logits)
 
     def to(self, device: torch.device) -> LinearHead:
         """The same head on a device."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, final
 
 import typer
@@ -12,7 +11,6 @@ import typer
 from thetau.cli.common import BaseOption, File, Json, LeftOut, Machine, check_folder
 from thetau.cli.options import with_options
 from thetau.cli.vector.common import Values, operands, size
-from thetau.errors import DataError
 from thetau.evaluate.options import DataFolder, Kind
 from thetau.options import Option
 
@@ -66,33 +64,25 @@ def localize(
 
     thetau vector localize models/sst2 --base all-MiniLM-L6-v2 -o sst2-mask.safetensors
     """
-    from thetau.evaluate.tuned import is_tangent, open_tuned
+    from thetau.cli.subject import open_subject
     from thetau.evidence import MaskConfig
     from thetau.evidence import localize as run
     from thetau.finetune.progress import bar
-    from thetau.models import load_encoder
-    from thetau.models.loading import kind_named
-    from thetau.tasks import load_task
 
     json.check()
     check_folder(out)
     config = MaskConfig.of(options.given(), "thetau vector localize")
-    path = Path(model)
-    name = task if task is not None else open_tuned(model).task
-    if path.exists() and is_tangent(path):
-        raise DataError(f"{model}: belongs to the tangent space; a mask is learned for models of the model's own space.")
-    loaded = load_task(name, data)
-    heads = open_tuned(f"{name}={model}").heads() if path.is_dir() else {}
-    encoder = load_encoder(base, kind_named(kind))
+    subject = open_subject(model, task, base, data, kind, purpose="a mask is learned")
+    name = subject.task.name
     _, (vector,) = operands(base, [model])
     with bar(f"localise {name}", config.steps, "steps") as progress:
         result = run(
-            encoder,
-            loaded,
+            subject.encoder,
+            subject.task,
             vector,
             out,
             config,
-            head=heads.get(name),
+            head=subject.head,
             dtype=dtype,
             exclude=left_out.exclude,
             engine=machine.engine(bar=False),

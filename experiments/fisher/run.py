@@ -1,0 +1,109 @@
+"""Fisher merging end to end on the demo's models: collect, merge, measure, beside the plain average.
+
+    make demo                              # the fine-tuned models, in runs/demo
+    python -m experiments.fisher.run [--run runs/demo] [--examples 256]
+
+Each task's Fisher diagonal is collected on its training split and kept in RUN/fisher, once as it is and once normalised (the authors divide
+each by its norm). λ is not tuned: both rows are averages. Writes experiments/fisher/results.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import thetau
+from thetau.evaluate import Evaluator
+from thetau.evidence import FisherConfig, collect_fisher
+from thetau.finetune.output import read_record
+from thetau.models import load_encoder, read_weights
+from thetau.tasks import load_task
+from thetau.tasks.suite import load_suite
+
+OUT = Path(__file__).parent / "results.json"
+
+
+def tuned_models(run: Path, tasks: tuple[str, ...]) -> dict[str, Path]:
+    """The newest fine-tuned model of each task, where `thetau suite run` puts it: RUN/finetuned/TASK/SETTINGS."""
+    found = {}
+    for task in tasks:
+        folders = [folder for folder in (run / "finetuned" / task).glob("*") if read_record(folder) is not None]
+        if not folders:
+            raise SystemExit(f"{run}: has no fine-tuned model of {task}. Make them first: thetau suite run demo --out {run}")
+        found[task] = max(folders, key=lambda folder: folder.stat().st_mtime)
+    return found
+
+
+def main(run: Path, examples: int) -> dict[str, Any]:
+    """All of it; returns what is written."""
+    suite = load_suite("demo")
+    models = tuned_models(run, suite.tasks)
+    tasks = {name: load_task(name) for name in suite.tasks}
+    encoder = load_encoder(suite.backbone)
+    limits = suite.limits
+    evaluator = Evaluator(
+        encoder,
+        tasks.values(),
+        limits={"validation": limits.validation, "test": limits.test},
+        max_length=limits.max_length,
+        image_size=limits.image_size,
+        cache=run / "cache",
+    )
+    collected: dict[str, dict[str, Any]] = {}
+    evidence: dict[bool, dict[str, Path]] = {False: {}, True: {}}
+    for normalise, files in evidence.items():
+        config = FisherConfig(examples=examples, normalise=normalise, max_length=limits.max_length)
+        for name, folder in models.items():
+            files[name] = run / "fisher" / f"{name}-{examples}{'-normalised' * normalise}.safetensors"
+            begun = time.perf_counter()
+            made = collect_fisher(
+                encoder, tasks[name], read_weights(folder), files[name], config, head=evaluator.heads[name], origin=str(folder)
+            )
+            if not normalise:
+                facts = {key: value for key, value in made.to_json().items() if key not in ("path", "zero")}
+                collected[name] = facts | {"seconds": round(time.perf_counter() - begun, 1)}
+    base = thetau.open(encoder.folder)
+    vectors = [(thetau.open(folder) - base).named(name) for name, folder in models.items()]
+    merges = {
+        "average": thetau.merge(vectors, thetau.methods.Average()),
+        "fisher": thetau.merge(vectors, thetau.methods.Fisher(), evidence={"fisher": evidence[False]}),
+        "fisher, normalised": thetau.merge(vectors, thetau.methods.Fisher(), evidence={"fisher": evidence[True]}),
+    }
+    rows: dict[str, Any] = {}
+    for name, merged in merges.items():
+        begun = time.perf_counter()
+        weights = (base + merged).state_dict()
+        seconds = round(time.perf_counter() - begun, 2)
+        accuracy = evaluator.evaluate(weights, "test", origin=name)
+        mean = sum(one.value for one in accuracy.values()) / len(accuracy)
+        rows[name] = {
+            "average": mean,
+            "merge_seconds": seconds,
+            "tasks": {task: asdict(one) for task, one in accuracy.items()},
+        }
+    return {
+        "suite": suite.name,
+        "backbone": suite.backbone,
+        "examples": examples,
+        "split": "test",
+        "collected": collected,
+        "rows": rows,
+        "versions": {"thetau": thetau.__version__, "torch": torch.__version__},
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--examples", type=int, default=256)
+    given = parser.parse_args()
+    results = main(given.run, given.examples)
+    OUT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    for name, row in results["rows"].items():
+        print(f"{name}: {100 * row['average']:.1f}")

@@ -1,0 +1,17 @@
+"""`thetau evidence`: what is collected with a live model and data before a merge."""
+
+from __future__ import annotations
+
+import typer
+
+from thetau.cli.evidence.fisher import fisher
+
+evidence_app = typer.Typer(help="Collect with a live model and data what a merge needs: fisher.", no_args_is_help=True)
+
+
+@evidence_app.callback()
+def group() -> None:
+    """Collect with a live model and data what a merge needs."""
+
+
+evidence_app.command()(fisher)

@@ -1,0 +1,394 @@
+r"""The diagonal of the Fisher information matrix: how much each parameter matters to a task.
+
+Matena and Raffel, NeurIPS 2022, <https://arxiv.org/abs/2111.09832>: $F = \mathbb{E}_x \sum_y p(y|x)\, (\partial_\theta \log p(y|x))^2$, the
+labels being those that the model itself gives. As in the authors' code the gradients of *each example* are squared and then averaged.
+Public ports square the gradient of a batch, where different examples cancel each other, or that of $\sum_y \sqrt{p_y} \log p_y$, whose
+cross terms remove exactly the uncertain examples; neither is this matrix, and neither is here.
+
+The expectation over labels is exact up to `most_classes` classes, and drawn from the model's probabilities beyond. A regression is read as
+a Gaussian of variance 1 around the prediction, whose matrix is the squared gradient of the prediction. `empirical` takes the data's own
+label instead. A text-to-text model is read as a distribution over the labels' texts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call, vjp, vmap
+
+from thetau.errors import CheckpointError, DataError, OutputError
+from thetau.evidence.config import FisherConfig
+from thetau.evidence.files import read_facts, save_evidence
+from thetau.finetune.lesson import to_device
+from thetau.finetune.state import StateFolder
+from thetau.models import Encoder, weights_hash
+from thetau.tasks import Task, encode, make_head
+from thetau.tasks.head import AnyHead
+from thetau.tasks.inputs import Inputs, label_tensor
+
+EVIDENCE = "fisher"
+GRADIENT_BYTES = 256_000_000  # that the gradients of a batch's examples may take; one example's are held in any case
+_HELD = 3  # float32 tensors of a parameter's size that an example of a batch takes: its gradient, its square, their sum
+_TOLERANCE = 1e-4
+_LOOP = 1  # part of every key; raised when what is computed changes
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Fisher:
+    """What `collect_fisher` wrote to `path`.
+
+    `labels`: whose gradients were squared in the end. `norm`: over all tensors, before it was divided by where it was. `zero`: tensors
+    that are zero throughout, such as a pooler that the task does not use. `cached`: the file held this very result already.
+    """
+
+    path: Path
+    task: str
+    examples: int
+    labels: str
+    tensors: int
+    elements: int
+    norm: float
+    normalised: bool
+    zero: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default_factory=tuple)
+    cached: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "path": str(self.path)}
+
+
+def collect_fisher(
+    encoder: Encoder,
+    task: Task,
+    weights: Mapping[str, Tensor],
+    path: str | Path,
+    config: FisherConfig | None = None,
+    *,
+    head: AnyHead | None = None,
+    origin: str = "the model",
+    tick: Callable[[int], None] | None = None,
+) -> Fisher:
+    """Collect the Fisher diagonal of a fine-tuned model on a task, and write it as safetensors by the checkpoint's names.
+
+    Every parameter of the model that the checkpoint holds gets a tensor of float32; buffers and heads get none. A run that was cut off
+    goes on where its last state was, to the same bits.
+
+    Args:
+        encoder: holds the base's weights, before and after.
+        weights: of the fine-tuned model, by the base's names; `origin` is what messages and the file call them.
+        path: of the file, new or this very result, ending in `.safetensors`.
+        head: by default the task's frozen head, made from the base. One that was trained with the model must be given.
+        tick: told of the number of examples that were done since it was called last.
+
+    Raises:
+        DataError: the encoder does not hold its base, no example or no label, a head of another model, a Fisher of zeros or NaN.
+        AlignmentError: the weights are not the encoder's.
+        OutputError: the file cannot be written, or holds something else.
+    """
+    config, path = config or FisherConfig(), Path(path)
+    if path.suffix != ".safetensors":
+        raise OutputError(f"{path}: evidence is one safetensors file. Let its name end in .safetensors.")
+    if weights_hash(encoder.weights()) != encoder.base_hash:
+        raise DataError("the head is made from the base, but the encoder runs with other weights. Load the base's into it first.")
+    sizes: dict[str, Any] = {"max_length": config.max_length, "image_size": config.image_size}
+    head = head or make_head(encoder, task, **sizes)
+    inputs = encode(encoder, task, config.split, limit=config.examples, **sizes)
+    facts = {
+        "task": task.name,
+        "data": inputs.hash,
+        "head": head.hash(),
+        "base": encoder.base_hash,
+        "fingerprint": weights_hash(weights),
+    }
+    chosen = {name: value for name, value in asdict(config).items() if name != "save_every"}
+    key = hashlib.blake2b(json.dumps([_LOOP, facts, chosen], sort_keys=True).encode(), digest_size=16).hexdigest()
+    if path.exists():
+        return _existing(path, key)
+    stored = _stored(encoder)
+    before = encoder.weights(exact=True)
+    state = StateFolder.beside(path, key)
+    encoder.load(weights, origin)
+    try:
+        _check_head(encoder, head, inputs, task)
+        run = _Run(encoder.module, inputs, head, config, list(stored))
+        sums = run.finish(state, tick)
+    finally:
+        encoder.load(before, "the base")
+    mean = {name: total.div_(len(inputs)).cpu() for name, total in sums.items()}
+    squares = {name: float(value.double().square().sum()) for name, value in mean.items()}
+    norm = math.sqrt(math.fsum(squares.values()))
+    if not norm > 0:
+        raise DataError(
+            f"task {task.name!r}: the Fisher of {origin} is zero everywhere, so it says nothing about any parameter. The model is certain of "
+            "every label, or the head does not depend on it."
+        )
+    if config.normalise:
+        mean = {name: value.div_(norm) for name, value in mean.items()}
+    tensors = {known: value.clone() for name, value in mean.items() for known in stored[name]}
+    zero = [known for name in mean if not squares[name] for known in stored[name]]
+    labels, notes = run.labels, []
+    if labels != config.labels:
+        notes.append(
+            f"the task has more than {config.most_classes} classes: {config.draws} label(s) an example were drawn from the model."
+        )
+    if zero:
+        notes.append(
+            f"{len(zero)} tensors do not act on the task and are zero ({', '.join(zero[:3])}{', …' if len(zero) > 3 else ''})."
+        )
+    result = Fisher(
+        path=path,
+        task=task.name,
+        examples=len(inputs),
+        labels=labels,
+        tensors=len(tensors),
+        elements=sum(value.numel() for value in tensors.values()),
+        norm=norm,
+        normalised=config.normalise,
+        zero=tuple(zero),
+        notes=tuple(notes),
+    )
+    told = {name: value for name, value in result.to_json().items() if name not in ("path", "cached")}
+    more = {"model": origin, "examples": str(len(inputs)), "labels": labels, "config": json.dumps(asdict(config)), "key": key}
+    save_evidence(path, EVIDENCE, tensors, facts | more | {"result": json.dumps(told)})
+    state.remove()
+    return result
+
+
+def fisher_sums(
+    module: nn.Module, inputs: Inputs, head: AnyHead, names: Sequence[str], config: FisherConfig
+) -> dict[str, Float[Tensor, "..."]]:
+    """The squared gradients of every example's log-likelihood, by the names of the module's parameters, summed over the examples.
+
+    `module` is in evaluation mode and holds the model's weights. Raises `DataError`: no example, no labels, NaN.
+    """
+    return _Run(module, inputs, head, config, names).finish(None, None)
+
+
+@final
+class _Run:
+    """One pass over the examples, the shortest first; its sums can be kept and taken up between any two batches."""
+
+    def __init__(self, module: nn.Module, inputs: Inputs, head: AnyHead, config: FisherConfig, names: Sequence[str]) -> None:
+        if not len(inputs):
+            raise DataError("a Fisher needs at least one example. Got none.")
+        if config.labels == "empirical" and len(inputs.labels) != len(inputs):
+            raise DataError(
+                f"labels empirical needs a label for each example. Got {len(inputs.labels)} for {len(inputs)} examples. Use labels true, "
+                "which needs none."
+            )
+        known = dict(module.named_parameters())
+        self.module, self.inputs, self.config = module, inputs, config
+        self.parameters = {name: known[name] for name in names}
+        self.device = next(iter(self.parameters.values())).device
+        self.head = head.to(self.device)
+        taken = 4 * _HELD * sum(parameter.numel() for parameter in self.parameters.values())
+        width = max(1, min(config.batch, GRADIENT_BYTES // taken))
+        order = sorted(range(len(inputs)), key=lambda index: (inputs.lengths[index], index))
+        self.batches = [order[start : start + width] for start in range(0, len(order), width)]
+        self.labels: str = config.labels
+        self.together: bool | None = None if width > 1 else False
+
+    def finish(self, state: StateFolder | None, tick: Callable[[int], None] | None) -> dict[str, Tensor]:
+        """The sums over all the examples, from those that `state` holds."""
+        saved = None if state is None else state.load()
+        asked = {name: parameter.requires_grad for name, parameter in self.module.named_parameters()}
+        training = self.module.training
+        self.module.eval()
+        for name, parameter in self.module.named_parameters():
+            parameter.requires_grad_(name in self.parameters)
+        try:
+            with torch.no_grad():
+                outcomes = self.head.outcomes(self._features(self.inputs.batch([0])))[0].shape[-1]
+            if self.labels == "true" and outcomes > self.config.most_classes:
+                self.labels = "sampled"
+            sums = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in self.parameters.items()}
+            done = kept = 0
+            if saved is not None:
+                sums |= {name: total.to(self.device) for name, total in saved.tensors.items()}
+                done = kept = saved.step
+                if tick is not None:
+                    tick(done)
+            begun = done
+            for number, batch in enumerate(self.batches):
+                before = sum(map(len, self.batches[:number]))
+                if before < begun:
+                    continue
+                self._add(batch, sums)
+                done = before + len(batch)
+                if tick is not None:
+                    tick(len(batch))
+                if state is not None and done - kept >= self.config.save_every and done < len(self.inputs):
+                    state.save(done, sums, [], [])
+                    kept = done
+        finally:
+            for name, parameter in self.module.named_parameters():
+                parameter.requires_grad_(asked[name])
+            self.module.train(training)
+        broken = next((name for name, total in sums.items() if not torch.isfinite(total).all()), None)
+        if broken is not None:
+            raise DataError(
+                f"the Fisher must be finite; that of {broken!r} holds NaN or Inf. Look at the weights of this tensor."
+            )
+        return sums
+
+    def _features(self, columns: Mapping[str, Tensor]) -> Tensor:
+        out: Tensor = self.module(**to_device(columns, self.device))
+        return out
+
+    def _add(self, batch: list[int], sums: dict[str, Tensor]) -> None:
+        """Add the squares of some examples, all at once where the module lets its gradients be mapped over examples."""
+        if self.together is None:
+            self.together = self._mappable(batch)
+        if self.together:
+            for name, square in self._mapped(batch).items():
+                sums[name].add_(square)
+        else:
+            for index in batch:
+                self._one(index, sums)
+
+    def _drawn(self, features: Tensor, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The labels whose gradients are squared, and what each counts: `[example, label]` both."""
+        if self.labels == "empirical":
+            labels = label_tensor([self.inputs.labels[index] for index in indices]).to(self.device)[:, None]
+            return labels, torch.ones(labels.shape, device=self.device)
+        labels, shares = self.head.outcomes(features.detach())
+        if not torch.isfinite(shares).all():
+            raise DataError(
+                f"the model's outputs must be finite; these weights give NaN or Inf for example {indices[0]}, so there is no Fisher."
+            )
+        if self.labels == "true":
+            return labels, shares
+        # A function of the seed and the example alone, whatever the batch and wherever a run goes on.
+        generators = [torch.Generator().manual_seed(self.config.seed * 1_000_003 + index) for index in indices]
+        level = torch.stack([torch.rand(self.config.draws, generator=generator) for generator in generators]).to(self.device)
+        places = torch.searchsorted(shares.cumsum(-1), level).clamp(max=shares.shape[-1] - 1)
+        if self.config.draws > shares.shape[-1]:  # every label once, with the share of the draws that fell on it
+            return labels, nn.functional.one_hot(places, shares.shape[-1]).float().mean(1)
+        return labels.gather(-1, places), torch.full_like(level, 1 / self.config.draws)
+
+    def _one(self, index: int, sums: dict[str, Tensor]) -> None:
+        parameters = list(self.parameters.values())
+        with torch.enable_grad():
+            features = self._features(self.inputs.batch([index]))
+            labels, shares = self._drawn(features, [index])
+            told = torch.cat([self.head.log_likelihood(features, label[None]) for label in labels[0]])
+        if not torch.isfinite(told).all():
+            raise DataError(
+                f"the log-likelihood of example {index} must be finite. Got {told.tolist()}; look at the model's weights."
+            )
+        if not told.requires_grad:
+            raise DataError(
+                "the head does not depend on the model's parameters: they have no Fisher. Is it the head of this model?"
+            )
+        for place, share in enumerate(shares[0]):
+            slopes = torch.autograd.grad(told[place], parameters, retain_graph=place + 1 < len(told), allow_unused=True)
+            for name, slope in zip(self.parameters, slopes, strict=True):
+                if slope is not None:
+                    sums[name].addcmul_(slope, slope * share)
+
+    def _mapped(self, batch: list[int]) -> dict[str, Tensor]:
+        """The sum of the squares over a batch, its gradients held for each example."""
+        columns = to_device(self.inputs.batch(batch), self.device)
+        single = self.inputs.batch(batch[:1])
+        own = {
+            name: column for name, column in columns.items() if len(single[name]) == 1
+        }  # the others are shared by all examples
+        shared = {name: column for name, column in columns.items() if name not in own}
+        with torch.no_grad():
+            labels, shares = self._drawn(self._features(columns), batch)
+        constant = {name: parameter.detach() for name, parameter in self.parameters.items()}
+
+        def squares(row: dict[str, Tensor], those: Tensor, weights: Tensor) -> dict[str, Tensor]:
+            def told(given: dict[str, Tensor]) -> Tensor:
+                whole = {name: column[None] for name, column in row.items()} | shared
+                features: Tensor = functional_call(self.module, given, (), whole)
+                return torch.cat([self.head.log_likelihood(features, label[None]) for label in those])
+
+            both: Any = vjp(told, constant)
+            out, pull = both
+            total = {name: torch.zeros_like(value) for name, value in constant.items()}
+            for place, unit in enumerate(torch.eye(len(those), dtype=out.dtype, device=out.device)):
+                (slopes,) = pull(unit)
+                total = {name: total[name] + weights[place] * slope.square() for name, slope in slopes.items()}
+            return total
+
+        each: dict[str, Tensor] = vmap(squares)(own, labels, shares)
+        return {name: square.sum(0) for name, square in each.items()}
+
+    def _mappable(self, batch: list[int]) -> bool:
+        """Whether torch can map the gradients over examples and finds what it finds one by one.
+
+        Modules that look at values, as transformers does when it makes the masks of texts, forbid it.
+        """
+        few = batch[:2]
+        expected = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in self.parameters.items()}
+        for index in few:
+            self._one(index, expected)
+        try:
+            got = self._mapped(few)
+        except (RuntimeError, TypeError, AttributeError, NotImplementedError, ValueError):
+            return False
+        away = math.fsum(float((got[name] - expected[name]).double().square().sum()) for name in expected)
+        size = math.fsum(float(value.double().square().sum()) for value in expected.values())
+        return away <= _TOLERANCE**2 * size
+
+
+def _stored(encoder: Encoder) -> dict[str, tuple[str, ...]]:
+    """Parameter of the module → its names in the checkpoint: several where the checkpoint stores a tied tensor twice.
+
+    Raises `DataError`: the checkpoint holds none.
+    """
+    first = {id(parameter): name for name, parameter in encoder.module.named_parameters()}
+    found: dict[str, list[str]] = {}
+    for name, parameter in encoder.module.named_parameters(remove_duplicate=False):
+        known = encoder.names.get(name.removeprefix("backbone."))
+        if known is not None and parameter.is_floating_point():
+            found.setdefault(first[id(parameter)], []).append(known)
+    if not found:
+        raise DataError(f"{encoder.folder}: no parameter of the model is in its checkpoint, so none can have a Fisher.")
+    return {name: tuple(dict.fromkeys(names)) for name, names in found.items()}
+
+
+def _check_head(encoder: Encoder, head: AnyHead, inputs: Inputs, task: Task) -> None:
+    """Raise `DataError` where the head reads other features than the model gives, or has other classes than the task."""
+    parameter = next(encoder.module.parameters())
+    with torch.no_grad():
+        features: Tensor = encoder.module(**to_device(inputs.batch([0]), parameter.device))
+        try:
+            logits = head.to(parameter.device).logits(features)
+        except RuntimeError as error:
+            raise DataError(
+                f"task {task.name!r}: the head does not read what {encoder.folder} gives, {features.shape[-1]} features ({error}). "
+                "Give the head that was made from this model's base."
+            ) from error
+    if not task.regression and logits.shape[-1] != len(task.labels):
+        raise DataError(
+            f"task {task.name!r}: the head must have the task's {len(task.labels)} classes. Got {logits.shape[-1]}; it is another task's."
+        )
+
+
+def _existing(path: Path, key: str) -> Fisher:
+    try:
+        facts = read_facts(path, EVIDENCE)
+    except CheckpointError as error:
+        raise OutputError(
+            f"{path}: must be new, or hold this very Fisher. It holds something else. Choose another name."
+        ) from error
+    if facts.get("key") != key:
+        raise OutputError(
+            f"{path}: must be new, or hold this very Fisher. It holds one of {facts.get('model')} on {facts.get('task')!r} with other "
+            "settings, data or weights. Choose another name or remove it."
+        )
+    told = json.loads(facts["result"])
+    return Fisher(path=path, cached=True, **{**told, "zero": tuple(told["zero"]), "notes": tuple(told["notes"])})
