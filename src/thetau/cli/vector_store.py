@@ -267,16 +267,15 @@ def _form(density: float | None, scope: str, rank: int | None, dtype: str | None
     """
     from thetau.compression import LowRank, Precision, Sparse
     from thetau.compression.forms import DTYPES
-    from thetau.methods.checks import choice
+    from thetau.fields import OneOf
 
     if density is not None and rank is not None:
         raise RecipeError(["give `--density` or `--rank`, not both: one form a file."], "options")
     try:
-        choice("options", "scope", scope, ("vector", "tensor"))
+        OneOf(("vector", "tensor")).check("options", "scope", scope)
         if dtype is not None:
-            choice(
-                "options", "dtype", dtype, DTYPES if density is not None or rank is not None else ("bfloat16", "float16", "int8")
-            )
+            known = DTYPES if density is not None or rank is not None else ("bfloat16", "float16", "int8")
+            OneOf(known).check("options", "dtype", dtype)
         if density is not None:
             return Sparse(density=density, scope=cast("Any", scope), dtype=cast("Any", dtype or "float32"))
         if rank is not None:
@@ -290,12 +289,12 @@ def _form(density: float | None, scope: str, rank: int | None, dtype: str | None
 
 def _choices(sharing: str, rounding: str, dtype: str = "float32") -> None:
     from thetau.compression.forms import DTYPES
-    from thetau.methods.checks import choice
+    from thetau.fields import OneOf
 
     try:
-        choice("options", "sharing", sharing, ("none", "mask", "twice"))
-        choice("options", "rounding", rounding, ("half_up", "half_even"))
-        choice("options", "dtype", dtype, DTYPES)
+        OneOf(("none", "mask", "twice")).check("options", "sharing", sharing)
+        OneOf(("half_up", "half_even")).check("options", "rounding", rounding)
+        OneOf(DTYPES).check("options", "dtype", dtype)
     except ValueError as error:
         raise RecipeError([str(error)], "options") from error
 

@@ -23,8 +23,8 @@ from thetau.compression.write import compress
 from thetau.engine.executor import Engine
 from thetau.engine.kernels import Result
 from thetau.engine.merge import Merge
+from thetau.fields import OneOf
 from thetau.methods import LocalizeStitch
-from thetau.methods.checks import choice
 from thetau.methods.reductions import Mean
 from thetau.parts import Chain, PerTask, Site, Statistic, Transform
 from thetau.statistics import MagnitudeQuantile
@@ -104,7 +104,7 @@ def storage(
     """
     for vector in vectors:
         require_vector(vector, "Storage")
-    choice("storage", "dtype", dtype, DTYPES)
+    OneOf(DTYPES).check("storage", "dtype", dtype)
     tasks = identities(vectors, names)
     of = dict(zip(tasks, numbers(clusters, tasks), strict=True))
     wanted = [name for name in ROWS if clusters is not None or name == "localize_stitch"]

@@ -22,8 +22,8 @@ def check_fields(chain: Chain, names: Sequence[str], sites: Sequence[Site]) -> N
     if selection not in SELECTIONS:
         problems += check_patterns([selection] if isinstance(selection, str) else selection, names, "tensors")
     for field, value in _varying(chain):
-        if isinstance(value, PerPattern):
-            problems += check_patterns(value.values, names, f"{field}.per_pattern")
+        for patterns in _patterns(value):
+            problems += check_patterns(patterns.values, names, f"{field}.per_pattern")
         for site in sites:
             try:
                 site.per_task(value)
@@ -33,7 +33,14 @@ def check_fields(chain: Chain, names: Sequence[str], sites: Sequence[Site]) -> N
                 ]
                 break  # the other tensors would say the same
     if problems:
-        raise RecipeError(problems, "method")
+        raise RecipeError(
+            list(dict.fromkeys(problems)), "method"
+        )  # a method may be its own part, and its fields stand in two then
+
+
+def _patterns(value: PerTask | PerPattern) -> Iterator[PerPattern]:
+    inside = value.values.values() if isinstance(value, PerTask) else (value,)
+    yield from (one for one in inside if isinstance(one, PerPattern))
 
 
 def _varying(chain: Chain) -> Iterator[tuple[str, Any]]:
