@@ -7,7 +7,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from thetau.engine.save import Report, save, state_dict
 from thetau.engine.verify import Verification, read_record
 from thetau.engine.verify import verify as _verify
 from thetau.errors import AlignmentError, CheckpointError, OutputError, RecipeError
+from thetau.fields import declared
 from thetau.methods import build, name_of, plain
 from thetau.parts import EachTask, Method, PerTask
 from thetau.recipes.loading import from_mapping, split_method
@@ -270,11 +271,11 @@ def _merge(
 def _bind(method: Method, tasks: Sequence[str]) -> Method:
     """Tuples given for fields that vary by task become values by task, in nested methods too."""
     changed: dict[str, Any] = {}
-    for field in fields(method):  # type: ignore[arg-type]
-        value = getattr(method, field.name)
+    for field in declared(type(method)).values():
+        value = method.__dict__[field.name]
         if isinstance(value, Method):
             changed[field.name] = _bind(value, tasks)
-        elif isinstance(value, tuple | list) and field.name in ("scale", "clusters"):
+        elif isinstance(value, tuple) and field.rule.by_task:
             if len(value) != len(tasks):
                 raise RecipeError([f"`{field.name}` has {len(value)} values for {len(tasks)} tasks."], "merge")
             changed[field.name] = PerTask(dict(zip(tasks, value, strict=True)))

@@ -19,37 +19,16 @@ from torch import Tensor
 from thetau.checkpoint.align import matches
 from thetau.checkpoint.naming import Kind
 from thetau.errors import RecipeError, nearest
+from thetau.fields import PerPattern as PerPattern
+from thetau.fields import PerTask as PerTask
+from thetau.fields import Varying as Varying
+from thetau.fields import check
 from thetau.random import element_bits, stream_keys
 
 Access = Literal["block", "stream", "whole"]
 State = Any
 PACE = 1.4e9  # of most parts in the compiled loop
 SELECTIONS = ("all", "linear", "matrices")
-
-
-@dataclass(frozen=True)
-class PerTask:
-    """A field's value by task; tasks are named as in the recipe. A task's value may itself vary by pattern (layer-wise coefficients)."""
-
-    values: Mapping[str, float | PerPattern]
-
-    def __post_init__(self) -> None:
-        if not self.values:
-            raise ValueError("`PerTask` needs a value for at least one task.")
-
-
-@dataclass(frozen=True)
-class PerPattern:
-    """A field's value by tensor name: the first shell-style pattern that fits decides, `"*"` last for the rest."""
-
-    values: Mapping[str, float]
-
-    def __post_init__(self) -> None:
-        if not self.values:
-            raise ValueError("`PerPattern` needs at least one pattern.")
-
-
-Varying = float | tuple[float, ...] | PerTask | PerPattern  # a tuple stands in the order in which the tasks are given
 
 
 @dataclass(frozen=True)
@@ -383,19 +362,6 @@ class Selection:
         return matches(name, patterns)
 
 
-def check_selection(owner: str, tensors: object, elsewhere: object) -> None:
-    """The checks of the two fields that several methods share.
-
-    Raises:
-        ValueError: one of them is not what `Selection` allows.
-    """
-    plain = isinstance(tensors, str) or (isinstance(tensors, tuple) and tensors and all(isinstance(t, str) for t in tensors))
-    if not plain:
-        raise ValueError(f'`{owner}(tensors=...)` must be "all", "linear" or patterns of names. Got {tensors!r}.')
-    if elsewhere not in ("base", "mean", "sum"):
-        raise ValueError(f'`{owner}(elsewhere=...)` must be "base", "mean" or "sum". Got {elsewhere!r}.')
-
-
 @dataclass(frozen=True, kw_only=True)
 class Chain:
     """A method, taken apart: what the engine runs, checked when it is built.
@@ -474,7 +440,13 @@ class Chain:
 
 
 class Method(ABC):
-    """A named set of hyper-parameters, a frozen keyword-only dataclass, that says which chain it is."""
+    """A named set of hyper-parameters, a frozen keyword-only dataclass, that says which chain it is.
+
+    Each field says what it may hold (`thetau.fields`), and is checked against it here.
+    """
+
+    def __post_init__(self) -> None:
+        check(self)
 
     @abstractmethod
     def chain(self) -> Chain:

@@ -222,7 +222,7 @@ def test_so_many_of_each_class() -> None:
         ({"regulariser": "l2"}, "`MaskConfig(regulariser=...)` must be one of l1, polarise. Got 'l2'."),
         ({"lr": 0.0}, "`MaskConfig(lr=...)` must be a positive number. Got 0.0."),
         ({"steps": -1}, "`MaskConfig(steps=...)` must be an integer of at least 0. Got -1."),
-        ({"batch_size": 0}, "`MaskConfig(batch_size=...)` must be an integer of at least 1. Got 0."),
+        ({"batch_size": 0}, "`MaskConfig(batch_size=...)` must be an integer of at least 1, or None. Got 0."),
         ({"lr_absolute": 1}, "`MaskConfig(lr_absolute=...)` must be true or false. Got 1."),
     ],
 )

@@ -58,7 +58,8 @@ def test_every_field_has_a_meaning_and_a_default(name: str) -> None:
     for field in described:
         assert len(field.meaning) > 8, f"{name}.{field.name} has no meaning"
         assert field.default == getattr(cls(), field.name)
-        assert field.type
+        assert field.range
+        assert not field.required
 
 
 @pytest.mark.parametrize("name", methods.names())
@@ -238,7 +239,7 @@ RULES: list[tuple[Any, dict[str, Any], str]] = [
     (Wudi, {"time": float("inf")}, "`Wudi(time=...)` must be a number of at least 0. Got inf."),
     (Wudi, {"rows": 0.0}, "`Wudi(rows=...)` must be in (0, 1]. Got 0.0."),
     (Wudi, {"tensors": ()}, '`Wudi(tensors=...)` must be "all", "linear" or patterns of names. Got ().'),
-    (Wudi, {"elsewhere": "zero"}, '`Wudi(elsewhere=...)` must be "base", "mean" or "sum". Got \'zero\'.'),
+    (Wudi, {"elsewhere": "zero"}, "`Wudi(elsewhere=...)` must be one of base, mean, sum. Got 'zero'."),
     (Wudi, {"reference": "other"}, "`Wudi(reference=...)` must be one of own, random. Got 'other'."),
     (Awd, {"alpha": -1e-3}, "`Awd(alpha=...)` must be a number of at least 0. Got -0.001."),
     (Awd, {"scope": "layer"}, "`Awd(scope=...)` must be one of vector, tensor, row. Got 'layer'."),

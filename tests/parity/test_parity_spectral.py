@@ -12,8 +12,6 @@ from torch import Tensor
 from matrices import task_vectors
 from synthetic import merged_vector, relative, site
 from thetau.methods import IsoC, IsoCts, TsvM
-from thetau.methods.iso import Isotropic
-from thetau.methods.tsv import SingularVectors
 from tiny import one_thread as one_thread
 
 SHAPES = [(2, 24, 40), (4, 40, 24), (3, 30, 30), (8, 60, 50), (1, 9, 7)]
@@ -61,22 +59,22 @@ def iso_cts(vectors: list[Tensor], share: float) -> np.ndarray:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_tsv_m_is_the_dense_construction(shape: tuple[int, int, int]) -> None:
     vectors = task_vectors(*shape, rms=1e-2)
-    assert relative(ours(SingularVectors(), vectors), torch.from_numpy(tsv(vectors))) < 1e-4
+    assert relative(ours(TsvM(), vectors), torch.from_numpy(tsv(vectors))) < 1e-4
     if shape[0] == 1:
-        assert relative(ours(SingularVectors(), vectors), vectors[0]) < 1e-5
+        assert relative(ours(TsvM(), vectors), vectors[0]) < 1e-5
 
 
 @pytest.mark.parametrize("rank", [2, 0.1])
 def test_tsv_m_of_another_rank(rank: int | float) -> None:
     vectors = task_vectors(3, 30, 24, rms=1e-2)
-    assert relative(ours(SingularVectors(rank=rank), vectors), torch.from_numpy(tsv(vectors, 2))) < 1e-4
+    assert relative(ours(TsvM(rank=rank), vectors), torch.from_numpy(tsv(vectors, 2))) < 1e-4
 
 
 def test_tsv_m_is_the_sum_of_truncated_vectors_where_tasks_do_not_meet() -> None:
     first, second = task_vectors(2, 24, 20)
     first[:12], second[12:], first[:, 10:], second[:, :10] = 0, 0, 0, 0
     want = sum((u[:, :10] * s[:10]) @ vt[:10] for u, s, vt in (torch.linalg.svd(v, full_matrices=False) for v in (first, second)))
-    assert relative(ours(SingularVectors(), [first, second]), want) < 1e-5  # type: ignore[arg-type]
+    assert relative(ours(TsvM(), [first, second]), want) < 1e-5  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -84,7 +82,7 @@ def test_iso_c_flattens_the_spectrum_of_the_sum(shape: tuple[int, int, int]) -> 
     vectors = task_vectors(*shape, rms=1e-2)
     total = sum(v.double().numpy() for v in vectors)
     s = np.linalg.svd(total, compute_uv=False)
-    got = ours(Isotropic(), vectors)
+    got = ours(IsoC(), vectors)
     assert relative(got, torch.from_numpy(s.mean() * polar(total))) < 1e-4
     assert relative(torch.linalg.svdvals(got), torch.full((len(s),), float(s.mean()))) < 1e-5
 
@@ -93,7 +91,7 @@ def test_iso_c_gives_no_task_less_directions_nothing() -> None:
     generator = torch.Generator().manual_seed(0)
     vectors = [torch.randn(20, 2, generator=generator) @ torch.randn(2, 16, generator=generator) for _ in range(3)]
     total = sum(vectors)
-    got = torch.linalg.svdvals(ours(Isotropic(), vectors))
+    got = torch.linalg.svdvals(ours(IsoC(), vectors))
     mean = float(torch.linalg.svdvals(total).mean())  # type: ignore[arg-type]
     assert got[:6].tolist() == pytest.approx([mean] * 6, rel=1e-4)
     assert float(got[6:].max()) < 1e-5 * mean
@@ -103,10 +101,10 @@ def test_iso_c_gives_no_task_less_directions_nothing() -> None:
 @pytest.mark.parametrize("share", [0.8, 0.5])
 def test_iso_cts_is_the_dense_construction(shape: tuple[int, int, int], share: float) -> None:
     vectors = task_vectors(*shape, rms=1e-2)
-    got = ours(Isotropic(common=share), vectors)
+    got = ours(IsoCts(common=share), vectors)
     assert relative(got, torch.from_numpy(iso_cts(vectors, share))) < 1e-3
-    assert relative(got, ours(Isotropic(), vectors)) > 1e-3
-    assert relative(ours(Isotropic(common=1.0), vectors), ours(Isotropic(), vectors)) < 1e-5
+    assert relative(got, ours(IsoC(), vectors)) > 1e-3
+    assert relative(ours(IsoCts(common=1.0), vectors), ours(IsoC(), vectors)) < 1e-5
 
 
 def test_what_is_no_matrix_is_averaged() -> None:
@@ -121,15 +119,15 @@ def test_what_is_no_matrix_is_averaged() -> None:
         for task, v in vectors.items()
     }
     base = {name: torch.zeros_like(tensor) for name, tensor in stored["t0"].items()}
-    for method, part in ((TsvM(), SingularVectors()), (IsoC(), Isotropic()), (IsoCts(), Isotropic(common=0.8))):
+    for method in (TsvM(), IsoC(), IsoCts()):
         got = merged_vector(base, stored, method)
-        assert torch.equal(got["embeddings.weight"], ours(part, list(vectors.values())))
+        assert torch.equal(got["embeddings.weight"], ours(method, list(vectors.values())))
         torch.testing.assert_close(got["layers.0.mlp.fc.weight"], 2 * got["embeddings.weight"])
         torch.testing.assert_close(got["layers.0.mlp.fc.bias"], sum(v[0] for v in vectors.values()) / 3)
         torch.testing.assert_close(got["conv.weight"].reshape(12, 12), sum(vectors.values()) / 3)
 
 
-@pytest.mark.parametrize("part", [SingularVectors(), Isotropic(), Isotropic(common=0.8)], ids=repr)
+@pytest.mark.parametrize("part", [TsvM(), IsoC(), IsoCts(common=0.8)], ids=repr)
 def test_zeros_and_cost(part: Any) -> None:
     zero = torch.zeros(6, 8)
     assert torch.equal(ours(part, [zero, zero]), zero)

@@ -23,8 +23,8 @@ from thetau.compression.write import compress
 from thetau.engine.executor import Engine
 from thetau.engine.kernels import Result
 from thetau.engine.measuring import measured
+from thetau.fields import OneOf
 from thetau.methods import LocalizeStitch
-from thetau.methods.checks import choice
 from thetau.parts import PerTask, Site, Statistic
 from thetau.statistics import MagnitudeQuantile
 from thetau.transforms import Trim
@@ -110,7 +110,7 @@ def storage(
     """
     for vector in vectors:
         require_vector(vector, "Storage")
-    choice("storage", "dtype", dtype, DTYPES)
+    OneOf(DTYPES).check("storage", "dtype", dtype)
     tasks = identities(vectors, names)
     of = dict(zip(tasks, numbers(clusters, tasks), strict=True))
     wanted = [name for name in ROWS if clusters is not None or name == "localize_stitch"]

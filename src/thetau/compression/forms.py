@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Annotated, Literal, final
 
 import torch
 
 from thetau.checkpoint import FLOATS, matches
 from thetau.errors import RecipeError
-from thetau.methods.checks import choice, number, whole
-from thetau.parts import PerPattern
+from thetau.fields import AtLeast, PerPattern, Within, check
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 DTYPES = ("float32", "bfloat16", "float16")
@@ -26,15 +25,12 @@ class Sparse:
     - `dtype`: of the values: float32, bfloat16 or float16.
     """
 
-    density: float | None = 0.05
+    density: Annotated[float, Within("(0, 1]", none="for all that is not zero")] | None = 0.05
     scope: Literal["vector", "tensor"] = "vector"
     dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:
-        if self.density is not None:
-            number("Sparse", "density", self.density, "in (0, 1], or None for all that is not zero", low=0, high=1, open_low=True)
-        choice("Sparse", "scope", self.scope, ("vector", "tensor"))
-        choice("Sparse", "dtype", self.dtype, DTYPES)
+        check(self)
 
     @property
     def values(self) -> torch.dtype:
@@ -58,8 +54,8 @@ class LowRank:
 
     def __post_init__(self) -> None:
         for rank in self.rank.values.values() if isinstance(self.rank, PerPattern) else [self.rank]:
-            whole("LowRank", "rank", int(rank) if isinstance(rank, float) and rank.is_integer() else rank, low=1)
-        choice("LowRank", "dtype", self.dtype, DTYPES)
+            AtLeast(1).check("LowRank", "rank", int(rank) if isinstance(rank, float) and rank.is_integer() else rank)
+        check(self)
 
     @property
     def values(self) -> torch.dtype:
@@ -91,7 +87,7 @@ class Precision:
     dtype: Literal["bfloat16", "float16", "int8"] = "bfloat16"
 
     def __post_init__(self) -> None:
-        choice("Precision", "dtype", self.dtype, ("bfloat16", "float16", "int8"))
+        check(self)
 
     @property
     def values(self) -> torch.dtype:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from thetau.checkpoint import check_patterns
 from thetau.errors import RecipeError
@@ -20,12 +20,8 @@ def check_fields(chain: Chain, names: Sequence[str], sites: Sequence[Site]) -> N
     if selection not in SELECTIONS:
         problems += check_patterns([selection] if isinstance(selection, str) else selection, names, "tensors")
     for field, value in ((name, value) for _, name, value in chain.fields() if isinstance(value, PerTask | PerPattern)):
-        if isinstance(value, PerPattern):
-            problems += check_patterns(value.values, names, f"{field}.per_pattern")
-        if isinstance(value, PerTask):
-            for task, one in value.values.items():
-                if isinstance(one, PerPattern):
-                    problems += check_patterns(one.values, names, f"{field}.per_task.{task}.per_pattern")
+        for patterns in _patterns(value):
+            problems += check_patterns(patterns.values, names, f"{field}.per_pattern")
         for site in sites:
             try:
                 site.per_task(value)
@@ -35,4 +31,10 @@ def check_fields(chain: Chain, names: Sequence[str], sites: Sequence[Site]) -> N
                 ]
                 break  # the other tensors would say the same
     if problems:
-        raise RecipeError(problems, "method")
+        # A method may be its own part, and its fields stand in two then.
+        raise RecipeError(list(dict.fromkeys(problems)), "method")
+
+
+def _patterns(value: PerTask | PerPattern) -> Iterator[PerPattern]:
+    inside = value.values.values() if isinstance(value, PerTask) else (value,)
+    yield from (one for one in inside if isinstance(one, PerPattern))

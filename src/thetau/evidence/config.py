@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeVar, final
+from typing import Annotated, Any, Literal, TypeVar, final
 
 from thetau.errors import RecipeError, nearest
-from thetau.methods.checks import choice, flag, number, whole
-from thetau.parts import check_selection
+from thetau.fields import AtLeast, Within, check
+from thetau.methods.fields import NotNegative, Portion, Positive, Tensors
 
 
 @final
@@ -26,34 +26,23 @@ class MaskConfig:
     - `max_length`, `image_size`: of the inputs. `seed`: of the examples that are drawn and of the order of batches.
     """
 
-    density: float = 0.01
-    bias: float = 5.0
-    steps: int = 10
-    lr: float = 10.0
+    density: Portion = 0.01
+    bias: Positive = 5.0
+    steps: Annotated[int, AtLeast(0)] = 10
+    lr: Positive = 10.0
     lr_absolute: bool = False
     regulariser: Literal["l1", "polarise"] = "l1"
-    strength: float = 1.0
-    per_class: int = 64
-    batch_size: int | None = None
-    keep: float | None = None
-    tensors: str | tuple[str, ...] = "all"
-    max_length: int = 64
-    image_size: int | None = None
-    seed: int = 0
+    strength: NotNegative = 1.0
+    per_class: Annotated[int, AtLeast(1)] = 64
+    batch_size: Annotated[int, AtLeast(1)] | None = None
+    keep: Annotated[float, Within("(0, 1]", none="to round")] | None = None
+    tensors: Tensors = "all"
+    max_length: Annotated[int, AtLeast(3)] = 64
+    image_size: Annotated[int, AtLeast(8)] | None = None
+    seed: Annotated[int, AtLeast(0)] = 0
 
     def __post_init__(self) -> None:
-        number("MaskConfig", "density", self.density, "in (0, 1]", low=0, high=1, open_low=True)
-        number("MaskConfig", "bias", self.bias, "a positive number", low=0, open_low=True)
-        number("MaskConfig", "lr", self.lr, "a positive number", low=0, open_low=True)
-        number("MaskConfig", "strength", self.strength, "a number of at least 0", low=0)
-        flag("MaskConfig", "lr_absolute", self.lr_absolute)
-        choice("MaskConfig", "regulariser", self.regulariser, ("l1", "polarise"))
-        if self.keep is not None:
-            number("MaskConfig", "keep", self.keep, "in (0, 1], or None to round", low=0, high=1, open_low=True)
-        for name, low in (("steps", 0), ("per_class", 1), ("batch_size", 1), ("max_length", 3), ("image_size", 8), ("seed", 0)):
-            if getattr(self, name) is not None or name not in ("batch_size", "image_size"):
-                whole("MaskConfig", name, getattr(self, name), low=low)
-        check_selection("MaskConfig", self.tensors, "base")
+        check(self)
 
     @classmethod
     def of(cls, given: Mapping[str, Any], where: str) -> MaskConfig:
@@ -79,27 +68,20 @@ class FisherConfig:
     - `save_every`: examples after which the state of the run is kept.
     """
 
-    examples: int = 256
+    examples: Annotated[int, AtLeast(1)] = 256
     labels: Labels = "true"
-    most_classes: int = 10
-    draws: int = 1
+    most_classes: Annotated[int, AtLeast(2)] = 10
+    draws: Annotated[int, AtLeast(1)] = 1
     normalise: bool = False
-    batch: int = 8
+    batch: Annotated[int, AtLeast(1)] = 8
     split: Literal["train", "validation", "test"] = "train"
-    max_length: int = 64
-    image_size: int | None = None
-    seed: int = 0
-    save_every: int = 64
+    max_length: Annotated[int, AtLeast(3)] = 64
+    image_size: Annotated[int | None, AtLeast(8)] = None
+    seed: Annotated[int, AtLeast(0)] = 0
+    save_every: Annotated[int, AtLeast(1)] = 64
 
     def __post_init__(self) -> None:
-        choice("FisherConfig", "labels", self.labels, ("true", "empirical", "sampled"))
-        choice("FisherConfig", "split", self.split, ("train", "validation", "test"))
-        flag("FisherConfig", "normalise", self.normalise)
-        limits = {"examples": 1, "most_classes": 2, "draws": 1, "batch": 1, "max_length": 3, "seed": 0, "save_every": 1}
-        for name, low in limits.items():
-            whole("FisherConfig", name, getattr(self, name), low=low)
-        if self.image_size is not None:
-            whole("FisherConfig", "image_size", self.image_size, low=8)
+        check(self)
 
     @classmethod
     def of(cls, given: Mapping[str, Any], where: str) -> FisherConfig:

@@ -52,3 +52,10 @@ def truncated_svd(matrix: Float[Tensor, "d_out d_in"], rank: int, bits: Bits) ->
 def sketched(rows: int, columns: int, rank: int) -> bool:
     """Whether a sketch costs less than a whole decomposition."""
     return 6 * (rank + OVERSAMPLE) <= min(rows, columns)
+
+
+def orthonormal(columns: Float[Tensor, "d k"]) -> Float[Tensor, "d k"]:
+    """The polar factor: the nearest matrix with orthonormal columns (rows, where there are more columns than rows)."""
+    u, _, vt = svd(columns)
+    nearest: Tensor = u @ vt
+    return nearest

@@ -7,24 +7,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from thetau.methods.checks import varying
+from thetau.methods.fields import Coefficient
 from thetau.methods.reductions import Mean, Scale
 from thetau.methods.registry import register
-from thetau.parts import Chain, Method, Varying
+from thetau.parts import Chain, Method
 
 
 @register("average", paper="Wortsman et al., ICML 2022, https://arxiv.org/abs/2203.05482")
 @dataclass(frozen=True, kw_only=True)
 class Average(Method):
-    r"""$\tau = \frac{\lambda}{K}\sum_t \tau_t$; with λ = 1 the mean of the models.
+    r"""$\tau = \frac{\lambda}{K}\sum_t \tau_t$; with λ = 1 the mean of the models."""
 
-    - `scale`: λ; a number, or one a pattern of tensor names.
-    """
-
-    scale: Varying = 1.0
-
-    def __post_init__(self) -> None:
-        varying("Average", "scale", self.scale, tasks=False)
+    scale: Coefficient = 1.0
 
     def chain(self) -> Chain:
         """Mean, then scale."""

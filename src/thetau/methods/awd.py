@@ -7,12 +7,12 @@ the blocks, and every other tensor gets no task vector. The mathematics is in `t
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
 
-from thetau.methods.checks import choice, flag, number, whole
+from thetau.methods.fields import AtLeast, Elsewhere, NotNegative, Positive, Tensors, part_of
 from thetau.methods.registry import register
 from thetau.methods.task_arithmetic import TaskArithmetic
-from thetau.parts import Chain, Method, Selection, check_selection
+from thetau.parts import Chain, Method, Selection
 from thetau.transforms import Disentangle
 
 
@@ -28,23 +28,20 @@ class Awd(Method):
     - `reverse`: make the vectors less orthogonal instead (Tables 6 and 7).
     - `steps`: steps of `adam`.
     - `lr`: step size of `adam`, in units of the entries' rms.
-    - `tensors`: what it acts on: `linear` (weight matrices of the blocks), `all`, or patterns of names.
-    - `elsewhere`: what other tensors get: `base` (no task vector), `mean` or `sum` of the task vectors.
     """
 
     then: Method = field(default_factory=TaskArithmetic)
-    alpha: float = 1e-3
+    alpha: NotNegative = 1e-3
     scope: Literal["vector", "tensor", "row"] = "vector"
     solver: Literal["gram", "adam"] = "gram"
     reverse: bool = False
-    steps: int = 200
-    lr: float = 0.01
-    tensors: str | tuple[str, ...] = "linear"
-    elsewhere: Literal["base", "mean", "sum"] = "base"
+    steps: Annotated[int, AtLeast(1)] = 200
+    lr: Positive = 0.01
+    tensors: Tensors = "linear"
+    elsewhere: Elsewhere = "base"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.then, Method):
-            raise ValueError(f"`Awd(then=...)` must be a method. Got {self.then!r}.")
+        super().__post_init__()
         inner, usual = self.then.chain().selection, type(self.then)().chain().selection
         fields = {"tensors": (inner.tensors, usual.tensors), "elsewhere": (inner.elsewhere, usual.elsewhere)}
         changed = {name: value for name, (value, default) in fields.items() if value != default}
@@ -52,20 +49,11 @@ class Awd(Method):
             names = " and ".join(f"`{name}`" for name in changed)
             got = " and ".join(f"{name}={value!r}" for name, value in changed.items())
             raise ValueError(f"`Awd(then=...)` must leave {names} to awd, whose own count for both. Got {got} in `then`.")
-        number("Awd", "alpha", self.alpha, "a number of at least 0", low=0)
-        choice("Awd", "scope", self.scope, ("vector", "tensor", "row"))
-        choice("Awd", "solver", self.solver, ("gram", "adam"))
-        flag("Awd", "reverse", self.reverse)
-        whole("Awd", "steps", self.steps, low=1)
-        number("Awd", "lr", self.lr, "a positive number", low=0, open_low=True)
-        check_selection("Awd", self.tensors, self.elsewhere)
 
     def chain(self) -> Chain:
         """Disentangle, then the other method's chain on the same tensors."""
         inner = self.then.chain()
-        part = Disentangle(
-            alpha=self.alpha, scope=self.scope, solver=self.solver, reverse=self.reverse, steps=self.steps, lr=self.lr
-        )
+        part = Disentangle(**part_of(Disentangle, self))
         return replace(
             inner, transforms=(part, *inner.transforms), selection=Selection(tensors=self.tensors, elsewhere=self.elsewhere)
         )

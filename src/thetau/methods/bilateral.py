@@ -17,16 +17,13 @@ by its share. It acts on the linear weights of the blocks and everything else st
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from thetau.methods.bilateral_solvers import TwoSided
-from thetau.methods.checks import choice, flag, number, rank, varying, whole
+from thetau.methods.fields import AtLeast, Coefficient, Elsewhere, NotNegative, Rank, SplitFused, Tensors, Within, part_of
 from thetau.methods.reductions import Scale
 from thetau.methods.registry import register
-from thetau.parts import Chain, Method, Selection, Varying, check_selection
-
-BALANCES = ("norm", "loss", "trace", "none")
-REFERENCES = ("own", "random", "random_left", "random_right")
+from thetau.parts import Chain, Method, Selection
 
 
 @register("bilateral", paper="ours, after Cheng et al., ICML 2025, https://arxiv.org/abs/2503.08099")
@@ -48,64 +45,29 @@ class Bilateral(Method):
     - `precondition`: `cg` with the inverse of the mean factors; for going to the minimum, as it changes the way there.
     - `reference`: whose singular vectors the factors have: the task's `own`, or random ones on both sides or one (an ablation).
     - `scale`: ε, a rescaling of the result; a number, or one a pattern of tensor names.
-    - `tensors`: what it acts on: `linear` (weight matrices of the blocks), `all` matrices, or patterns of names.
-    - `elsewhere`: what other tensors get: `base` (θ₀), `mean` or `sum` of the task vectors.
-    - `split_fused`: merge fused q/k/v as the three matrices that they are.
     """
 
-    p: float = 1.0
-    q: float = 1.0
+    p: NotNegative = 1.0
+    q: NotNegative = 1.0
     sides: Literal["by_role", "both"] = "by_role"
     solver: Literal["cg", "flow"] = "flow"
-    iterations: int = 60
-    tolerance: float = 0.01
-    time: float = 1.0
-    rank: int | float | None = None
+    iterations: Annotated[int, AtLeast(0)] = 60
+    tolerance: Annotated[float, Within("[0, 1]")] = 0.01
+    time: NotNegative = 1.0
+    rank: Annotated[int | float | None, Rank()] = None
     tail: Literal["flat", "drop"] = "flat"
     balance: Literal["norm", "loss", "trace", "none"] = "norm"
     start: Literal["sum", "mean"] = "sum"
     precondition: bool = False
     reference: Literal["own", "random", "random_left", "random_right"] = "own"
-    scale: Varying = 1.0
-    tensors: str | tuple[str, ...] = "linear"
-    elsewhere: Literal["base", "mean", "sum"] = "base"
-    split_fused: bool = False
-
-    def __post_init__(self) -> None:
-        number("Bilateral", "p", self.p, "a number of at least 0", low=0)
-        number("Bilateral", "q", self.q, "a number of at least 0", low=0)
-        choice("Bilateral", "sides", self.sides, ("by_role", "both"))
-        choice("Bilateral", "solver", self.solver, ("cg", "flow"))
-        whole("Bilateral", "iterations", self.iterations, low=0)
-        number("Bilateral", "tolerance", self.tolerance, "in [0, 1]", low=0, high=1)
-        number("Bilateral", "time", self.time, "a number of at least 0", low=0)
-        rank("Bilateral", "rank", self.rank)
-        choice("Bilateral", "tail", self.tail, ("flat", "drop"))
-        choice("Bilateral", "balance", self.balance, BALANCES)
-        choice("Bilateral", "start", self.start, ("sum", "mean"))
-        flag("Bilateral", "precondition", self.precondition)
-        choice("Bilateral", "reference", self.reference, REFERENCES)
-        varying("Bilateral", "scale", self.scale, tasks=False)
-        check_selection("Bilateral", self.tensors, self.elsewhere)
-        flag("Bilateral", "split_fused", self.split_fused)
+    scale: Coefficient = 1.0
+    tensors: Tensors = "linear"
+    elsewhere: Elsewhere = "base"
+    split_fused: SplitFused = False
 
     def reduction(self) -> TwoSided:
         """The minimisation, fed task by task."""
-        return TwoSided(
-            p=self.p,
-            q=self.q,
-            sides=self.sides,
-            solver=self.solver,
-            iterations=self.iterations,
-            tolerance=self.tolerance,
-            time=self.time,
-            rank=self.rank,
-            tail=self.tail,
-            balance=self.balance,
-            start=self.start,
-            precondition=self.precondition,
-            reference=self.reference,
-        )
+        return TwoSided(**part_of(TwoSided, self))
 
     def chain(self) -> Chain:
         """The minimisation as a streaming reduction, then ε."""

@@ -7,44 +7,46 @@ divided by its own 1 − p_i. mergekit's `epsilon` is half of this one (its prob
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated
 
-from thetau.methods.checks import choice, number, varying
+from thetau.methods.fields import Cancelled, Coefficient, Coefficients, DropRate, NotNegative
 from thetau.methods.reductions import DisjointMean, Scale, Sum
 from thetau.methods.registry import register
-from thetau.parts import Chain, Method, Varying
+from thetau.parts import Chain, Method
 from thetau.transforms import Elect, RankDrop
 
 PAPER = "Deep et al. 2024, https://arxiv.org/abs/2406.11617"
+Spread = Annotated[
+    NotNegative, "ε: from the smallest to the largest of a row the probability falls from p + ε/2 to p − ε/2; both in [0, 1)."
+]
+MeanRate = Annotated[DropRate, "p, the mean probability."]
 
 
-def _check(owner: str, drop: float, epsilon: float) -> None:
-    number(owner, "drop", drop, "in [0, 1)", low=0, high=1, open_high=True)
+def check_spread(owner: str, drop: float, epsilon: float) -> None:
+    """The one rule that holds between two fields: every probability lies in [0, 1).
+
+    Raises:
+        ValueError: one does not.
+    """
     reach = 2 * min(drop, 1 - drop)
-    number(
-        owner, "epsilon", epsilon, f"at least 0, with drop ± epsilon/2 inside [0, 1): at most {reach:.4g} here", low=0, high=reach
-    )
-    if drop + epsilon / 2 >= 1:
-        raise ValueError(f"`{owner}(epsilon=...)` must leave drop + epsilon/2 below 1. Got {drop} and {epsilon}.")
+    if epsilon > reach or drop + epsilon / 2 >= 1:
+        raise ValueError(
+            f"`{owner}(epsilon=...)` must leave drop ± epsilon/2 inside [0, 1): at most {reach:.4g} with drop = {drop:g}. Got {epsilon!r}."
+        )
 
 
 @register("della_linear", paper=PAPER)
 @dataclass(frozen=True, kw_only=True)
 class DellaLinear(Method):
-    r"""$\tau = \sum_t \lambda_t \frac{m_t \odot \tau_t}{1 - p_t}$, masks zero with probabilities that fall with the rank in the row.
+    r"""$\tau = \sum_t \lambda_t \frac{m_t \odot \tau_t}{1 - p_t}$, masks zero with probabilities that fall with the rank in the row."""
 
-    - `drop`: p, the mean probability, in [0, 1).
-    - `epsilon`: ε: from the smallest to the largest of a row the probability falls from p + ε/2 to p − ε/2.
-    - `scale`: λ; a number, one a task (a list, or `per_task`), or one a pattern of tensor names (`per_pattern`).
-    """
-
-    drop: float = 0.7
-    epsilon: float = 0.2
-    scale: Varying = 0.3
+    drop: MeanRate = 0.7
+    epsilon: Spread = 0.2
+    scale: Coefficients = 0.3
 
     def __post_init__(self) -> None:
-        _check("DellaLinear", self.drop, self.epsilon)
-        varying("DellaLinear", "scale", self.scale)
+        super().__post_init__()
+        check_spread("DellaLinear", self.drop, self.epsilon)
 
     def chain(self) -> Chain:
         """Drop by rank, weighted sum."""
@@ -54,23 +56,16 @@ class DellaLinear(Method):
 @register("della", paper=PAPER)
 @dataclass(frozen=True, kw_only=True)
 class Della(Method):
-    r"""TIES's election and disjoint mean over $\frac{m_t \odot \tau_t}{1 - p_t}$.
+    r"""TIES's election and disjoint mean over $\frac{m_t \odot \tau_t}{1 - p_t}$."""
 
-    - `drop`: p, the mean probability, in [0, 1).
-    - `epsilon`: ε: from the smallest to the largest of a row the probability falls from p + ε/2 to p − ε/2.
-    - `cancelled`: entries whose kept deltas cancel exactly: `zero`, or the `majority` sign of all entries.
-    - `scale`: λ; a number, or one a pattern of tensor names.
-    """
-
-    drop: float = 0.7
-    epsilon: float = 0.2
-    cancelled: Literal["zero", "majority"] = "zero"
-    scale: Varying = 1.0
+    drop: MeanRate = 0.7
+    epsilon: Spread = 0.2
+    cancelled: Cancelled = "zero"
+    scale: Coefficient = 1.0
 
     def __post_init__(self) -> None:
-        _check("Della", self.drop, self.epsilon)
-        choice("Della", "cancelled", self.cancelled, ("zero", "majority"))
-        varying("Della", "scale", self.scale, tasks=False)
+        super().__post_init__()
+        check_spread("Della", self.drop, self.epsilon)
 
     def chain(self) -> Chain:
         """Drop by rank, elect, disjoint mean, scale."""

@@ -11,14 +11,14 @@ The Fishers are evidence: `thetau evidence fisher` collects the diagonal of per-
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from thetau.errors import AlignmentError
-from thetau.methods.checks import flag, number, varying
+from thetau.methods.fields import Coefficient, Elsewhere, NotNegative, Tensors, Varies
 from thetau.methods.reductions import Scale
 from thetau.methods.registry import register
 from thetau.parts import BlockReduction, Chain, Method, Selection, Site, Varying
@@ -36,30 +36,21 @@ class Fisher(Method):
     - `coefficients`: c; a number, one a task (a list, or `per_task`), or one a pattern of tensor names (`per_pattern`).
     - `floor`: added to every entry of F_i, in units of the root mean square of its entries; where all F_i are zero it gives the mean.
     - `normalise`: divide each F_i by its norm over all tensors, as the authors do.
-    - `scale`: λ; a number, or one a pattern of tensor names.
-    - `tensors`: what it acts on: `all`, `linear` (weight matrices of the blocks), `matrices`, or patterns of names; of these, what the evidence holds.
-    - `elsewhere`: what other tensors get: `mean` or `sum` of the task vectors, or `base` (θ₀).
     """
 
-    coefficients: Varying = 1.0
-    floor: float = 1e-6
+    coefficients: Annotated[Varying, Varies(task=True, pattern=True)] = 1.0
+    floor: NotNegative = 1e-6
     normalise: bool = True
-    scale: Varying = 1.0
-    tensors: str | tuple[str, ...] = "all"
-    elsewhere: str = "mean"
-
-    def __post_init__(self) -> None:
-        varying("Fisher", "coefficients", self.coefficients)
-        number("Fisher", "floor", self.floor, "a number of at least 0", low=0)
-        flag("Fisher", "normalise", self.normalise)
-        varying("Fisher", "scale", self.scale, tasks=False)
+    scale: Coefficient = 1.0
+    tensors: Tensors = "all"
+    elsewhere: Elsewhere = "mean"
 
     def chain(self) -> Chain:
         """The weighted mean, then λ."""
         return Chain(
             reduction=FisherMean(coefficients=self.coefficients, floor=self.floor, normalise=self.normalise),
             post=(Scale(scale=self.scale),),
-            selection=Selection(tensors=self.tensors, elsewhere=self.elsewhere),  # type: ignore[arg-type]
+            selection=Selection(tensors=self.tensors, elsewhere=self.elsewhere),
         )
 
 

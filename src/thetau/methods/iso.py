@@ -11,85 +11,55 @@ vectors of the mean one, which is still taken over all of min(d_out, d_in).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thetau.linalg.svd import svd
-from thetau.methods.checks import flag, number, varying
+from thetau.linalg.svd import orthonormal, svd
+from thetau.methods.fields import Coefficient, Elsewhere, Portion, SplitFused, Tensors
 from thetau.methods.reductions import Scale
 from thetau.methods.registry import register
-from thetau.methods.tsv import orthonormal
-from thetau.parts import Chain, Cost, Method, Selection, Site, StreamReduction, Varying, check_selection
+from thetau.parts import Chain, Cost, Method, Selection, Site, StreamReduction
 
 EPS = torch.finfo(torch.float32).eps
 
 
 @register("iso_c", paper="Marczak et al., ICML 2025, https://arxiv.org/abs/2502.04959")
 @dataclass(frozen=True, kw_only=True)
-class IsoC(Method):
-    r"""$\tau = \lambda\,\bar\sigma\,U V^\top$ with $\sum_i \tau_i = U\,\mathrm{diag}(\sigma)\,V^\top$ and $\bar\sigma$ the mean of σ.
+class IsoC(Method, StreamReduction):
+    r"""$\tau = \lambda\,\bar\sigma\,U V^\top$ with $\sum_i \tau_i = U\,\mathrm{diag}(\sigma)\,V^\top$ and $\bar\sigma$ the mean of σ."""
 
-    - `scale`: λ; a number, or one a pattern of tensor names.
-    - `tensors`: what it acts on: `matrices` (tensors of two dimensions), `linear` (weights of the blocks), `all`, or patterns of names.
-    - `elsewhere`: what other tensors get: `base` (θ₀), `mean` or `sum` of the task vectors.
-    - `split_fused`: merge fused q/k/v as the three matrices that they are.
-    """
-
-    scale: Varying = 1.0
-    tensors: str | tuple[str, ...] = "matrices"
-    elsewhere: Literal["base", "mean", "sum"] = "mean"
-    split_fused: bool = False
-
-    def __post_init__(self) -> None:
-        varying("IsoC", "scale", self.scale, tasks=False)
-        check_selection("IsoC", self.tensors, self.elsewhere)
-        flag("IsoC", "split_fused", self.split_fused)
+    scale: Coefficient = 1.0
+    tensors: Tensors = "matrices"
+    elsewhere: Elsewhere = "mean"
+    split_fused: SplitFused = False
 
     def chain(self) -> Chain:
         """Sum, flatten; then λ."""
         return Chain(
-            reduction=Isotropic(),
+            reduction=self,
             post=(Scale(scale=self.scale),),
             selection=Selection(tensors=self.tensors, elsewhere=self.elsewhere),
             split_fused=self.split_fused,
         )
 
+    def init(self, d_out: int, d_in: int, tasks: int) -> Tensor:
+        """Nothing yet."""
+        return torch.zeros(d_out, d_in)
 
-@register("iso_cts", paper="Marczak et al., ICML 2025, https://arxiv.org/abs/2502.04959")
-@dataclass(frozen=True, kw_only=True)
-class IsoCts(Method):
-    r"""$\tau = \lambda\,\bar\sigma\,\hat U \hat V^\top$, $\hat U$ and $\hat V$ from the common space of $\sum_i \tau_i$ and each task's own part outside it.
+    def add(self, total: Tensor, vector: Float[Tensor, "d_out d_in"], site: Site) -> Tensor:
+        """Take in one task."""
+        total += vector
+        return total
 
-    - `common`: share of the singular vectors that the common space keeps, in (0, 1].
-    - `scale`: λ; a number, or one a pattern of tensor names.
-    - `tensors`: what it acts on: `matrices` (tensors of two dimensions), `linear` (weights of the blocks), `all`, or patterns of names.
-    - `elsewhere`: what other tensors get: `base` (θ₀), `mean` or `sum` of the task vectors.
-    - `split_fused`: merge fused q/k/v as the three matrices that they are.
-    """
+    def result(self, total: Tensor, site: Site) -> Float[Tensor, "d_out d_in"]:
+        """The flattened sum."""
+        return flattened(*svd(total), total.shape)
 
-    common: float = 0.8
-    scale: Varying = 1.0
-    tensors: str | tuple[str, ...] = "matrices"
-    elsewhere: Literal["base", "mean", "sum"] = "mean"
-    split_fused: bool = False
-
-    def __post_init__(self) -> None:
-        number("IsoCts", "common", self.common, "in (0, 1]", low=0, high=1, open_low=True)
-        varying("IsoCts", "scale", self.scale, tasks=False)
-        check_selection("IsoCts", self.tensors, self.elsewhere)
-        flag("IsoCts", "split_fused", self.split_fused)
-
-    def chain(self) -> Chain:
-        """Common space, the tasks' own, flatten; then λ."""
-        return Chain(
-            reduction=Isotropic(common=self.common),
-            post=(Scale(scale=self.scale),),
-            selection=Selection(tensors=self.tensors, elsewhere=self.elsewhere),
-            split_fused=self.split_fused,
-        )
+    def cost(self, shape: tuple[int, ...], tasks: int) -> Cost:
+        """Operations and working memory of one matrix."""
+        return spectral_cost(shape, decompositions=1)
 
 
 @dataclass(kw_only=True)
@@ -101,11 +71,28 @@ class Summed:
     kept: list[Tensor] = field(default_factory=list)
 
 
+@register("iso_cts", paper="Marczak et al., ICML 2025, https://arxiv.org/abs/2502.04959")
 @dataclass(frozen=True, kw_only=True)
-class Isotropic(StreamReduction):
-    """The reduction of `IsoC` (`common` None) and of `IsoCts`."""
+class IsoCts(Method, StreamReduction):
+    r"""$\tau = \lambda\,\bar\sigma\,\hat U \hat V^\top$, $\hat U$ and $\hat V$ from the common space of $\sum_i \tau_i$ and each task's own part outside it.
 
-    common: float | None = None
+    - `common`: share of the singular vectors that the common space keeps.
+    """
+
+    common: Portion = 0.8
+    scale: Coefficient = 1.0
+    tensors: Tensors = "matrices"
+    elsewhere: Elsewhere = "mean"
+    split_fused: SplitFused = False
+
+    def chain(self) -> Chain:
+        """Common space, the tasks' own, flatten; then λ."""
+        return Chain(
+            reduction=self,
+            post=(Scale(scale=self.scale),),
+            selection=Selection(tensors=self.tensors, elsewhere=self.elsewhere),
+            split_fused=self.split_fused,
+        )
 
     def init(self, d_out: int, d_in: int, tasks: int) -> Summed:
         """Nothing yet."""
@@ -119,19 +106,17 @@ class Isotropic(StreamReduction):
         return state
 
     def result(self, state: Summed, site: Site) -> Float[Tensor, "d_out d_in"]:
-        """The flattened sum."""
+        """The flattened sum of what the tasks share and what each has alone."""
         u, s, vt = svd(state.total)
-        seen = int((s > s[0] * max(state.total.shape) * EPS).sum())
         own = self._own(len(s), state.tasks)
         if own == 0:
-            merged: Tensor = (s.mean() * u[:, :seen]) @ vt[:seen]
-            return merged
-        common = min(seen, len(s) - own * state.tasks)
+            return flattened(u, s, vt, state.total.shape)
+        common = min(seen(s, s, state.total.shape), len(s) - own * state.tasks)
         u, v = u[:, :common], vt[:common].T
         left, values, right = [u], [s[:common]], [v]
         for vector in state.kept:
             a, b, ct = svd(vector - u @ (u.T @ vector))
-            rank = min(own, int((b > s[0] * max(vector.shape) * EPS).sum()))
+            rank = min(own, seen(b, s, vector.shape))
             left.append(a[:, :rank])
             values.append(b[:rank])
             right.append(ct[:rank].T)
@@ -140,13 +125,31 @@ class Isotropic(StreamReduction):
 
     def cost(self, shape: tuple[int, ...], tasks: int) -> Cost:
         """Operations and working memory of one matrix."""
-        d_out, d_in = shape
-        entries, small = d_out * d_in, min(d_out, d_in)
-        svd = 6.0 * entries * small + 20.0 * small**3
-        own = self._own(small, tasks)
-        memory = 4 * entries + 4 * small**2 + (tasks * entries if own else 0)
-        return Cost(flops=svd * (tasks + 3 if own else 1) + 2.0 * small * entries, memory=4 * memory)
+        own = self._own(min(shape), tasks)
+        return spectral_cost(shape, decompositions=tasks + 3 if own else 1, kept=tasks if own else 0)
 
     def _own(self, small: int, tasks: int) -> int:
         """Singular vectors of each task's own part."""
-        return 0 if self.common is None else round((small - int(small * self.common)) / tasks)
+        return round((small - int(small * self.common)) / tasks)
+
+
+def seen(values: Float[Tensor, " r"], against: Float[Tensor, " s"], shape: tuple[int, ...]) -> int:
+    """How many singular values are more than the rounding of the largest of `against`."""
+    return int((values > against[0] * max(shape) * EPS).sum())
+
+
+def flattened(
+    u: Float[Tensor, "d_out r"], s: Float[Tensor, " r"], vt: Float[Tensor, "r d_in"], shape: tuple[int, ...]
+) -> Float[Tensor, "d_out d_in"]:
+    """The mean singular value in every direction that is there."""
+    rank = seen(s, s, shape)
+    merged: Tensor = (s.mean() * u[:, :rank]) @ vt[:rank]
+    return merged
+
+
+def spectral_cost(shape: tuple[int, ...], *, decompositions: int, kept: int = 0) -> Cost:
+    """Operations and working memory of so many singular value decompositions of one matrix, with so many vectors held beside it."""
+    d_out, d_in = shape
+    entries, small = d_out * d_in, min(d_out, d_in)
+    memory = 4 * entries + 4 * small**2 + kept * entries
+    return Cost(flops=decompositions * (6.0 * entries * small + 20.0 * small**3) + 2.0 * small * entries, memory=4 * memory)

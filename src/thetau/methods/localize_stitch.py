@@ -8,15 +8,43 @@ keeps what is *above* the k-th largest magnitude, so one entry less than said; o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from thetau.errors import RecipeError
-from thetau.methods.checks import choice, number, varying
+from thetau.methods.fields import Coefficient, Density, Ranked, Rule
 from thetau.methods.reductions import DisjointMean, Scale, Sum
 from thetau.methods.registry import register
-from thetau.parts import Chain, Method, PerTask, Varying
+from thetau.parts import Chain, Method, PerTask
 from thetau.transforms import Share, Trim
+
+
+@dataclass(frozen=True)
+class Clusters(Rule):
+    """A whole number for each task, or None."""
+
+    @property
+    def by_task(self) -> bool:
+        """A tuple stands in the order of the tasks."""
+        return True
+
+    @property
+    def text(self) -> str:
+        """The rule in words."""
+        return "a whole number for each task (`PerTask`, or a tuple), or None"
+
+    def faults(self, value: object) -> Iterator[object]:
+        """The numbers that are not whole, or what is no number for each task."""
+        if value is None:
+            return
+        numbers = tuple(value.values.values()) if isinstance(value, PerTask) else value
+        if not isinstance(numbers, tuple) or not numbers:
+            yield value
+            return
+        for number in numbers:
+            if isinstance(number, bool) or not isinstance(number, int | float) or number != number // 1:
+                yield number
 
 
 @register("localize_stitch", paper="He et al. 2024, https://arxiv.org/abs/2408.13656")
@@ -24,28 +52,18 @@ from thetau.transforms import Share, Trim
 class LocalizeStitch(Method):
     r"""$\tau = \lambda \sum_t \frac{\gamma_t}{\sum_s \gamma_s} \odot \tau_t$ entrywise, $\gamma_t$ keeping the largest entries of task $t$.
 
-    - `density`: share of each task vector's entries that is kept, in (0, 1]; 1 keeps all that is not zero.
-    - `trim`: what is ranked: the whole `vector`, or each `tensor`.
+    - `density`: share of each task vector's entries that is kept; 1 keeps all that is not zero.
     - `sharing`: of masks within clusters of tasks: `none`; `mask` (Mask Sharing: one mask and one model a cluster); `twice` (Stitch Twice).
     - `clusters`: the number of each task's cluster, `per_task`; for `mask` and `twice`.
     - `rounding`: what ½ becomes in a shared mask: `half_up` to 1, `half_even` (torch's `round`) to 0.
-    - `scale`: λ; a number, or one a pattern of tensor names.
     """
 
-    density: float = 0.05
-    trim: Literal["vector", "tensor"] = "vector"
+    density: Density = 0.05
+    trim: Ranked = "vector"
     sharing: Literal["none", "mask", "twice"] = "none"
-    clusters: PerTask | tuple[float, ...] | None = None
+    clusters: Annotated[PerTask | tuple[float, ...] | None, Clusters()] = None
     rounding: Literal["half_up", "half_even"] = "half_up"
-    scale: Varying = 1.0
-
-    def __post_init__(self) -> None:
-        number("LocalizeStitch", "density", self.density, "in (0, 1]", low=0, high=1, open_low=True)
-        choice("LocalizeStitch", "trim", self.trim, ("vector", "tensor"))
-        choice("LocalizeStitch", "sharing", self.sharing, ("none", "mask", "twice"))
-        choice("LocalizeStitch", "rounding", self.rounding, ("half_up", "half_even"))
-        check_clusters("LocalizeStitch", self.clusters)
-        varying("LocalizeStitch", "scale", self.scale, tasks=False)
+    scale: Coefficient = 1.0
 
     def chain(self) -> Chain:
         """Trim and disjoint mean; with clusters share and sum. Then scale.
@@ -80,18 +98,3 @@ class LocalizeStitch(Method):
             rounding=self.rounding,
             stitch=stitch,
         )
-
-
-def check_clusters(owner: str, clusters: object) -> None:
-    """Whole numbers by task, or a tuple of them in the order in which tasks are given, or None.
-
-    Raises:
-        ValueError: they are not.
-    """
-    ones: object = clusters.values.values() if isinstance(clusters, PerTask) else clusters
-    rule = "a whole number for each task (`PerTask`, or a tuple), or None"
-    if not isinstance(clusters, PerTask | tuple | None) or clusters == ():
-        raise ValueError(f"`{owner}(clusters=...)` must be {rule}. Got {clusters!r}.")
-    for one in ones or ():  # type: ignore[attr-defined]
-        if isinstance(one, bool) or not isinstance(one, int | float) or one != one // 1:
-            raise ValueError(f"`{owner}(clusters=...)` must be {rule}. Got {one!r}.")

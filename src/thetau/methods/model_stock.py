@@ -7,25 +7,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from thetau.methods.checks import varying
+from thetau.methods.fields import Coefficient
 from thetau.methods.reductions import Mean, Scale
 from thetau.methods.registry import register
-from thetau.parts import Chain, Method, Varying
+from thetau.parts import Chain, Method
 from thetau.transforms import StockRatio
 
 
 @register("model_stock", paper="Jang et al., ECCV 2024, https://arxiv.org/abs/2403.19522")
 @dataclass(frozen=True, kw_only=True)
 class ModelStock(Method):
-    r"""$\tau = \frac{\lambda t}{K}\sum_i \tau_i$ with $t = \frac{K\cos\theta}{1 + (K-1)\cos\theta}$ in each tensor, clamped to [0, 1].
+    r"""$\tau = \frac{\lambda t}{K}\sum_i \tau_i$ with $t = \frac{K\cos\theta}{1 + (K-1)\cos\theta}$ in each tensor, clamped to [0, 1]."""
 
-    - `scale`: λ; a number, or one a pattern of tensor names.
-    """
-
-    scale: Varying = 1.0
-
-    def __post_init__(self) -> None:
-        varying("ModelStock", "scale", self.scale, tasks=False)
+    scale: Coefficient = 1.0
 
     def chain(self) -> Chain:
         """Ratio, mean, scale."""

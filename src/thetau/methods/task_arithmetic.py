@@ -8,24 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from thetau.methods.checks import varying
+from thetau.methods.fields import Coefficients
 from thetau.methods.reductions import Sum
 from thetau.methods.registry import register
-from thetau.parts import Chain, Method, Varying
+from thetau.parts import Chain, Method
 
 
 @register("task_arithmetic", paper="Ilharco et al., ICLR 2023, https://arxiv.org/abs/2212.04089")
 @dataclass(frozen=True, kw_only=True)
 class TaskArithmetic(Method):
-    r"""$\tau = \sum_t \lambda_t \tau_t$.
+    r"""$\tau = \sum_t \lambda_t \tau_t$."""
 
-    - `scale`: λ; a number, one a task (a list, or `per_task`), or one a pattern of tensor names (`per_pattern`).
-    """
-
-    scale: Varying = 0.3
-
-    def __post_init__(self) -> None:
-        varying("TaskArithmetic", "scale", self.scale)
+    scale: Coefficients = 0.3
 
     def chain(self) -> Chain:
         """A weighted sum."""

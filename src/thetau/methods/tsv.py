@@ -10,52 +10,18 @@ would be arbitrary: it is left out, but counts in K.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thetau.linalg.svd import sketched, svd, truncated_svd
-from thetau.methods.checks import flag, rank, varying
+from thetau.linalg.svd import orthonormal, sketched, truncated_svd
+from thetau.methods.fields import Coefficient, Elsewhere, Rank, SplitFused, Tensors
 from thetau.methods.reductions import Scale
 from thetau.methods.registry import register
-from thetau.parts import Chain, Cost, Method, Selection, Site, StreamReduction, Varying, check_selection
+from thetau.parts import Chain, Cost, Method, Selection, Site, StreamReduction
 from thetau.random import stream
-
-
-@register("tsv_m", paper="Gargiulo et al., CVPR 2025, https://arxiv.org/abs/2412.00081")
-@dataclass(frozen=True, kw_only=True)
-class TsvM(Method):
-    r"""$\tau = \lambda\,\hat U\,\mathrm{diag}(S_1, \dots, S_K)\,\hat V^\top$, $\hat U$ the nearest orthonormal matrix to $[U_1 \dots U_K]$, $\hat V$ likewise.
-
-    - `rank`: singular vectors of each task: a number, a share of the smaller dimension, or None for its K-th part.
-    - `scale`: λ; a number, or one a pattern of tensor names.
-    - `tensors`: what it acts on: `matrices` (tensors of two dimensions), `linear` (weights of the blocks), `all`, or patterns of names.
-    - `elsewhere`: what other tensors get: `base` (θ₀), `mean` or `sum` of the task vectors.
-    - `split_fused`: merge fused q/k/v as the three matrices that they are.
-    """
-
-    rank: int | float | None = None
-    scale: Varying = 1.0
-    tensors: str | tuple[str, ...] = "matrices"
-    elsewhere: Literal["base", "mean", "sum"] = "mean"
-    split_fused: bool = False
-
-    def __post_init__(self) -> None:
-        rank("TsvM", "rank", self.rank)
-        varying("TsvM", "scale", self.scale, tasks=False)
-        check_selection("TsvM", self.tensors, self.elsewhere)
-        flag("TsvM", "split_fused", self.split_fused)
-
-    def chain(self) -> Chain:
-        """Truncate, orthogonalise, multiply; then λ."""
-        return Chain(
-            reduction=SingularVectors(rank=self.rank),
-            post=(Scale(scale=self.scale),),
-            selection=Selection(tensors=self.tensors, elsewhere=self.elsewhere),
-            split_fused=self.split_fused,
-        )
 
 
 @dataclass(kw_only=True)
@@ -69,11 +35,28 @@ class Parts:
     right: list[Tensor] = field(default_factory=list)
 
 
+@register("tsv_m", paper="Gargiulo et al., CVPR 2025, https://arxiv.org/abs/2412.00081")
 @dataclass(frozen=True, kw_only=True)
-class SingularVectors(StreamReduction):
-    """The reduction of `TsvM`."""
+class TsvM(Method, StreamReduction):
+    r"""$\tau = \lambda\,\hat U\,\mathrm{diag}(S_1, \dots, S_K)\,\hat V^\top$, $\hat U$ the nearest orthonormal matrix to $[U_1 \dots U_K]$, $\hat V$ likewise.
 
-    rank: int | float | None = None
+    - `rank`: singular vectors of each task: a number, a share of the smaller dimension, or None for its K-th part.
+    """
+
+    rank: Annotated[int | float | None, Rank()] = None
+    scale: Coefficient = 1.0
+    tensors: Tensors = "matrices"
+    elsewhere: Elsewhere = "mean"
+    split_fused: SplitFused = False
+
+    def chain(self) -> Chain:
+        """Truncate, orthogonalise, multiply; then λ."""
+        return Chain(
+            reduction=self,
+            post=(Scale(scale=self.scale),),
+            selection=Selection(tensors=self.tensors, elsewhere=self.elsewhere),
+            split_fused=self.split_fused,
+        )
 
     def init(self, d_out: int, d_in: int, tasks: int) -> Parts:
         """Nothing yet."""
@@ -112,10 +95,3 @@ class SingularVectors(StreamReduction):
         if self.rank is None:
             return max(1, small // tasks)
         return min(small, self.rank if isinstance(self.rank, int) else max(1, int(self.rank * small)))
-
-
-def orthonormal(columns: Float[Tensor, "d k"]) -> Float[Tensor, "d k"]:
-    """The polar factor: the nearest matrix with orthonormal columns (rows, where there are more columns than rows)."""
-    u, _, vt = svd(columns)
-    nearest: Tensor = u @ vt
-    return nearest

@@ -15,13 +15,24 @@ Nothing is rescaled afterwards.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from thetau.methods.checks import choice, flag, number, varying, whole
+from thetau.methods.fields import (
+    AtLeast,
+    Coefficient,
+    Elsewhere,
+    NotNegative,
+    Portion,
+    Positive,
+    SplitFused,
+    Tensors,
+    Within,
+    part_of,
+)
 from thetau.methods.reductions import Scale
 from thetau.methods.registry import register
 from thetau.methods.wudi_solvers import Interference
-from thetau.parts import Chain, Method, Selection, Varying, check_selection
+from thetau.parts import Chain, Method, Selection
 
 RIDGE = 1e-3
 
@@ -39,37 +50,29 @@ class Wudi(Method):
     - `omega`: ω of Eq. 20 as it is (the authors' code takes 1e-5), instead of `ridge`; it does not follow the scale of the vectors.
     - `time`: where the gradient flow stops, in units of 1 / mean eigenvalue of A.
     - `balance`: divide each task's loss by ‖τ_i‖² (Table 7 switches it off).
-    - `rows`: share of each τ_i's rows that stand in for its inputs (Fig. 6), in (0, 1].
+    - `rows`: share of each τ_i's rows that stand in for its inputs (Fig. 6).
     - `reference`: what stands in for the inputs: the task's `own` vector, or `random` Gaussian rows of its mean and deviation (Eq. 22).
     - `scale`: ε, the rescaling of Fig. 5; a number, or one a pattern of tensor names.
-    - `tensors`: what it acts on: `linear` (weight matrices of the blocks), `all` matrices, or patterns of names.
-    - `elsewhere`: what other tensors get: `base` (θ₀), `mean` or `sum` of the task vectors.
-    - `split_fused`: merge fused q/k/v as the three matrices that they are.
     """
 
     solver: Literal["adam", "closed_form", "gradient_flow"] = "adam"
-    steps: int = 300
-    lr: float = 1e-5
+    steps: Annotated[int, AtLeast(0)] = 300
+    lr: Positive = 1e-5
     lr_absolute: bool = False
-    ridge: float = RIDGE
-    omega: float | None = None
-    time: float = 1.0
+    ridge: NotNegative = RIDGE
+    omega: Annotated[float | None, Within("(0, inf)", none="for `ridge`")] = None
+    time: NotNegative = 1.0
     balance: bool = True
-    rows: float = 1.0
+    rows: Portion = 1.0
     reference: Literal["own", "random"] = "own"
-    scale: Varying = 1.0
-    tensors: str | tuple[str, ...] = "linear"
-    elsewhere: Literal["base", "mean", "sum"] = "base"
-    split_fused: bool = False
+    scale: Coefficient = 1.0
+    tensors: Tensors = "linear"
+    elsewhere: Elsewhere = "base"
+    split_fused: SplitFused = False
 
     def __post_init__(self) -> None:
-        choice("Wudi", "solver", self.solver, ("adam", "closed_form", "gradient_flow"))
-        whole("Wudi", "steps", self.steps, low=0)
-        number("Wudi", "lr", self.lr, "a positive number", low=0, open_low=True)
-        flag("Wudi", "lr_absolute", self.lr_absolute)
-        number("Wudi", "ridge", self.ridge, "a number of at least 0", low=0)
+        super().__post_init__()
         if self.omega is not None:
-            number("Wudi", "omega", self.omega, "a positive number or None", low=0, open_low=True)
             if self.ridge != RIDGE:
                 raise ValueError(
                     "`Wudi(omega=...)` is ω itself, and `ridge` is ω as a share of the spectrum: give one of them. "
@@ -77,29 +80,11 @@ class Wudi(Method):
                 )
             if self.solver != "closed_form":
                 raise ValueError(f"`Wudi(omega=...)` belongs to `solver='closed_form'`. Got solver={self.solver!r}.")
-        number("Wudi", "time", self.time, "a number of at least 0", low=0)
-        flag("Wudi", "balance", self.balance)
-        number("Wudi", "rows", self.rows, "in (0, 1]", low=0, high=1, open_low=True)
-        choice("Wudi", "reference", self.reference, ("own", "random"))
-        varying("Wudi", "scale", self.scale, tasks=False)
-        check_selection("Wudi", self.tensors, self.elsewhere)
-        flag("Wudi", "split_fused", self.split_fused)
 
     def chain(self) -> Chain:
         """The minimisation as a streaming reduction, then ε."""
         return Chain(
-            reduction=Interference(
-                solver=self.solver,
-                steps=self.steps,
-                lr=self.lr,
-                lr_absolute=self.lr_absolute,
-                ridge=self.ridge,
-                omega=self.omega,
-                time=self.time,
-                balance=self.balance,
-                rows=self.rows,
-                reference=self.reference,
-            ),
+            reduction=Interference(**part_of(Interference, self)),
             post=(Scale(scale=self.scale),),
             selection=Selection(tensors=self.tensors, elsewhere=self.elsewhere),
             split_fused=self.split_fused,

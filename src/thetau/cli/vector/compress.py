@@ -34,19 +34,15 @@ class FormOptions:
         density, scope, rank, dtype = self.density, self.scope, self.rank, self.dtype
         from thetau.compression import LowRank, Precision, Sparse
         from thetau.compression.forms import DTYPES
-        from thetau.methods.checks import choice
+        from thetau.fields import OneOf
 
         if density is not None and rank is not None:
             raise RecipeError(["give `--density` or `--rank`, not both: one form a file."], "options")
         try:
-            choice("options", "scope", scope, ("vector", "tensor"))
+            OneOf(("vector", "tensor")).check("options", "scope", scope)
             if dtype is not None:
-                choice(
-                    "options",
-                    "dtype",
-                    dtype,
-                    DTYPES if density is not None or rank is not None else ("bfloat16", "float16", "int8"),
-                )
+                known = DTYPES if density is not None or rank is not None else ("bfloat16", "float16", "int8")
+                OneOf(known).check("options", "dtype", dtype)
             if density is not None:
                 return Sparse(density=density, scope=cast("Any", scope), dtype=cast("Any", dtype or "float32"))
             if rank is not None:
