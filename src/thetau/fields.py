@@ -328,9 +328,13 @@ class Field:
         return isinstance(rule, Instance) and any(issubclass(one, kind) for one in rule.kinds)
 
 
-@cache
 def declared(cls: type) -> Mapping[str, Field]:
     """The fields of a dataclass by name; meanings come from the annotations, or from the list in its docstring, which counts first."""
+    return _declared(cls)
+
+
+@cache
+def _declared(cls: Any) -> Mapping[str, Field]:
     try:
         hints = get_type_hints(cls, include_extras=True)
     except NameError as error:
@@ -354,7 +358,7 @@ def check(value: object) -> None:
     Raises:
         ValueError: one is not what it must be; the message says which, the rule, and what was got.
     """
-    cls: Any = type(value)
+    cls = type(value)
     for field in declared(cls).values():
         field.rule.check(cls.__name__, field.name, value.__dict__[field.name])
 

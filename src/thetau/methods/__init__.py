@@ -1,5 +1,6 @@
 """Methods: named chains of parts, one file each, and the registry."""
 
+from thetau.fields import Field as Field
 from thetau.methods.average import Average as Average
 from thetau.methods.awd import Awd as Awd
 from thetau.methods.bilateral import Bilateral as Bilateral
@@ -14,12 +15,12 @@ from thetau.methods.iso import IsoC as IsoC
 from thetau.methods.iso import IsoCts as IsoCts
 from thetau.methods.localize_stitch import LocalizeStitch as LocalizeStitch
 from thetau.methods.model_stock import ModelStock as ModelStock
-from thetau.methods.registry import Field as Field
 from thetau.methods.registry import build as build
 from thetau.methods.registry import describe as describe
 from thetau.methods.registry import get as get
 from thetau.methods.registry import name_of as name_of
 from thetau.methods.registry import names as names
+from thetau.methods.registry import package_of as package_of
 from thetau.methods.registry import paper as paper
 from thetau.methods.registry import plain as plain
 from thetau.methods.registry import register as register
