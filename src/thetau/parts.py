@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from thetau.checkpoint.align import matches
-from thetau.checkpoint.naming import Kind
+from thetau.checkpoint.naming import Kind, weighed_left
 from thetau.errors import RecipeError, nearest
 from thetau.fields import PerPattern as PerPattern
 from thetau.fields import PerTask as PerTask
@@ -61,6 +61,10 @@ class Site:
     row_elements: int = 1
     base: Tensor | None = None  # the base's block, for parts that need it
     evidence: Mapping[str, Tensor] = field(default_factory=dict)  # `[task, *block]` for each kind that the chain needs
+
+    def weighed_left(self, shape: tuple[int, int]) -> bool:
+        """Whether this matrix `[d_out, d_in]` faces the space that its block's function fixes with its output, not its input."""
+        return weighed_left(self.name, shape, self.kind)
 
     def bits(self, task: int, count: int, salt: str = "") -> Int[Tensor, " count"]:
         """Random integers in [0, 2³¹), one an element of the block: a function of (seed, salt, task, tensor, element index) alone."""

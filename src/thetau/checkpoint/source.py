@@ -8,16 +8,13 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from thetau.checkpoint.window import Window
 from thetau.plan import Pass
-
-if TYPE_CHECKING:
-    from thetau.checkpoint.slots import Slots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +133,8 @@ class Source(ABC):
         """What it takes to get this tensor."""
         return Demand(self.specs[name].nbytes)
 
-    def write(self, name: str, ground: Source | None, weight: float, slots: Slots) -> bool:
-        """Write ground + weight · tensor straight into the output's file; False where it cannot, and nothing was written."""
+    def write(self, name: str, ground: Source | None, weight: float, slots: Any) -> bool:
+        """Write ground + weight · tensor straight into the output's `Slots`; False where it cannot, and nothing was written."""
         return False
 
     def guards(self) -> Sequence[Any]:

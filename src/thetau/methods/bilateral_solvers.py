@@ -19,7 +19,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thetau.checkpoint import weighed_left
 from thetau.linalg.descent import descend
 from thetau.linalg.kronecker import Kronecker, OneSided, Term
 from thetau.linalg.sketch import gaussian
@@ -72,7 +71,7 @@ class TwoSided(StreamReduction):
     def add(self, state: Total, vector: Float[Tensor, "d_out d_in"], site: Site) -> Total:
         """Take in one task."""
         if self.sides == "by_role":
-            left = weighed_left(site.name, (vector.shape[0], vector.shape[1]), site.kind)
+            left = site.weighed_left((vector.shape[0], vector.shape[1]))
             return self._facing(left).add(state, vector, site)
         square = float(vector.double().square().sum())
         if square == 0:
