@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from thetau.facade import gram as gram
     from thetau.facade import merge as merge
     from thetau.facade import open as open
+    from thetau.facade import outputs as outputs
     from thetau.facade import transform as transform
     from thetau.facade import verify as verify
     from thetau.parts import PerPattern as PerPattern
@@ -49,6 +50,7 @@ _HOMES = {
     "merge": "thetau.facade",
     "methods": "thetau.methods",
     "open": "thetau.facade",
+    "outputs": "thetau.facade",
     "stitch": "thetau.compression",
     "storage": "thetau.compression",
     "stored": "thetau.compression",
@@ -73,6 +75,7 @@ __all__ = [
     "merge",
     "methods",
     "open",
+    "outputs",
     "stitch",
     "storage",
     "stored",
