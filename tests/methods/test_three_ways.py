@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from synthetic import differences, merged_vector, models, relative
+from synthetic import merged_vector, models, relative, site
 from thetau.testing import SHAPES, check_method
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -30,16 +30,34 @@ def ways() -> ModuleType:
 
 
 def test_the_three_agree_and_are_the_best_of_their_rank(ways: Any) -> None:
+    shape = (24, 16)
+    stack = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    place = site(TASKS, shape=shape)
+    u, s, vt = torch.linalg.svd(stack.double().sum(0), full_matrices=False)
+    want = (u[:, :3] * s[:3]) @ vt[:3]
+    stream = ways.Streamed(rank=3)
+    total = stream.init(*shape, len(stack))
+    for vector in stack:
+        total = stream.add(total, vector, place)
+    chain = ways.Projected(rank=3).chain()
+    (projection,) = chain.transforms
+    for got in (
+        ways.Whole(rank=3).reduce(stack, None, place),
+        stream.result(total, place),
+        chain.reduction.reduce(projection.apply(stack, None, place), None, place),
+    ):
+        assert relative(got, want) < 1e-5
+    assert {way(rank=3).chain().access for way in (ways.Whole, ways.Projected)} == {"whole"}
+
+
+def test_they_agree_in_a_merge(ways: Any) -> None:
     shapes = {name: shape for name, shape in SHAPES.items() if len(shape) == 2 and 0 not in shape}
     base, tuned = models(shapes, TASKS)
-    whole, streamed, chained = (merged_vector(base, tuned, cls(rank=3)) for cls in (ways.Whole, ways.Streamed, ways.Projected))
-    tau = differences(base, tuned)
+    streamed, chained = (merged_vector(base, tuned, cls(rank=3)) for cls in (ways.Streamed, ways.Projected))
     for name in shapes:
-        total = sum(tau[task][name].double() for task in TASKS)
-        u, s, vt = torch.linalg.svd(total, full_matrices=False)  # type: ignore[arg-type]
-        for got in (whole[name], streamed[name], chained[name]):
-            assert relative(got, (u[:, :3] * s[:3]) @ vt[:3]) < 1e-5, name
+        assert relative(streamed[name], chained[name]) < 1e-4, name
 
 
-def test_the_stream_passes_the_common_tests(ways: Any) -> None:
-    check_method(ways.Streamed())
+@pytest.mark.parametrize("way", ["Streamed"])
+def test_they_pass_the_common_tests(ways: Any, way: str) -> None:
+    check_method(getattr(ways, way)(), exempt={"round_trip": "examples/ is no package, and nothing there is registered"})
