@@ -37,13 +37,23 @@ def methods_page() -> str:
     lines = ["# Methods", "", "Drawn from the registry by `experiments/pages.py`; `thetau methods NAME` prints the same.", ""]
     for name in registry.names():
         cls = registry.get(name)
+        if registry.package_of(cls) is not None:  # another package's, which happens to be installed here
+            continue
         module = inspect.getmodule(cls)
         lines += [f"## {name}", "", f"`thetau.methods.{cls.__name__}` · {registry.paper(name)}", ""]
-        lines += [inspect.cleandoc(module.__doc__ or "") if module else "", "", "| field | default | meaning |", "|---|---|---|"]
+        lines += [
+            inspect.cleandoc(module.__doc__ or "") if module else "",
+            "",
+            "| field | range | default | meaning |",
+            "|---|---|---|---|",
+        ]
         for field in registry.describe(name):
             if not field.meaning:
-                raise SystemExit(f"{name}.{field.name} has no meaning in the docstring of {cls.__name__}.")
-            lines.append(f"| `{field.name}` | `{field.default}` | {field.meaning.replace('|', chr(92) + '|')} |")
+                raise SystemExit(
+                    f"{name}.{field.name} has no meaning, neither in the docstring of {cls.__name__} nor on the field."
+                )
+            cells = (f"`{field.name}`", field.range, f"`{field.default}`", field.meaning.replace("|", "\\|"))
+            lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
 

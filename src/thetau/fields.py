@@ -405,7 +405,7 @@ def _of_types(kinds: tuple[Any, ...]) -> Rule:
     if len(kinds) == 1 and get_origin(kinds[0]) is Literal:
         return OneOf(get_args(kinds[0]))
     bare = tuple(get_origin(kind) or kind for kind in kinds)
-    if bare and all(isinstance(kind, type) for kind in bare):
+    if bare and all(isinstance(kind, type) and kind is not Any for kind in bare):
         return Instance((*bare, int) if float in bare and int not in bare else bare)
     return Anything()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import FrozenInstanceError, fields, is_dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 
@@ -12,6 +12,7 @@ import thetau
 from synthetic import checked
 from thetau import methods
 from thetau.errors import RecipeError
+from thetau.fields import AtLeast, Varies, Varying, Within, rule_of
 from thetau.methods import (
     Awd,
     Bilateral,
@@ -264,3 +265,66 @@ def test_flags_are_flags(field: str) -> None:
 def test_methods_are_reached_from_the_top() -> None:
     assert thetau.methods.Wudi is Wudi
     assert set(dir(thetau)) >= {"methods", "merge", "open", "transform", "gram"}
+
+
+def test_della_is_built_with_both_of_its_fields() -> None:
+    """The rule between two fields is asked once all are known."""
+    assert methods.build("della", {"drop": 0.95, "epsilon": 0.05}) == methods.Della(drop=0.95, epsilon=0.05)
+    with pytest.raises(
+        RecipeError,
+        match=r"`Della\(epsilon=\.\.\.\)` must leave drop ± epsilon/2 inside \[0, 1\): at most 0\.1 with drop = 0\.95",
+    ):
+        methods.build("della", {"drop": 0.95})
+
+
+def test_a_value_by_task_may_vary_by_pattern() -> None:
+    given = {"per_task": {"a": {"per_pattern": {"layers.0.*": 0.1, "*": 0.2}}, "b": 0.3}}
+    method = methods.build("task_arithmetic", {"scale": given})
+    assert method == TaskArithmetic(scale=PerTask({"a": PerPattern({"layers.0.*": 0.1, "*": 0.2}), "b": 0.3}))
+    assert methods.plain(method) == {"name": "task_arithmetic", "scale": given}
+    with pytest.raises(RecipeError, match=r"must be a number\. Got 'x'"):
+        methods.build("task_arithmetic", {"scale": {"per_task": {"a": {"per_pattern": {"*": "x"}}}}})
+    with pytest.raises(ValueError, match=r"Got nan\."):
+        checked(TaskArithmetic, {"scale": PerTask({"a": PerPattern({"*": float("nan")})})})
+
+
+@pytest.mark.parametrize(
+    ("hint", "rule", "good", "bad"),
+    [
+        (Annotated[float, Within("(0, 1]")], "in (0, 1]", [1, 0.5], [0, 1.1, True, "1", None]),
+        (Annotated[float, Within("[0, inf)")], "a number of at least 0", [0, 7.5], [-1e-9, float("inf")]),
+        (Annotated[float, Within("(2, inf)")], "a number above 2", [2.1], [2]),
+        (Annotated[float, Within("[0, 1]", none="to round")] | None, "in [0, 1], or None to round", [None, 0, 1], [2]),
+        (Annotated[int, AtLeast(1)], "an integer of at least 1", [1], [0, 1.0, True]),
+        (
+            Annotated[Varying, Varies(task=True), Within("[0, 1]")],
+            "a number, a tuple or `PerTask`, each in [0, 1]",
+            [(0, 1)],
+            [(0, 2)],
+        ),
+        (
+            Annotated[Varying, Varies(pattern=True)],
+            "a finite number or `PerPattern`",
+            [PerPattern({"*": 1})],
+            [PerTask({"a": 1})],
+        ),
+        (int, "an integer", [3], [True, 3.0]),
+        (float, "a finite number", [3, 3.5], [float("nan"), "3"]),
+        (str | None, "a text, or None", ["x", None], [3]),
+        (dict[str, float], "a mapping", [{}], [()]),
+        (Any, "", [object()], []),
+    ],
+)
+def test_a_type_says_its_rule(hint: Any, rule: str, good: list[Any], bad: list[Any]) -> None:
+    found = rule_of(hint)
+    assert found.text == rule
+    for value in good:
+        assert not list(found.faults(value)), value
+    for value in bad:
+        assert list(found.faults(value)), value
+
+
+@pytest.mark.parametrize("interval", ["0, 1", "(1, 0]", "(0; 1)", ""])
+def test_an_interval_is_written_as_one(interval: str) -> None:
+    with pytest.raises(ValueError, match=r"`Within\(\.\.\.\)` must be an interval"):
+        Within(interval)
