@@ -52,7 +52,7 @@ def public(room: str) -> list[str]:
 
 def documented(thing: Any) -> bool:
     """Whether a docstring of its own class or function says what it is; the one that `dataclass` writes does not."""
-    text = inspect.getdoc(thing) or ""
+    text = (thing.__doc__ if inspect.isclass(thing) else inspect.getdoc(thing)) or ""  # a class's own, not its base's
     return bool(text.strip()) and not (inspect.isclass(thing) and text.startswith(f"{thing.__name__}("))
 
 

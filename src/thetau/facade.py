@@ -248,7 +248,7 @@ def _merge(
             raise TypeError(f"`merge(vectors=...)` must be task vectors, such as `thetau.open(path) - base`. Got {vector!r}.")
         require_vector(vector, "A merge")
     tasks = identities(vectors, names)
-    method = _bind(method, tasks)
+    method = bind(method, tasks)
     made: dict[str, Any] = {"method": plain(method), "tasks": sorted(tasks), "seed": seed, "exclude": list(exclude)}
     opened = {
         kind: {task: one if isinstance(one, Combination) else open(one) for task, one in given.items()}
@@ -268,13 +268,13 @@ def _merge(
     )
 
 
-def _bind(method: Method, tasks: Sequence[str]) -> Method:
+def bind(method: Method, tasks: Sequence[str]) -> Method:
     """Tuples given for fields that vary by task become values by task, in nested methods too."""
     changed: dict[str, Any] = {}
     for field in declared(type(method)).values():
         value = method.__dict__[field.name]
         if isinstance(value, Method):
-            changed[field.name] = _bind(value, tasks)
+            changed[field.name] = bind(value, tasks)
         elif isinstance(value, tuple) and field.rule.by_task:
             if len(value) != len(tasks):
                 raise RecipeError([f"`{field.name}` has {len(value)} values for {len(tasks)} tasks."], "merge")

@@ -14,14 +14,15 @@ from dataclasses import FrozenInstanceError, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from thetau.checkpoint.disk import write_tensors
 from thetau.checkpoint.naming import Kind, kind_of
 from thetau.engine.executor import Engine
-from thetau.facade import Expression, merge
+from thetau.facade import Expression, bind, merge
 from thetau.facade import open as open_model
 from thetau.fields import declared
 from thetau.methods.registry import build, plain
@@ -80,11 +81,31 @@ def vectors_of(base: Mapping[str, Tensor], tuned: Mapping[str, Mapping[str, Tens
     return opened, vectors
 
 
+def evidence_for(method: Any, base: Mapping[str, Tensor], tasks: Sequence[str]) -> dict[str, dict[str, State]]:
+    """Evidence of every kind that a method needs, positive entries of the tensors' own shapes; the same for a task whatever the others."""
+    return {
+        kind: {
+            task: {
+                name: _positive(f"{kind}/{task}/{name}", tensor.shape)
+                for name, tensor in base.items()
+                if tensor.is_floating_point()
+            }
+            for task in tasks
+        }
+        for kind in bind(method, tasks).chain().needs
+    }
+
+
+def _positive(key: str, shape: Sequence[int]) -> Tensor:
+    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(crc32(key.encode()))).square() + 1e-3
+
+
 def merged(base: Mapping[str, Tensor], tuned: Mapping[str, Mapping[str, Tensor]], method: Any, **options: Any) -> State:
     """The merged model as a state dict. `dtype`, `engine` go to the evaluation, the rest to `merge`."""
     opened, vectors = vectors_of(base, tuned)
     out = {key: options.pop(key) for key in ("dtype",) if key in options}
     options.setdefault("names", list(tuned))
+    options.setdefault("evidence", evidence_for(method, base, options["names"]))
     model: Any = opened + merge(vectors, method, **options)
     state: State = model.state_dict(engine=options.get("engine"), **out)
     return state
@@ -94,6 +115,7 @@ def merged_vector(base: Mapping[str, Tensor], tuned: Mapping[str, Mapping[str, T
     """The merged task vector alone, in float32."""
     _, vectors = vectors_of(base, tuned)
     options.setdefault("names", list(tuned))
+    options.setdefault("evidence", evidence_for(method, base, options["names"]))
     return merge(vectors, method, **options).state_dict(engine=options.get("engine"))
 
 
@@ -334,7 +356,14 @@ def workers_and_blocks(case: Case) -> None:
         opened = open_model(str(folder / "base"))
         vectors: list[Any] = [open_model(str(folder / task)) - opened for task in case.tasks]
         engine = Engine(workers=2, window=70_000)
-        model: Any = opened + merge(vectors, case.method, names=case.tasks, seed=1, engine=engine)
+        model: Any = opened + merge(
+            vectors,
+            case.method,
+            names=case.tasks,
+            seed=1,
+            engine=engine,
+            evidence=evidence_for(case.method, base, case.tasks),
+        )
         same(model.state_dict(engine=engine), want, "models in files")
 
 
@@ -344,7 +373,7 @@ def compiled_loop(case: Case) -> None:
     with _stored({"base": base, **tuned}) as folder:
         opened = open_model(str(folder / "base"))
         vectors: list[Any] = [open_model(str(folder / task)) - opened for task in case.tasks]
-        model: Any = opened + merge(vectors, case.method, names=case.tasks)
+        model: Any = opened + merge(vectors, case.method, names=case.tasks, evidence=evidence_for(case.method, base, case.tasks))
         model.save(folder / "out")
         written: Any = open_model(str(folder / "out"))
         same(written.state_dict(), model.state_dict(), "the written file against torch")
@@ -397,10 +426,8 @@ def linear_in_scale(case: Case) -> None:
             _close(back[name], -3 * one[name], f"scale = -3: {name!r}", share=1e-5, least=1e-7)
             factor = 0.5 if name.startswith("layers.0.") else 2.0
             _close(some[name], factor * one[name], f"scale by pattern: {name!r}", share=1e-5, least=1e-7)
-    if outside:  # λ multiplies what is outside the selection too, or nothing of it
-        factor = 1 if all(torch.equal(back[name], one[name]) for name in outside) else -3
-        for name in outside:
-            _close(back[name], factor * one[name], f"scale = -3, outside the selection: {name!r}", share=1e-5, least=1e-7)
+    for name in outside:  # θ₀ + λ τ_m: λ multiplies what is outside the selection too
+        _close(back[name], -3 * one[name], f"scale = -3, outside the selection: {name!r}", share=1e-5, least=1e-7)
 
 
 # Selection.
@@ -548,5 +575,5 @@ def _stored(states: Mapping[str, Mapping[str, Tensor]]) -> Iterator[Path]:
         folder = Path(name)
         for model, state in states.items():
             (folder / model).mkdir()
-            save_file({key: tensor.contiguous() for key, tensor in state.items()}, folder / model / "model.safetensors")
+            write_tensors(folder / model / "model.safetensors", state)
         yield folder

@@ -266,7 +266,7 @@ def test_shards_of_models_and_task_vectors_do_not_mix(tmp_path: Path) -> None:
     save_file({"v": torch.ones(2)}, tmp_path / "a.safetensors", metadata={"thetau.kind": "task_vector"})
     save_file({"w": torch.ones(2)}, tmp_path / "b.safetensors")
     write_index(tmp_path, {"v": "a.safetensors", "w": "b.safetensors"})
-    with pytest.raises(CheckpointError, match=r"must be one of model, task_vector. Got model, task_vector"):
+    with pytest.raises(CheckpointError, match=r"must be one of model, task_vector, evidence. Got model, task_vector"):
         open_source(tmp_path)
 
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import save_file
-from test_cli import run
-from test_naming import MODELS, TOKENS, WIDE
 from torch import nn
 
 import thetau
+from architectures import MODELS, TOKENS, WIDE
+from commands import run
 from thetau.checkpoint import Kind, Roles, bring_tree, kind_of, layer_of, open_source, weighed_left
 from thetau.checkpoint import roles as room
 from thetau.checkpoint.naming import plain

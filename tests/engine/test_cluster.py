@@ -19,6 +19,7 @@ from fixtures import write_model
 from thetau.engine.work import Call
 from thetau.errors import CheckpointError, OutputError, ThetauError
 from thetau.methods import Awd, DareTies, TaskArithmetic, Ties, Wudi
+from thetau.parts import BlockReduction
 from thetau.plan import Step
 
 ray = pytest.importorskip("ray", reason="the executor `ray` is an extra; the tests' own set-up installs it")
@@ -108,7 +109,7 @@ class Slowly(TaskArithmetic):
         return Chain(reduction=SlowSum())
 
 
-class SlowSum:
+class SlowSum(BlockReduction):
     def reduce(self, stack: torch.Tensor, state: object, site: object) -> torch.Tensor:
         time.sleep(0.15)
         return stack[0] + stack[1] + stack[2]

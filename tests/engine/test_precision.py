@@ -12,6 +12,7 @@ import thetau
 from fixtures import write_model
 from thetau import methods
 from thetau.methods import Awd, DareTies, Ties
+from thetau.testing import evidence_for
 
 SHAPES = {"a.mlp.weight": (300, 200), "b.mlp.weight": (128, 512), "norm.weight": (700,)}
 TASKS = ("x", "y", "z", "w")
@@ -41,8 +42,12 @@ def test_rounded_once(tmp_path: Path, method: Any, dtype: torch.dtype) -> None:
             stored[name][tensor] = (value + (0.004 * noise if number else 0)).to(dtype)
         write_model(tmp_path / name, stored[name])
 
+    evidence = evidence_for(method, stored["base"], TASKS)
+
     def merged(opened: dict[str, thetau.Expression]) -> thetau.Expression:
-        return opened["base"] + thetau.merge([opened[task] - opened["base"] for task in TASKS], method, names=TASKS, seed=1)
+        return opened["base"] + thetau.merge(
+            [opened[task] - opened["base"] for task in TASKS], method, names=TASKS, seed=1, evidence=evidence
+        )
 
     merged({name: thetau.open(tmp_path / name) for name in stored}).save(tmp_path / "out")
     wide = {name: {tensor: value.double() for tensor, value in state.items()} for name, state in stored.items()}

@@ -230,7 +230,7 @@ RULES: list[tuple[Any, dict[str, Any], str]] = [
     (Wudi, {"steps": -1}, "`Wudi(steps=...)` must be an integer of at least 0. Got -1."),
     (Wudi, {"lr": 0.0}, "`Wudi(lr=...)` must be a positive number. Got 0.0."),
     (Wudi, {"ridge": -1.0}, "`Wudi(ridge=...)` must be a number of at least 0. Got -1.0."),
-    (Wudi, {"omega": 0.0, "solver": "closed_form"}, "`Wudi(omega=...)` must be a positive number or None. Got 0.0."),
+    (Wudi, {"omega": 0.0, "solver": "closed_form"}, "`Wudi(omega=...)` must be a positive number, or None for `ridge`. Got 0.0."),
     (
         Wudi,
         {"omega": 1e-5, "ridge": 0.0, "solver": "closed_form"},

@@ -53,11 +53,12 @@ def test_the_three_agree_and_are_the_best_of_their_rank(ways: Any) -> None:
 def test_they_agree_in_a_merge(ways: Any) -> None:
     shapes = {name: shape for name, shape in SHAPES.items() if len(shape) == 2 and 0 not in shape}
     base, tuned = models(shapes, TASKS)
-    streamed, chained = (merged_vector(base, tuned, cls(rank=3)) for cls in (ways.Streamed, ways.Projected))
+    whole, streamed, chained = (merged_vector(base, tuned, cls(rank=3)) for cls in (ways.Whole, ways.Streamed, ways.Projected))
     for name in shapes:
-        assert relative(streamed[name], chained[name]) < 1e-4, name
+        assert relative(streamed[name], whole[name]) < 1e-4, name
+        assert relative(chained[name], whole[name]) < 1e-4, name
 
 
-@pytest.mark.parametrize("way", ["Streamed"])
+@pytest.mark.parametrize("way", ["Streamed", "Whole", "Projected"])
 def test_they_pass_the_common_tests(ways: Any, way: str) -> None:
     check_method(getattr(ways, way)(), exempt={"round_trip": "examples/ is no package, and nothing there is registered"})

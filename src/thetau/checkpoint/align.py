@@ -79,7 +79,8 @@ def align(
     """
     found = _Findings()
     everything = [*reference, *(name for source in sources for name in source.specs)]
-    found.problems += check_patterns(exclude, everything, "exclude")
+    if shapes:  # evidence need not hold what is excluded
+        found.problems += check_patterns(exclude, everything, "exclude")
     renames = {source.key: _prefix(reference, source, found) for source in sources}
     out = {
         name for name in reference if matches(name, exclude) or any(matches(rename(name), exclude) for rename in renames.values())

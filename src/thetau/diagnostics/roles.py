@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
-from thetau.checkpoint import Origin, Role, Roles, Source
+from thetau.checkpoint import Role, Roles, Source
+from thetau.checkpoint.roles import Origin
 
 
 @final
