@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A caller's active environment must not leak in.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: demo test processors check docs wheel hooks bench kills memory fuzz paradigms diagnose step bilateral bases bases-bounds bases-scale plans readme data clean
+.PHONY: demo test processors check docs wheel hooks bench kills memory fuzz paradigms diagnose step bilateral bases bases-bounds bases-scale bits fisher plans readme data clean
 
 demo: $(VENV)/.ready  ## fine-tune, merge with every method, evaluate: a table, results.json and results.png
 	$(BIN)/thetau suite run demo --out $(RUN)
@@ -83,6 +83,13 @@ bases-bounds: $(VENV)/.ready  ## loss gaps beside the bounds of the theory, of v
 
 bases-scale: $(VENV)/.ready  ## a bank of 72 vectors of 100 million parameters (29 GB in runs/bases-scale); writes experiments/bases_scale/results.json
 	$(BIN)/python -m experiments.bases_scale.run --folder runs/bases-scale
+
+bits: $(VENV)/.ready  ## the same bits, and the same speed, as the last revision of 0.1; writes experiments/bits
+	$(BIN)/python -m experiments.bits.run
+	$(BIN)/python -m experiments.bits.speed
+
+fisher: $(VENV)/.ready  ## Fisher merging of the demo's models, from collection to evaluation; after `make demo`
+	$(BIN)/python -m experiments.fisher.run
 
 plans: $(VENV)/.ready  ## docs/large.md: how merges of 7B, 70B and 405B would run
 	$(BIN)/python -m experiments.plans.page

@@ -1,6 +1,6 @@
 """The same bits as an older revision: every method on the same models, by both, and what differs.
 
-    python experiments/bits/run.py [--old REVISION]
+    python -m experiments.bits.run [--old REVISION]
 
 Checks the old revision out beside this one, builds its compiled loop, merges small models of real names and mixed dtypes with both, and
 compares the checksums in the outputs' `thetau.json`: equal for elementwise methods, within 1e-6 of the largest change for matrix methods.

@@ -3,8 +3,8 @@
     make demo                              # the fine-tuned models, in runs/demo
     python -m experiments.fisher.run [--run runs/demo] [--examples 256]
 
-Each task's Fisher diagonal is collected on its training split and kept in RUN/fisher, once as it is and once normalised (the authors divide
-each by its norm). λ is not tuned: both rows are averages. Writes experiments/fisher/results.json.
+Each task's Fisher diagonal is collected on its training split and kept in RUN/fisher; it is merged as it is, and divided by its norm as the authors
+do. λ is not tuned: all rows are averages. Writes experiments/fisher/results.json.
 """
 
 from __future__ import annotations
@@ -56,24 +56,22 @@ def main(run: Path, examples: int) -> dict[str, Any]:
         cache=run / "cache",
     )
     collected: dict[str, dict[str, Any]] = {}
-    evidence: dict[bool, dict[str, Path]] = {False: {}, True: {}}
-    for normalise, files in evidence.items():
-        config = FisherConfig(examples=examples, normalise=normalise, max_length=limits.max_length)
-        for name, folder in models.items():
-            files[name] = run / "fisher" / f"{name}-{examples}{'-normalised' * normalise}.safetensors"
-            begun = time.perf_counter()
-            made = collect_fisher(
-                encoder, tasks[name], read_weights(folder), files[name], config, head=evaluator.heads[name], origin=str(folder)
-            )
-            if not normalise:
-                facts = {key: value for key, value in made.to_json().items() if key not in ("path", "zero")}
-                collected[name] = facts | {"seconds": round(time.perf_counter() - begun, 1)}
+    files: dict[str, Path] = {}
+    config = FisherConfig(examples=examples, max_length=limits.max_length)
+    for name, folder in models.items():
+        files[name] = run / "fisher" / f"{name}-{examples}.safetensors"
+        begun = time.perf_counter()
+        made = collect_fisher(
+            encoder, tasks[name], read_weights(folder), files[name], config, head=evaluator.heads[name], origin=str(folder)
+        )
+        facts = {key: value for key, value in made.to_json().items() if key not in ("path", "zero")}
+        collected[name] = facts | {"seconds": round(time.perf_counter() - begun, 1)}
     base = thetau.open(encoder.folder)
     vectors = [(thetau.open(folder) - base).named(name) for name, folder in models.items()]
     merges = {
         "average": thetau.merge(vectors, thetau.methods.Average()),
-        "fisher": thetau.merge(vectors, thetau.methods.Fisher(), evidence={"fisher": evidence[False]}),
-        "fisher, normalised": thetau.merge(vectors, thetau.methods.Fisher(), evidence={"fisher": evidence[True]}),
+        "fisher, as collected": thetau.merge(vectors, thetau.methods.Fisher(normalise=False), evidence={"fisher": files}),
+        "fisher": thetau.merge(vectors, thetau.methods.Fisher(), evidence={"fisher": files}),
     }
     rows: dict[str, Any] = {}
     for name, merged in merges.items():

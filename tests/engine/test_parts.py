@@ -381,6 +381,13 @@ def test_a_fisher_of_zeros_and_a_negative_one_are_refused(weights: Any, tmp_path
         thetau.merge(vectors, thetau.methods.Fisher(), evidence={"fisher": {**files, **below}}).state_dict()
 
 
+def test_evidence_is_no_task_vector(weights: Any, tmp_path: Path) -> None:
+    base, vectors = opened(weights)
+    files = fishers(weights, tmp_path / "f")
+    with pytest.raises(AlignmentError, match=r"ape\.safetensors: is evidence, not a task vector"):
+        thetau.merge([*vectors, thetau.open(files["ape"])], thetau.methods.Average())
+
+
 def test_evidence_in_a_recipe_and_made_again(weights: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, state in {"base": weights[0], **weights[1]}.items():
         (tmp_path / name).mkdir()

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thetau.errors import AlignmentError
-from thetau.methods.fields import Coefficient, Elsewhere, NotNegative, Tensors, Varies
+from thetau.methods.fields import Coefficient, Elsewhere, NotNegative, Tensors, Varies, part_of
 from thetau.methods.reductions import Scale
 from thetau.methods.registry import register
 from thetau.parts import BlockReduction, Chain, Method, Selection, Site, Varying
@@ -48,7 +48,7 @@ class Fisher(Method):
     def chain(self) -> Chain:
         """The weighted mean, then λ."""
         return Chain(
-            reduction=FisherMean(coefficients=self.coefficients, floor=self.floor, normalise=self.normalise),
+            reduction=FisherMean(**part_of(FisherMean, self)),
             post=(Scale(scale=self.scale),),
             selection=Selection(tensors=self.tensors, elsewhere=self.elsewhere),
         )

@@ -131,6 +131,11 @@ def require_vector(vector: Combination, what: str) -> Combination:
     Raises:
         AlignmentError: it is a model, or no valid difference of models.
     """
+    for source in vector.sources():
+        if source.metadata.get("thetau.kind") == "evidence":
+            raise AlignmentError(
+                f"{source.label}: is evidence, not a task vector. Give it to a method that needs it: `evidence: {{kind: {{task: file}}}}`."
+            )
     if not vector.is_vector:
         raise AlignmentError(f"{what} needs task vectors (degree 0). Got {vector!r}: subtract the base, as in `model - base`.")
     return vector
