@@ -382,7 +382,7 @@ def test_a_fisher_of_zeros_and_a_negative_one_are_refused(weights: Any, tmp_path
 
 
 def test_evidence_is_no_task_vector(weights: Any, tmp_path: Path) -> None:
-    base, vectors = opened(weights)
+    _, vectors = opened(weights)
     files = fishers(weights, tmp_path / "f")
     with pytest.raises(AlignmentError, match=r"ape\.safetensors: is evidence, not a task vector"):
         thetau.merge([*vectors, thetau.open(files["ape"])], thetau.methods.Average())
