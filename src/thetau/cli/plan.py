@@ -19,9 +19,10 @@ def show(plan: Plan, *, reading: float | None = None, to_stderr: bool = False) -
     from thetau.engine.work import gigabytes
 
     console = Console(soft_wrap=True, stderr=to_stderr)
-    table = Table("pass", "reads", "memory in flight", box=None, pad_edge=False)
-    for index, one in enumerate(plan.passes, 1):
-        table.add_row(f"{index}. {one.what}", gigabytes(one.read), gigabytes(one.memory))
+    table = Table("pass", "reads", "memory in flight", "by", box=None, pad_edge=False)
+    for index, (one, memory) in enumerate(zip(plan.passes, plan.in_flight(), strict=True), 1):
+        by = ", ".join(sorted({step.by for step in one.steps}))
+        table.add_row(f"{index}. {one.what}", gigabytes(one.read), gigabytes(memory), by)
     console.print(table)
     console.print(f"reads {gigabytes(plan.read)}, writes {gigabytes(plan.written)} in {plan.tensors} tensors", highlight=False)
     if reading is not None:
