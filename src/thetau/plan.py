@@ -48,8 +48,8 @@ class Pass:
     def in_flight(self, workers: int, budget: int) -> int:
         """Peak bytes of the tensors that so many workers hold together, within the budget where that is possible."""
         largest = sorted((step.memory for step in self.steps), reverse=True)[:workers]
-        together = sum(largest) if largest and self.held + largest[0] <= budget else sum(largest[:1])
-        return max(min(together, max(budget - self.held, max(largest, default=0))), self.memory) + self.held
+        flying = max(largest[0], min(sum(largest), budget - self.held)) if largest else 0
+        return self.held + max(flying, self.memory)
 
     def duration(self, reading: float, workers: int, rate: float) -> float:
         """Seconds, about: reading and elementwise work go side by side, so the slower one counts; solving comes on top."""
