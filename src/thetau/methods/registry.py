@@ -11,6 +11,7 @@ from functools import cache
 from importlib import metadata
 from typing import Any, TypeVar
 
+from thetau._version import __version__
 from thetau.errors import RecipeError, nearest
 from thetau.fields import Field, declared
 from thetau.parts import Method, PerPattern, PerTask
@@ -60,6 +61,8 @@ def get(name: str) -> type[Method]:
         RecipeError: no method has that name, and the message says which is near; two have it; or its package cannot be imported.
     """
     offered = plugins().get(name, ())
+    if name in _METHODS and not offered:  # whom it would be told from needs a look at every installed package
+        return _METHODS[name]
     rivals = [f"{entry.value} of {_told(entry)}" for entry in offered]
     if name in _METHODS and not any(_top(entry.module) == _top(_METHODS[name].__module__) for entry in offered):
         rivals.insert(0, f"{_place(_METHODS[name])} of {_origin(_METHODS[name])}")
@@ -146,12 +149,14 @@ def _distributions() -> Mapping[str, Sequence[str]]:
 
 def _origin(cls: type) -> str:
     top = _top(cls.__module__)
+    if top == "thetau":
+        return f"thetau {__version__}"
     for entry in (entry for offered in plugins().values() for entry in offered):
         if _top(entry.module) == top:
             return _told(entry)
     for package in _distributions().get(top, ()):
         return f"{package} {metadata.version(package)}"
-    return "thetau" if top == "thetau" else f"the module {cls.__module__}"
+    return f"the module {cls.__module__}"
 
 
 def build(name: str, values: Mapping[str, Any]) -> Method:
