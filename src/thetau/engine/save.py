@@ -123,7 +123,7 @@ class Output:
         window = spec.elements if self.whole(name) else min(spec.elements, engine.reach(self._readers))
         terms = self.reading.terms(self.combination, name)
         below = {child.key for _, source, _ in terms for child in computed([source]) for child in child.children()}
-        read, memory, flops, pace = 0, 3 * window * 4, 0.0, TORCH_PACE
+        read, memory, flops, pace, loop = 0, 3 * window * 4, 0.0, TORCH_PACE, False
         for _, source, theirs in terms:
             if source.key in below:  # a window reads each source once
                 continue
@@ -131,8 +131,7 @@ class Output:
             stored = 0 if source.children() else window * spec.dtype.itemsize
             read, memory, flops = read + inner.read, memory + inner.memory + stored, flops + inner.flops
             if source.children():
-                pace = inner.pace
-        loop = any(source.children() and source.demand(theirs).by == "loop" for _, source, theirs in terms)
+                pace, loop = inner.pace, loop or inner.by == "loop"
         return Step(name, read, memory, written, flops, "loop" if loop and self._straight(name) else "torch", pace)
 
     def whole(self, name: str) -> bool:
