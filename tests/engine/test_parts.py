@@ -381,6 +381,29 @@ def test_a_fisher_of_zeros_and_a_negative_one_are_refused(weights: Any, tmp_path
         thetau.merge(vectors, thetau.methods.Fisher(), evidence={"fisher": {**files, **below}}).state_dict()
 
 
+def test_evidence_of_another_model_is_said_and_only_that(weights: Any, tmp_path: Path) -> None:
+    for name, state in {"base": weights[0], **weights[1]}.items():
+        save_file(state, tmp_path / f"{name}.safetensors")
+    base = thetau.open(tmp_path / "base.safetensors")
+    models_of = {task: thetau.open(tmp_path / f"{task}.safetensors", name=task) for task in TASKS}
+    prints = {task: model.terms[0][1].fingerprint() for task, model in models_of.items()}
+    values = {name: torch.ones(shape) for name, shape in SHAPES.items()}
+
+    def collected(task: str, of: str) -> Path:
+        facts = {"thetau.kind": "evidence", "thetau.base": "what its encoder held", "thetau.weights": prints[of]}
+        save_file(values, tmp_path / f"{task}-of-{of}.safetensors", metadata=facts)
+        return tmp_path / f"{task}-of-{of}.safetensors"
+
+    def save(evidence: dict[str, Path], out: str) -> Any:
+        vectors = [model - base for model in models_of.values()]
+        return (base + thetau.merge(vectors, thetau.methods.Fisher(), evidence={"fisher": evidence})).save(tmp_path / out)
+
+    assert save({task: collected(task, task) for task in TASKS}, "right").warnings == ()  # a warning would be an error here
+    wrong = {"ape": collected("ape", "ape"), "bee": collected("bee", "cat"), "cat": collected("cat", "cat")}
+    with pytest.warns(thetau.ThetauWarning, match="evidence `fisher` of bee was collected from another model"):
+        assert len(save(wrong, "wrong").warnings) == 1
+
+
 def test_evidence_is_no_task_vector(weights: Any, tmp_path: Path) -> None:
     _, vectors = opened(weights)
     files = fishers(weights, tmp_path / "f")

@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from test_cli import run
 from torch import Tensor, nn
 
 import thetau
+from commands import run
 from thetau.checkpoint import open_source
 from thetau.errors import AlignmentError, CheckpointError, DataError, OutputError, RecipeError
 from thetau.evidence import FisherConfig, collect_fisher, fisher_sums
@@ -416,6 +416,7 @@ def test_the_command(place: Path, capsys: pytest.CaptureFixture[str], tmp_path: 
     assert "2 tensors do not act on the task" in text
     assert json.loads(facts.read_text())["examples"] == 8
     assert read_facts(out, "fisher")["model"] == str(place / "tuned")
+    assert read_facts(out, "fisher")["weights"] == thetau.open(place / "tuned").terms[0][1].fingerprint()
     code, text = run(capsys, *arguments, "-o", str(out), "--set", "max_length=16")
     assert code == 0, text
     assert "(from before)" in text

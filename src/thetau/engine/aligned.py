@@ -231,7 +231,7 @@ class Aligned:
             for task, vector, one in zip(self.tasks, self.vectors, given, strict=True):
                 known = {source.fingerprint() for weight, source in vector.terms if weight > 0}
                 for source in one.sources():
-                    collected = source.metadata.get("thetau.model")
+                    collected = source.metadata.get("thetau.weights")
                     if collected and collected not in known:
                         said.append(
                             f"{source.label}: the evidence `{kind}` of {task} was collected from another model than the one that is merged "

@@ -269,7 +269,7 @@ def metadata_of(combination: Combination, recipe: Mapping[str, Any]) -> dict[str
     reference = combination.reference or next((s for s in combination.sources() if s.degree == 1), None)
     kind = "task_vector" if combination.is_vector else "model"
     metadata = {"thetau.kind": kind, "thetau.version": __version__, "thetau.recipe": _compact(recipe)}
-    bases = {source.metadata.get("thetau.base") for source in _leaves(combination, reference)}
+    bases = {source.metadata.get("thetau.base") for source in _vectors(combination, reference)}
     if combination.is_vector and reference is not None:
         metadata["thetau.base"] = reference.fingerprint()
     elif combination.is_vector and len(bases) == 1 and None not in bases:
@@ -287,7 +287,7 @@ def changed_inputs(combination: Combination) -> list[str]:
 
 def _spaces(combination: Combination, reference: Source | None) -> dict[str, str]:
     """Where each model or vector besides the base says it belongs: label → `tangent` or `weights`."""
-    others = [source for source in _leaves(combination, reference) if reference is None or source.key != reference.key]
+    others = [source for source in _vectors(combination, reference) if reference is None or source.key != reference.key]
     return {source.label: source.metadata.get("thetau.space", "weights") for source in others}
 
 
@@ -353,6 +353,11 @@ def _leaves(combination: Combination, reference: Source | None) -> list[Source]:
     return leaves([*([reference] if reference is not None else []), *combination.sources()])
 
 
+def _vectors(combination: Combination, reference: Source | None) -> list[Source]:
+    """The same without evidence, which belongs to no base and no space."""
+    return [source for source in _leaves(combination, reference) if source.metadata.get("thetau.kind") != "evidence"]
+
+
 def _record(output: Output, reference: Source | None, provenance: Mapping[str, Any]) -> dict[str, Any]:
     inputs: list[dict[str, Any]] = [
         {"path": source.label, "fingerprint": source.fingerprint(), "headers": source.header_hashes()}
@@ -406,7 +411,7 @@ def report_of(output: Output, path: Path | None, reference: Source | None, *said
     for source in output.made:
         warnings += source.warnings(reference)
     if reference is not None:
-        for source in _leaves(output.combination, reference):
+        for source in _vectors(output.combination, reference):
             trained_on = source.metadata.get("thetau.base")
             if trained_on and trained_on != reference.fingerprint():
                 warnings.append(

@@ -28,6 +28,7 @@ from torch.func import functional_call, vjp, vmap
 from thetau.errors import CheckpointError, DataError, OutputError
 from thetau.evidence.config import FisherConfig
 from thetau.evidence.files import read_facts, save_evidence
+from thetau.facade import open as open_weights
 from thetau.finetune.lesson import to_device
 from thetau.finetune.state import StateFolder
 from thetau.models import Encoder, weights_hash
@@ -159,7 +160,14 @@ def collect_fisher(
         notes=tuple(notes),
     )
     told = {name: value for name, value in result.to_json().items() if name not in ("path", "cached")}
-    more = {"model": origin, "examples": str(len(inputs)), "labels": labels, "config": json.dumps(asdict(config)), "key": key}
+    more = {
+        "model": origin,
+        **_file_of(origin, encoder),
+        "examples": str(len(inputs)),
+        "labels": labels,
+        "config": json.dumps(asdict(config)),
+        "key": key,
+    }
     save_evidence(path, EVIDENCE, tensors, facts | more | {"result": json.dumps(told)})
     state.remove()
     return result
@@ -376,6 +384,14 @@ def _check_head(encoder: Encoder, head: AnyHead, inputs: Inputs, task: Task) -> 
         raise DataError(
             f"task {task.name!r}: the head must have the task's {len(task.labels)} classes. Got {logits.shape[-1]}; it is another task's."
         )
+
+
+def _file_of(origin: str, encoder: Encoder) -> dict[str, str]:
+    """The fingerprint of the file that the weights lie in, by which a merge knows its models; nothing where they lie in memory."""
+    if not Path(origin).exists():
+        return {}
+    opened = open_weights(origin, base=str(encoder.folder))
+    return {"weights": opened.terms[-1][1].fingerprint()}
 
 
 def _existing(path: Path, key: str) -> Fisher:
