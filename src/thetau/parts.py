@@ -59,8 +59,10 @@ class Site:
     seed: int = 0
     start: int = 0  # first row of the block
     row_elements: int = 1
-    base: Tensor | None = None  # the base's block, for parts that need it
-    evidence: Mapping[str, Tensor] = field(default_factory=dict)  # `[task, *block]` for each kind that the chain needs
+    base: Tensor | None = None  # the base's block as the file stores it, for parts that need it
+    evidence: Mapping[str, Tensor] = field(
+        default_factory=dict
+    )  # `[task, *block]`, stored likewise, for each kind that is needed
 
     def weighed_left(self, shape: tuple[int, int]) -> bool:
         """Whether this matrix `[d_out, d_in]` faces the space that its block's function fixes with its output, not its input."""
@@ -370,7 +372,7 @@ class Selection:
 class Chain:
     """A method, taken apart: what the engine runs, checked when it is built.
 
-    - `models`: the parts see models θ_t, not task vectors; what comes out is a model too, from which the engine takes θ₀ again.
+    - `models`: the parts see models θ_t, not task vectors; what comes out, or is emitted, is a model too, from which the engine takes θ₀ again.
     - `emit`: the outputs, where there are several; by default the merged vector alone.
     """
 

@@ -286,6 +286,25 @@ def test_a_chain_over_models_gets_the_weights_themselves(weights: Any) -> None:
         close(got[name], stack[0].sign() * stack.abs().log().mean(0).exp())
 
 
+@pytest.mark.parametrize("reduction", [GeometricMean(), RankOne()])
+def test_stages_and_outputs_of_a_chain_over_models_see_models(weights: Any, reduction: Reduction) -> None:
+    """Post-stages, their statistics and what is emitted: all on the scale of weights, and θ₀ is taken off once at the end."""
+    base, vectors = opened(weights)
+    stacks = {name: torch.stack([weights[1][task][name] for task in TASKS]) for name in SHAPES}
+    plain = (base + thetau.merge(vectors, made(lambda: Chain(reduction=reduction, models=True)))).state_dict()
+    got = (
+        base + thetau.merge(vectors, made(lambda: Chain(reduction=reduction, post=(NormLikeTasks(),), models=True)))
+    ).state_dict()
+    lengths = torch.stack([torch.cat([stacks[name][i].reshape(-1) for name in SHAPES]).norm() for i in range(3)])
+    length = torch.cat([plain[name].reshape(-1) for name in SHAPES]).norm()
+    emitted = thetau.outputs(vectors, made(lambda: Chain(reduction=reduction, models=True)))
+    for name in SHAPES:
+        torch.testing.assert_close(got[name], plain[name] * lengths.mean() / length, rtol=1e-4, atol=1e-5)
+    for task, output in emitted.items():
+        state = (base + output).state_dict()
+        assert all(torch.allclose(state[name], weights[1][task][name], atol=1e-6) for name in SHAPES)
+
+
 def test_a_chain_over_models_needs_the_base(weights: Any, tmp_path: Path) -> None:
     _, vectors = opened(weights)
     vectors[0].save(tmp_path / "ape.safetensors")

@@ -63,10 +63,11 @@ class Apply:
         if window.name not in aligned.chosen:
             return self._outside(window, start, stop)
         if aligned.chain.access != "block":
-            return self.tensor(window)[0][start - window.start : stop - window.start]
-        site = aligned.site_at(window, start, stop)
-        stack = self.transformed(window, start, stop, site)
-        return self.merged(stack, site, window, start, stop)
+            merged = self.tensor(window)[0][start - window.start : stop - window.start]
+        else:
+            site = aligned.site_at(window, start, stop)
+            merged = self.merged(self.transformed(window, start, stop, site), site)
+        return self._back(merged, window, start, stop)
 
     def emitted(self, emit: Emit, name: str, window: Window, start: int, stop: int) -> Tensor:
         """Rows of one of several outputs."""
@@ -79,10 +80,10 @@ class Apply:
             )
         else:
             stack = self.transformed(window, start, stop, site)
-            merged = self.merged(stack, site, window, start, stop) if emit.reads_merged else stack[0]
+            merged = self.merged(stack, site) if emit.reads_merged else stack[0]
         state = self.states[-1] if aligned.chain.emit is emit else None
         rows = part_call(emit, site, emit.emit, name, merged if emit.reads_merged else None, stack, state, site)
-        return shaped(emit, site, rows, stack.shape[1:])
+        return self._back(shaped(emit, site, rows, stack.shape[1:]), window, start, stop)
 
     def transformed(self, window: Window, start: int, stop: int, site: Site, upto: int | None = None) -> Tensor:
         """The stack `[task, rows, *rest]` after the chain's transforms, or the first of them."""
@@ -102,7 +103,7 @@ class Apply:
             stack = shaped(part, site, part_call(part, site, part.apply, stack, state, site), stack.shape)
         return stack
 
-    def merged(self, stack: Tensor, site: Site, window: Window, start: int, stop: int, upto: int | None = None) -> Tensor:
+    def merged(self, stack: Tensor, site: Site, upto: int | None = None) -> Tensor:
         """A block after the reduction and the post-stages, or the first of them."""
         chain = self.aligned.chain
         reduction, state = (
@@ -111,9 +112,10 @@ class Apply:
         )
         assert isinstance(reduction, BlockReduction | WholeReduction)
         merged = shaped(reduction, site, part_call(reduction, site, reduction.reduce, stack, state, site), stack.shape[1:])
-        return self._back(self.posted(merged, stack, site, upto), window, start, stop)
+        return self.posted(merged, stack, site, upto)
 
     def _back(self, merged: Tensor, window: Window, start: int, stop: int) -> Tensor:
+        """Rows as a task vector: what a chain over models gives is a model."""
         return merged - self.aligned.base(window, start, stop) if self.aligned.chain.models else merged
 
     def posted(
@@ -159,10 +161,10 @@ class Apply:
         if not merge:
             return stack[0], stack
         if isinstance(chain.reduction, BlockReduction):
-            return self.merged(stack, site, window, 0, spec.rows), stack
+            return self.merged(stack, site), stack
         with self.engine.there():
             merged = self._matrices_merged(chain.reduction, stack, site)
-        return self._back(self.posted(merged, stack, site), window, 0, spec.rows), stack
+        return self.posted(merged, stack, site), stack
 
     def _matrices_merged(self, reduction: Reduction, stack: Tensor, site: Site) -> Tensor:
         """A whole stack through a reduction that is no elementwise one, one logical matrix after the other."""
@@ -190,7 +192,7 @@ class Apply:
         spec = aligned.alignment.specs[window.name]
         site = aligned.site(window.name)
         merged = self._fed(reduction, self._matrices(window), site)
-        merged = self._back(self.posted(merged.reshape(spec.shape), None, site), window, 0, spec.rows)
+        merged = self.posted(merged.reshape(spec.shape), None, site)
         return merged, merged[None][:0]
 
     def _fed(self, reduction: StreamReduction, matrices: Iterator[tuple[str, Tensor]], site: Site) -> Tensor:

@@ -140,7 +140,7 @@ class Measurement(Work):
                     stack = self.apply.transformed(window, start, stop, site, stage)
                 elif chain.access == "block":
                     inner = self.apply.transformed(window, start, stop, site)
-                    merged = self.apply.merged(inner, site, window, start, stop, stage - len(chain.transforms) - 1)
+                    merged = self.apply.merged(inner, site, stage - len(chain.transforms) - 1)
                     stack = torch.cat([merged[None], inner])
                 else:
                     merged, inner = self.apply.tensor(window)
