@@ -426,8 +426,20 @@ def test_evidence_of_another_model_is_said_and_only_that(weights: Any, tmp_path:
 def test_evidence_is_no_task_vector(weights: Any, tmp_path: Path) -> None:
     _, vectors = opened(weights)
     files = fishers(weights, tmp_path / "f")
-    with pytest.raises(AlignmentError, match=r"ape\.safetensors: is evidence, not a task vector"):
-        thetau.merge([*vectors, thetau.open(files["ape"])], thetau.methods.Average())
+    base, _ = opened(weights)
+    fisher = thetau.open(files["ape"])
+    for use in (
+        lambda: thetau.merge([*vectors, fisher], thetau.methods.Average()),
+        lambda: base + fisher,
+        lambda: fisher - base,
+        lambda: vectors[0] + 0.5 * fisher,
+        lambda: vectors[0].cosine(fisher),
+        lambda: fisher.norm(),
+        lambda: thetau.gram([fisher, *vectors]),
+    ):
+        with pytest.raises(AlignmentError, match=r"ape\.safetensors: is evidence, not a task vector"):
+            use()
+    assert set(fisher.state_dict()) == set(SHAPES) - {"logit_scale"}  # it can be read
 
 
 def test_evidence_in_a_recipe_and_made_again(weights: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

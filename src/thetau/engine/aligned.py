@@ -15,6 +15,7 @@ from thetau.engine.window import Reading
 from thetau.errors import AlignmentError, RecipeError, nearest
 from thetau.parts import SELECTIONS, Chain, Emit, Site
 from thetau.vectors import Combination
+from thetau.vectors.combination import refuse_evidence
 
 Evidence = Mapping[str, Mapping[str, Combination]]
 
@@ -34,6 +35,8 @@ class Aligned:
     ) -> None:
         self.tasks = tuple(sorted(tasks))
         self.vectors = [tasks[name] for name in self.tasks]
+        for vector in self.vectors:
+            refuse_evidence(vector)
         self.chain, self.seed, self.label = chain, seed, label
         self.reference = next((vector.reference for vector in self.vectors if vector.reference is not None), None)
         sources = {source.key: source for vector in self.vectors for source in vector.sources()}

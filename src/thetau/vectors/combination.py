@@ -108,6 +108,8 @@ class Combination:
         return f"<{kind}: {self.label}>"
 
     def _sum(self: Same, other: Combination, sign: float) -> Same:
+        refuse_evidence(self)
+        refuse_evidence(other)
         base = sign < 0 and other.is_model  # `model - base` takes its names from the base
         merged: dict[str, tuple[float, Source]] = {source.key: (weight, source) for weight, source in self.terms}
         for weight, source in other.terms:
@@ -125,17 +127,26 @@ class Combination:
         return type(self)(terms, reference=reference or self.reference, name=name)
 
 
+def refuse_evidence(combination: Combination) -> None:
+    """Nothing where all terms are weights.
+
+    Raises:
+        AlignmentError: one is evidence, which can be read and given to a method, but not added to weights or compared with them.
+    """
+    for source in combination.sources():
+        if source.metadata.get("thetau.kind") == "evidence":
+            raise AlignmentError(
+                f"{source.label}: is evidence, not a task vector. Give it to a method that needs it: `evidence: {{kind: {{task: file}}}}`."
+            )
+
+
 def require_vector(vector: Combination, what: str) -> Combination:
     """The vector itself, if it is one.
 
     Raises:
         AlignmentError: it is a model, or no valid difference of models.
     """
-    for source in vector.sources():
-        if source.metadata.get("thetau.kind") == "evidence":
-            raise AlignmentError(
-                f"{source.label}: is evidence, not a task vector. Give it to a method that needs it: `evidence: {{kind: {{task: file}}}}`."
-            )
+    refuse_evidence(vector)
     if not vector.is_vector:
         raise AlignmentError(f"{what} needs task vectors (degree 0). Got {vector!r}: subtract the base, as in `model - base`.")
     return vector
