@@ -25,6 +25,7 @@ from thetau.engine.executor import Engine
 from thetau.facade import Expression, bind, merge
 from thetau.facade import open as open_model
 from thetau.fields import declared
+from thetau.linalg.threads import one_thread
 from thetau.methods.registry import build, plain
 from thetau.parts import Chain, Method, PerPattern, PerTask, Site
 
@@ -533,7 +534,7 @@ def check_method(
         raise AssertionError(f"a method is an instance of a class below `thetau.parts.Method`. Got {method!r}.")
     case = Case(method=method, tasks=names)
     problems = []
-    with _one_thread():
+    with one_thread():
         for name in only:
             problem = _problem(CHECKS[name], case)
             if name in exempt and problem is None:
@@ -555,17 +556,6 @@ def _problem(check: Callable[[Case], None], case: Case) -> str | None:
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return None
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """As in the engine's workers."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @contextmanager

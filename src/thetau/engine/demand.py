@@ -66,7 +66,7 @@ def _reading(aligned: Aligned, engine: Engine, name: str) -> tuple[int, int]:
     readers = aligned.readers(name)
     demands = [source.demand(theirs) for source, theirs in readers]
     block = min(spec.rows, block_rows(spec)) * spec.row_elements
-    window = min(spec.elements, max(engine.reach(len(aligned.sources)), block))
+    window = min(spec.elements, max(engine.reach(len(aligned.sources) + len(aligned.testimony)), block))
     memory = len(readers) * window * 4 + 4 * len(aligned.tasks) * block * aligned.reading.dtype.itemsize
     return sum(one.read for one in demands), memory + sum(one.memory for one in demands)
 

@@ -130,7 +130,7 @@ class Measurement(Work):
         late = stage > len(chain.transforms)  # a stage after the reduction: it sees the merged tensor and the stack
         at_once = chain.access != "block" and (late or any(p.access == "whole" for p in chain.transforms[:stage]))
         nested = any(source.whole(theirs) for source, theirs in aligned.readers(name))
-        reach = spec.elements if at_once or nested else self.apply.engine.reach(len(aligned.sources))
+        reach = spec.elements if at_once or nested else self.apply.engine.reach(len(aligned.sources) + len(aligned.testimony))
         total: Any = None
         for low, high in windows(spec, reach):
             window = Window(name, low, high)

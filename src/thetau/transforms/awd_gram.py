@@ -13,8 +13,6 @@ no δ changes a cosine, and δ is 0.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from thetau.linalg.gram import span
+from thetau.linalg.threads import one_thread
 from thetau.statistics.gram import cosines
 
 Array = np.ndarray
@@ -76,7 +75,7 @@ def objective(
 
 def solve(gram: Float[Tensor, "task task"], alpha: float, *, reverse: bool = False) -> Disentangled:
     """The best of several local minima. Tasks of zero norm take no part; with fewer than two tasks δ is 0."""
-    with _one_thread():
+    with one_thread():
         return _solve(gram.double(), alpha, reverse)
 
 
@@ -138,17 +137,6 @@ def solve_batch(
         c = torch.where(alive, start.to(gram.dtype) * k / alive.sum(1, keepdim=True).clamp(min=1), 0.0)
         best, loss = _descend(unit, onto, _along(onto, c), weight, reverse, steps, best, loss)
     return best
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Matrices this small are slower on many threads, by far where the cores are busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _both(gram: Tensor) -> Bool[Tensor, "*batch task task"]:
