@@ -1,6 +1,6 @@
 """Elementwise chains as programs for the compiled inner loop (`kernels.c`).
 
-A chain runs there when each of its parts says what it is (`fuse`), every input is a stored safetensors tensor in float32, bfloat16
+A chain runs there when each of its parts says what it is (`compiles`, `program`), every input is a stored safetensors tensor in float32, bfloat16
 or float16, and each task vector is a model, or a model minus one base. Everything else takes the torch path, which gives the same bits
 and is what runs where no compiler was at hand.
 """
