@@ -29,6 +29,7 @@ Access = Literal["block", "stream", "whole"]
 State = Any
 PACE = 1.4e9  # of most parts in the compiled loop
 SELECTIONS = ("all", "linear", "matrices")
+BASE = ""  # the base's identity among the models, where a chain has it there; no task can be called so
 
 
 @dataclass(frozen=True)
@@ -372,7 +373,8 @@ class Selection:
 class Chain:
     """A method, taken apart: what the engine runs, checked when it is built.
 
-    - `models`: the parts see models θ_t, not task vectors; what comes out, or is emitted, is a model too, from which the engine takes θ₀ again.
+    - `models`: the parts see models θ_t, not task vectors; what comes out, or is emitted, is a model too.
+    - `with_base`: the base is one of the models, under the identity `BASE`, which sorts before every other.
     - `emit`: the outputs, where there are several; by default the merged vector alone.
     """
 
@@ -382,9 +384,12 @@ class Chain:
     selection: Selection = field(default_factory=Selection)
     split_fused: bool = False  # merge fused q/k/v as the three matrices that they are
     models: bool = False
+    with_base: bool = False
     emit: Emit | None = None
 
     def __post_init__(self) -> None:
+        if self.with_base and not self.models:
+            raise TypeError("`Chain(with_base=True)` needs `models=True`: among task vectors the base would be zero.")
         kinds: list[tuple[str, object, type[Part]]] = [("reduction", self.reduction, Reduction)]
         kinds += [("transforms", part, Transform) for part in self.transforms]
         kinds += [("post", part, PostStage) for part in self.post]
@@ -449,7 +454,13 @@ class Method(ABC):
     """A named set of hyper-parameters, a frozen keyword-only dataclass, that says which chain it is.
 
     Each field says what it may hold (`thetau.fields`), and is checked against it here.
+
+    - `takes`: the fewest and the most task vectors (or models) that it can merge; None for no limit.
+    - `suits`: kinds of task vectors that its authors made it for: `"lora"`.
     """
+
+    takes: ClassVar[tuple[int, int | None]] = (1, None)
+    suits: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         check(self)
