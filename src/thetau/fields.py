@@ -43,6 +43,24 @@ class PerPattern:
 Varying = float | tuple[float, ...] | PerTask | PerPattern  # a tuple stands in the order in which the tasks are given
 
 
+def each_number(value: Varying) -> Iterator[float]:
+    """Every number that a varying field holds."""
+    if isinstance(value, PerTask | PerPattern):
+        for one in value.values.values():
+            yield from each_number(one)
+    elif isinstance(value, tuple):
+        yield from value
+    else:
+        yield value
+
+
+def by_pattern(value: Varying) -> bool:
+    """Whether a field's value hangs on the tensor's name, for some task at least."""
+    if isinstance(value, PerTask):
+        return any(isinstance(one, PerPattern) for one in value.values.values())
+    return isinstance(value, PerPattern)
+
+
 class Rule(ABC):
     """What a field's value must be."""
 
@@ -225,6 +243,16 @@ class Varies(Rule):
         plain = self.each == Number()
         listed = " or ".join([", ".join(["a finite number" if plain else "a number", *ways[:-1]]), *ways[-1:]])
         return listed if plain else f"{listed}, each {self.each.text}"
+
+    def check(self, owner: str, name: str, value: object) -> None:
+        """Nothing where the rule is kept.
+
+        Raises:
+            ValueError: it is broken: the range alone is told where the fault is a single value.
+        """
+        for fault in self.faults(value):
+            rule: Rule = self.each if not isinstance(fault, tuple | PerTask | PerPattern) and self.each != Number() else self
+            raise ValueError(f"`{owner}({name}=...)` must be {rule.text}. Got {fault!r}.")
 
     def faults(self, value: object) -> Iterator[object]:
         """The numbers that break the range, or the whole where it varies in a way that it may not."""

@@ -160,7 +160,7 @@ class Statistic(ABC):
         """Bytes of the result, over all tensors, given the elements of each."""
         return 0
 
-    def from_compiled(self, result: Any) -> Any:
+    def from_compiled(self, result: Any, site: Site) -> Any:
         """A tensor's total, from what the compiled loop counted (`engine.kernels.Result`)."""
         raise NotImplementedError(f"{type(self).__name__} names a compiled form and does not read it: write `from_compiled`.")
 
@@ -443,11 +443,9 @@ class Chain:
         return self.models or any("base" in part.needs for part in self.stages)
 
     def fields(self) -> Iterator[tuple[Part, str, Any]]:
-        """Every hyper-parameter of every part."""
+        """Every hyper-parameter of every part, and of the parts that a part is made of."""
         for part in self.stages:
-            if is_dataclass(part):
-                for entry in fields(part):
-                    yield part, entry.name, part.__dict__[entry.name]
+            yield from _fields(part)
 
 
 class Method(ABC):
@@ -468,6 +466,15 @@ class Method(ABC):
     @abstractmethod
     def chain(self) -> Chain:
         """The parts that it is made of."""
+
+
+def _fields(part: Part) -> Iterator[tuple[Part, str, Any]]:
+    if is_dataclass(part):
+        for entry in fields(part):
+            value = part.__dict__[entry.name]
+            yield part, entry.name, value
+            if isinstance(value, Part):
+                yield from _fields(value)
 
 
 def as_float(value: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from commands import run
 from fixtures import random_weights, shifted, write_model
 from thetau.cli.options import parse_fields
 from thetau.errors import RecipeError
+from thetau.methods import plain
 
 
 def test_merge_with_options_is_the_library(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -28,7 +29,7 @@ def test_merge_with_options_is_the_library(folder: Path, capsys: pytest.CaptureF
     found = load_file("out/model.safetensors")
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     record = json.loads(Path("out/thetau.json").read_text())
-    assert record["recipe"]["method"] == {"name": "ties", "density": 0.5, "trim": "vector", "cancelled": "zero", "scale": 1.0}
+    assert record["recipe"]["method"] == plain(thetau.methods.Ties(density=0.5))
     assert [entry["path"] for entry in record["inputs"]] == ["base", "a", "b"]
     assert "embeddings.word_embeddings.weight" in found
 

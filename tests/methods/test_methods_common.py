@@ -30,10 +30,37 @@ def quick(method: Any) -> Any:
 
 
 CLUSTERS = PerTask({"zebra": 1.0, "ape": 0.0, "Cat": 1.0})
+
+
+def by_task(*values: float) -> PerTask:
+    """A field's values for the three tasks."""
+    return PerTask(dict(zip(("zebra", "ape", "Cat"), values, strict=True)))
+
+
+WEIGHTS = PerTask({"zebra": 0.7, "ape": PerPattern({"layers.0.*": -0.4, "*": 1.5}), "Cat": 1.3})
 VARIANTS: dict[str, Any] = {
     **{name: methods.get(name)() for name in methods.names()},
     "ties-majority": Ties(cancelled="majority", density=0.5),
     "ties-tensor": Ties(trim="tensor"),
+    "ties-weights": Ties(
+        trim="tensor",
+        count="floor",
+        density=PerTask({"zebra": 0.5, "ape": PerPattern({"layers.*": 0.3, "*": 1.0}), "Cat": 0.6}),
+        weights=WEIGHTS,
+        cancelled="positive",
+    ),
+    "ties-weighted-sum": Ties(density=by_task(0.5, 0.3, 1.0), weights=PerPattern({"layers.*": 0.5, "*": 2.0}), normalise=False),
+    "ties-rescaled": Ties(density=0.4, rescale="l1"),
+    "task_arithmetic-total": TaskArithmetic(scale=WEIGHTS, total=0.5),
+    "dare_linear-rescaled": methods.DareLinear(drop=by_task(0.5, 0.2, 0.7), rescale="l1"),
+    "dare_linear-bare": methods.DareLinear(drop=PerPattern({"layers.*": 0.2, "*": 0.5}), rescale="none"),
+    "dare_ties-weights": DareTies(density=1.0, drop=0.5, rescale="l1", weights=WEIGHTS, normalise=False, cancelled="positive"),
+    "della-weights": methods.Della(drop=by_task(0.5, 0.3, 0.0), epsilon=0.4, rescale="l1", weights=WEIGHTS),
+    "della_linear-bare": methods.DellaLinear(drop=by_task(0.5, 0.3, 0.4), epsilon=by_task(0.1, 0.2, 0.3), rescale="none"),
+    "breadcrumbs-floor": methods.Breadcrumbs(
+        count="floor", density=by_task(0.5, 0.7, 0.9), gamma=by_task(0.1, 0.0, 0.05), rescale="l1"
+    ),
+    "breadcrumbs_ties-weights": methods.BreadcrumbsTies(density=0.6, gamma=0.1, weights=WEIGHTS, rescale="l1", trim="vector"),
     "dare_ties-untrimmed": DareTies(density=1.0, drop=0.5),
     "breadcrumbs-vector": methods.Breadcrumbs(trim="vector", density=0.5, gamma=0.2),
     "localize_stitch-mask": methods.LocalizeStitch(density=0.3, sharing="mask", clusters=CLUSTERS),
@@ -58,7 +85,12 @@ VARIANTS: dict[str, Any] = {
 }
 VARIANTS = {name: quick(method) for name, method in VARIANTS.items()}
 ALPHA = "α‖δ‖ stands beside cosines, so α belongs to the scale of the vectors: see `test_awd_doubles_with_half_of_alpha`"
-EXEMPT = {"awd-row": {"doubling": ALPHA}, "awd-adam": {"doubling": ALPHA}}  # variant: check: reason
+PROPORTIONS = "with `total` only the proportions of the scales count"
+EXEMPT = {  # variant: check: reason
+    "awd-row": {"doubling": ALPHA},
+    "awd-adam": {"doubling": ALPHA},
+    "task_arithmetic-total": {"linear_in_scale": PROPORTIONS},
+}
 TASKS = ("zebra", "ape", "Cat")  # sorted otherwise than given
 
 

@@ -139,7 +139,9 @@ def test_build_reads_what_a_recipe_gives() -> None:
         (
             "ties",
             {"densty": 0.1},
-            ["ties: unknown field 'densty'. Did you mean 'density'? Fields: cancelled, density, scale, trim."],
+            [
+                "ties: unknown field 'densty'. Did you mean 'density'? Fields: cancelled, count, density, normalise, rescale, scale, trim, weights."
+            ],
         ),
         (
             "wudi",
@@ -212,7 +214,7 @@ RULES: list[tuple[Any, dict[str, Any], str]] = [
     (Ties, {"density": True}, "`Ties(density=...)` must be in (0, 1]. Got True."),
     (Ties, {"density": 1.0001}, "must be in (0, 1]. Got 1.0001."),
     (Ties, {"trim": "row"}, "`Ties(trim=...)` must be one of vector, tensor. Got 'row'."),
-    (Ties, {"cancelled": "no"}, "`Ties(cancelled=...)` must be one of zero, majority. Got 'no'."),
+    (Ties, {"cancelled": "no"}, "`Ties(cancelled=...)` must be one of zero, majority, positive. Got 'no'."),
     (LocalizeStitch, {"density": 0.0}, "`LocalizeStitch(density=...)` must be in (0, 1]. Got 0.0."),
     (LocalizeStitch, {"sharing": "thrice"}, "`LocalizeStitch(sharing=...)` must be one of none, mask, twice. Got 'thrice'."),
     (LocalizeStitch, {"rounding": "up"}, "`LocalizeStitch(rounding=...)` must be one of half_up, half_even. Got 'up'."),
@@ -281,7 +283,7 @@ def test_a_value_by_task_may_vary_by_pattern() -> None:
     given = {"per_task": {"a": {"per_pattern": {"layers.0.*": 0.1, "*": 0.2}}, "b": 0.3}}
     method = methods.build("task_arithmetic", {"scale": given})
     assert method == TaskArithmetic(scale=PerTask({"a": PerPattern({"layers.0.*": 0.1, "*": 0.2}), "b": 0.3}))
-    assert methods.plain(method) == {"name": "task_arithmetic", "scale": given}
+    assert methods.plain(method) == {"name": "task_arithmetic", "scale": given, "total": None}
     with pytest.raises(RecipeError, match=r"must be a number\. Got 'x'"):
         methods.build("task_arithmetic", {"scale": {"per_task": {"a": {"per_pattern": {"*": "x"}}}}})
     with pytest.raises(ValueError, match=r"Got nan\."):

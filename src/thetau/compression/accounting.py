@@ -27,6 +27,7 @@ from thetau.fields import OneOf
 from thetau.methods import LocalizeStitch
 from thetau.parts import PerTask, Site, Statistic
 from thetau.statistics import MagnitudeQuantile
+from thetau.statistics.quantile import Counts
 from thetau.transforms import Trim
 from thetau.transforms.share import Rounding, Sharing, shared
 from thetau.vectors import Combination
@@ -238,10 +239,10 @@ class MaskCounts(Statistic):
         """The cuts have a compiled form."""
         return (*self.quantile.compiled, "") if self.quantile is not None else ("",)
 
-    def from_compiled(self, result: Result) -> Int[Tensor, "task cut bin"]:
+    def from_compiled(self, result: Result, site: Site) -> Counts:
         """Of the cuts."""
         assert self.quantile is not None
-        return self.quantile.from_compiled(result)
+        return self.quantile.from_compiled(result, site)
 
     def memory(self, tasks: int, elements: int) -> int:
         """That of the cuts."""

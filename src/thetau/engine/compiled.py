@@ -80,7 +80,7 @@ def measure(apply: Apply, statistic: Statistic, round_: int, stage: int, name: s
         kernels.run(compiled.inputs, compiled.ops(first), first, count, statistic=kind, into=result, upper=upper)
     if apply.check:
         _look(compiled, result, apply.guard)
-    return statistic.from_compiled(result)
+    return statistic.from_compiled(result, aligned.site(name))
 
 
 def write(apply: Apply, name: str, ground: Source | None, weight: float, slots: Slots) -> bool:

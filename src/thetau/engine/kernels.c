@@ -34,10 +34,12 @@ enum { STAT_NONE = 0, STAT_UPPER = 1, STAT_LOWER = 2, STAT_GRAM = 3 };
 
 typedef struct {
     int32_t code;
-    float value;            /* DROP: factor; ELECT: sign of cancelled entries; SCALE, WEIGH: factor */
-    const float *by_task;   /* TRIM: cut; SUM: weight; DISENTANGLE: coefficient; BAND: lower then upper cut; RANK_DROP: factor by rank */
+    float value;            /* ELECT: sign of cancelled entries; SCALE: factor */
+    const float *by_task;   /* DROP, WEIGH: factor; TRIM: cut; SUM: weight; DISJOINT: weight, or none; DISENTANGLE: coefficient;
+                               BAND: lower then upper cut; RANK_DROP: factor by rank, of all tasks or of each */
     const int32_t *keys;    /* DROP: two keys and the threshold, by task; DISENTANGLE: alive, by task;
-                               RANK_DROP: elements of a row, two keys by task, threshold by rank */
+                               RANK_DROP: elements of a row, how far one task's numbers by rank lie from the next one's (0: all share them),
+                               two keys by task, threshold by rank */
 } Op;
 
 typedef struct {
@@ -206,6 +208,18 @@ CLONES static void disjoint_mean(float *restrict total, float *restrict count, c
     for (int i = 0; i < n; i++) total[i] = total[i] / (count[i] < 1.0f ? 1.0f : count[i]);
 }
 
+/* The rows are weighted already; weights that add up to 0 are not divided by. */
+CLONES static void weighted_disjoint_mean(float *restrict total, float *restrict divisor, const float *restrict stack, const float *weights, int tasks, int n) {
+    sum_tasks(total, stack, tasks, n);
+    for (int i = 0; i < n; i++) divisor[i] = 0.0f;
+    for (int k = 0; k < tasks; k++) {
+        const float *row = stack + (size_t)k * TILE;
+        float weight = weights[k];
+        for (int i = 0; i < n; i++) divisor[i] += row[i] != 0.0f ? weight : 0.0f;
+    }
+    for (int i = 0; i < n; i++) total[i] = total[i] / (divisor[i] == 0.0f ? 1.0f : divisor[i]);
+}
+
 CLONES static void scale(float *restrict x, float factor, int n) {
     for (int i = 0; i < n; i++) x[i] = x[i] * factor;
 }
@@ -318,7 +332,7 @@ static void run_tile(Run *run, int from, int to, float *stack, float *total, flo
         case OP_DROP:
             for (int k = 0; k < run->tasks; k++) {
                 const int32_t *key = op->keys + 3 * k;
-                drop(stack + (size_t)k * TILE, (uint32_t)(element & 0x7fffffff), (uint32_t)key[0], (uint32_t)key[1], (uint32_t)key[2], op->value, n);
+                drop(stack + (size_t)k * TILE, (uint32_t)(element & 0x7fffffff), (uint32_t)key[0], (uint32_t)key[1], (uint32_t)key[2], op->by_task[k], n);
             }
             break;
         case OP_TRIM:
@@ -331,10 +345,13 @@ static void run_tile(Run *run, int from, int to, float *stack, float *total, flo
         case OP_DISENTANGLE: disentangle(stack, total, op->by_task, op->keys, run->tasks, n); break;
         case OP_SUM: weigh_tasks(total, stack, op->by_task, run->tasks, n); break;
         case OP_MEAN: sum_tasks(total, stack, run->tasks, n), divide(total, (float)run->tasks, n); break;
-        case OP_DISJOINT: disjoint_mean(total, spare, stack, run->tasks, n); break;
+        case OP_DISJOINT:
+            if (op->by_task) weighted_disjoint_mean(total, spare, stack, op->by_task, run->tasks, n);
+            else disjoint_mean(total, spare, stack, run->tasks, n);
+            break;
         case OP_SCALE: scale(total, op->value, n); break;
         case OP_WEIGH:
-            for (int k = 0; k < run->tasks; k++) scale(stack + (size_t)k * TILE, op->value, n);
+            for (int k = 0; k < run->tasks; k++) scale(stack + (size_t)k * TILE, op->by_task[k], n);
             break;
         }
     }
@@ -416,7 +433,8 @@ int thetau_run(Run *run) {
             for (int k = 0; k < run->tasks; k++)
                 for (int r = 0; r < n; r += row)
                     rank_drop(whole + (size_t)chunk * k + r, pairs, pairs + row, (uint32_t *)(pairs + 2 * row), (uint32_t)((run->first + done + r) & 0x7fffffff),
-                              by_rows->keys + 1 + 2 * k, by_rows->keys + 1 + 2 * run->tasks, by_rows->by_task, row);
+                              by_rows->keys + 2 + 2 * k, by_rows->keys + 2 + 2 * run->tasks + (size_t)k * (size_t)by_rows->keys[1],
+                              by_rows->by_task + (size_t)k * (size_t)by_rows->keys[1], row);
         }
         for (int t = 0; t < n; t += TILE) {
             int m = n - t < TILE ? n - t : TILE;

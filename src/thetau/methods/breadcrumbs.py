@@ -2,7 +2,13 @@
 
 Davari and Belilovsky, ECCV 2024, <https://arxiv.org/abs/2312.06795>. As there, and in mergekit, each *tensor* is ranked
 (`trim="vector"` ranks the whole task vector). mergekit's `breadcrumbs_ties` is the same band followed by TIES's sign election; its mask
-of a tensor with fewer than 1/γ entries has no outliers, and neither has ours.
+of a tensor with fewer than 1/γ entries has no outliers, and neither has ours. It rounds the number of kept entries down
+(`count="floor"`), so that of a tensor with one entry nothing is left; ours rounds up.
+
+mergekit's `weight` is λ_t in `breadcrumbs` and `weights` in `breadcrumbs_ties`, where it also has `cancelled="positive"` and
+`normalise=False`; its `normalize: true` is `total: 1` there and `normalise=True` here, its `rescale: true` is `rescale="l1"`.
+
+Use it where a few very large changes of a task drown the others; three passes over the inputs (one more with `l1`), and a base.
 """
 
 from __future__ import annotations
@@ -10,16 +16,36 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from thetau.methods.fields import Cancelled, Coefficient, Coefficients, Density, Ranked, Within
-from thetau.methods.reductions import DisjointMean, Scale, Sum
+from thetau.methods.consensus import consensus, refuse_patterns, rescaled
+from thetau.methods.fields import (
+    Cancelled,
+    Coefficient,
+    Coefficients,
+    Counted,
+    Densities,
+    Normalise,
+    Ranked,
+    Rescaled,
+    Total,
+    Varies,
+    Weights,
+    Within,
+)
+from thetau.methods.reductions import Sum
 from thetau.methods.registry import register
-from thetau.parts import Chain, Method
-from thetau.transforms import Elect, Trim
+from thetau.parts import Chain, Method, Transform, Varying
+from thetau.transforms import Trim
 
 PAPER = "Davari and Belilovsky, ECCV 2024, https://arxiv.org/abs/2312.06795"
-Band = Annotated[Density, "share of the entries that is kept; 1 keeps everything, outliers too."]
+Band = Annotated[
+    Densities,
+    "share of the entries that is kept, by task too, and by pattern of names where `trim` is `tensor`; 1 keeps everything, outliers too.",
+]
 Outliers = Annotated[
-    float, Within("[0, 1)"), "share of the largest entries that goes first; fewer where `density` would not be reached."
+    Varying,
+    Varies(task=True, pattern=True),
+    Within("[0, 1)"),
+    "share of the largest entries that goes first, varying as `density` may; fewer where `density` would not be reached.",
 ]
 
 
@@ -31,11 +57,18 @@ class Breadcrumbs(Method):
     density: Band = 0.9
     gamma: Outliers = 0.01
     trim: Ranked = "tensor"
+    count: Counted = "ceil"
+    rescale: Rescaled = "none"
     scale: Coefficients = 0.3
+    total: Total = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_patterns(self, self.trim, density=self.density, gamma=self.gamma)
 
     def chain(self) -> Chain:
         """Band, weighted sum."""
-        return Chain(transforms=(Trim(density=self.density, gamma=self.gamma, scope=self.trim),), reduction=Sum(scale=self.scale))
+        return Chain(transforms=(_band(self),), reduction=Sum(scale=self.scale, total=self.total))
 
 
 @register("breadcrumbs_ties", paper=PAPER)
@@ -46,13 +79,24 @@ class BreadcrumbsTies(Method):
     density: Band = 0.9
     gamma: Outliers = 0.01
     trim: Ranked = "tensor"
+    count: Counted = "ceil"
+    rescale: Rescaled = "none"
+    weights: Weights = 1.0
+    normalise: Normalise = True
     cancelled: Cancelled = "zero"
     scale: Coefficient = 1.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_patterns(self, self.trim, density=self.density, gamma=self.gamma)
+
     def chain(self) -> Chain:
-        """Band, elect, disjoint mean, scale."""
-        return Chain(
-            transforms=(Trim(density=self.density, gamma=self.gamma, scope=self.trim), Elect(cancelled=self.cancelled)),
-            reduction=DisjointMean(),
-            post=(Scale(scale=self.scale),),
+        """Band, weigh, elect, disjoint mean, scale."""
+        return consensus(
+            (_band(self),), weights=self.weights, normalise=self.normalise, cancelled=self.cancelled, scale=self.scale
         )
+
+
+def _band(method: Breadcrumbs | BreadcrumbsTies) -> Transform:
+    trim = Trim(density=method.density, gamma=method.gamma, scope=method.trim, count=method.count)
+    return rescaled(trim, method.rescale, method.trim)

@@ -23,14 +23,53 @@ Coefficients = Annotated[
     Varies(task=True, pattern=True),
     "λ; a number, one a task (a list, or `per_task`), or one a pattern of tensor names (`per_pattern`), or both.",
 ]
+Total = Annotated[
+    Varying | None,
+    Varies(pattern=True),
+    "what the scales are multiplied to add up to at each tensor, so that only their proportions count; None leaves them. "
+    "Scales that add up to 0 are multiplied by it.",
+]
+Weights = Annotated[
+    Varying,
+    Varies(task=True, pattern=True),
+    "w, what each task's kept entries are multiplied by before a sign is elected; a number, one a task, one a pattern of names, or both.",
+]
+Normalise = Annotated[
+    bool, "divide by the sum of the weights of the tasks that agree; otherwise their weighted entries are added up."
+]
 Portion = Annotated[float, Within("(0, 1]")]
 Density = Annotated[Portion, "share of each task vector's entries that is kept."]
-DropRate = Annotated[float, Within("[0, 1)"), "p, the probability with which an entry is dropped."]
+Densities = Annotated[
+    Varying,
+    Varies(task=True, pattern=True),
+    Within("(0, 1]"),
+    "share of each task vector's entries that is kept; by task too, and by pattern of names where `trim` is `tensor`.",
+]
+Counted = Annotated[
+    Literal["ceil", "floor"],
+    "how the number of entries that are kept is rounded: up (`ceil`), or down (`floor`, as in mergekit).",
+]
+Rescaled = Annotated[
+    Literal["none", "l1"],
+    "what stays after the mask is left as it is (`none`), or multiplied until its magnitudes add up to what all did (`l1`).",
+]
+Expectation = Annotated[
+    Literal["probability", "l1", "none"],
+    "what stays is divided by the probability of staying, multiplied until its magnitudes add up to what all did in the tensor (`l1`), "
+    "or left as it is (`none`).",
+]
+DropRate = Annotated[
+    Varying,
+    Varies(task=True, pattern=True),
+    Within("[0, 1)"),
+    "p, the probability with which an entry is dropped; by task and by pattern of names too.",
+]
 NotNegative = Annotated[float, Within("[0, inf)")]
 Positive = Annotated[float, Within("(0, inf)")]
 Ranked = Annotated[Literal["vector", "tensor"], "what is ranked: the whole `vector`, or each `tensor`."]
 Cancelled = Annotated[
-    Literal["zero", "majority"], "entries whose kept deltas cancel exactly: `zero`, or the `majority` sign of all entries."
+    Literal["zero", "majority", "positive"],
+    "entries whose kept deltas cancel exactly: `zero`, the `majority` sign of all entries, or +, `positive`.",
 ]
 Tensors = Annotated[
     str | tuple[str, ...],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import fsum
 from typing import ClassVar
 
 from jaxtyping import Float
@@ -11,20 +12,32 @@ from torch import Tensor
 from thetau.parts import BlockReduction, Op, PostStage, Site, Varying
 from thetau.sums import sum_in_order, weighted_sum
 
+NOTHING = 1e-8  # weights whose sum is smaller are not divided by it
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sum(BlockReduction):
-    """Σ scale_t · τ_t; the scale varies by task or by pattern."""
+    """Σ scale_t · τ_t; the scale varies by task or by pattern.
+
+    With `total` the scales are first multiplied until they add up to it at each tensor; where they add up to less than 1e-8 they are
+    multiplied by `total` itself, as in mergekit.
+    """
 
     scale: Varying = 1.0
+    total: Varying | None = None
 
     def weights(self, site: Site) -> list[float]:
         """The tasks' scales, in whatever is summed or averaged elsewhere too."""
-        return site.per_task(self.scale)
+        scales = site.per_task(self.scale)
+        if self.total is None:
+            return scales
+        whole = fsum(scales)
+        factor = site.value(self.total) / (whole if abs(whole) >= NOTHING else 1.0)
+        return [scale * factor for scale in scales]
 
     def reduce(self, stack: Float[Tensor, "task *block"], state: object, site: Site) -> Float[Tensor, "*block"]:
         """The weighted sum of a block."""
-        return weighted_sum(stack, site.per_task(self.scale))
+        return weighted_sum(stack, self.weights(site))
 
     def compiles(self, site: Site) -> bool:
         """At any tensor."""
@@ -32,7 +45,7 @@ class Sum(BlockReduction):
 
     def program(self, state: object, site: Site, element: int) -> list[Op]:
         """The same for the compiled loop."""
-        return [Op("sum", by_task=tuple(site.per_task(self.scale)))]
+        return [Op("sum", by_task=tuple(self.weights(site)))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +67,26 @@ class Mean(BlockReduction):
 
 @dataclass(frozen=True, kw_only=True)
 class DisjointMean(BlockReduction):
-    """The mean over the tasks whose entry is not zero; 0 where all are."""
+    """The mean over the tasks whose entry is not zero; 0 where all are.
+
+    Of a stack that was multiplied by `counting`, the weights of a `Weigh`, it is the weighted mean, Σ w τ / Σ w over those tasks; a divisor of exactly 0
+    counts as 1. Without `normalise` it is the sum.
+    """
+
+    counting: Varying = 1.0
+    normalise: bool = True
 
     def reduce(self, stack: Float[Tensor, "task *block"], state: object, site: Site) -> Float[Tensor, "*block"]:
         """The disjoint mean of a block."""
-        return sum_in_order(stack) / sum_in_order((stack != 0).to(stack.dtype)).clamp(min=1)
+        total = sum_in_order(stack)
+        if not self.normalise:
+            return total
+        there = (stack != 0).to(stack.dtype)
+        weights = site.per_task(self.counting)
+        if set(weights) == {1.0}:
+            return total / sum_in_order(there).clamp(min=1)
+        divisor = weighted_sum(there, weights)
+        return total / divisor.masked_fill_(divisor == 0, 1)
 
     def compiles(self, site: Site) -> bool:
         """At any tensor."""
@@ -66,7 +94,10 @@ class DisjointMean(BlockReduction):
 
     def program(self, state: object, site: Site, element: int) -> list[Op]:
         """The same for the compiled loop."""
-        return [Op("disjoint_mean")]
+        weights = site.per_task(self.counting)
+        if not self.normalise:
+            return [Op("sum", by_task=(1.0,) * len(weights))]
+        return [Op("disjoint_mean", by_task=() if set(weights) == {1.0} else tuple(weights))]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from thetau.statistics.collect import Collect as Collect
 from thetau.statistics.gram import Gram as Gram
+from thetau.statistics.masking import MaskedSums as MaskedSums
 from thetau.statistics.norms import SquaredNorms as SquaredNorms
 from thetau.statistics.quantile import MagnitudeQuantile as MagnitudeQuantile
 from thetau.statistics.signs import SignTotals as SignTotals

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thetau.parts import Op, Site, Transform
+from thetau.parts import Op, Site, Transform, Varying
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drop(Transform):
-    """Each entry is dropped with probability `rate`; the others are multiplied by 1/(1 − rate)."""
+    """Each entry is dropped with probability `rate`; the others are multiplied by 1/(1 − rate), or stay as they are without `rescale`."""
 
-    rate: float
+    rate: Varying
+    rescale: bool = True
 
     def compiles(self, site: Site) -> bool:
         """At any tensor."""
@@ -25,14 +27,23 @@ class Drop(Transform):
 
     def program(self, state: None, site: Site, element: int) -> list[Op]:
         """The same for the compiled loop."""
-        threshold = round(self.rate * (1 << 31))
-        keys = [key for task in range(len(site.tasks)) for key in (*site.keys(task, element, "drop"), threshold)]
-        return [Op("drop", value=1 / (1 - self.rate), keys=tuple(keys))]
+        rates = site.per_task(self.rate)
+        keys = [key for task, rate in enumerate(rates) for key in (*site.keys(task, element, "drop"), _threshold(rate))]
+        return [Op("drop", by_task=tuple(map(self._factor, rates)), keys=tuple(keys))]
 
     def apply(self, stack: Float[Tensor, "task *block"], state: None, site: Site) -> Float[Tensor, "task *block"]:
         """Drop and rescale a block."""
-        last = round(self.rate * (1 << 31)) - 1  # of the dropped; 2³¹ itself would not fit the bits' int32
-        out = stack * (1 / (1 - self.rate))
-        for task, row in enumerate(out):
-            row.masked_fill_((site.bits(task, row.numel(), "drop") <= last).reshape(row.shape), 0)
+        out = torch.empty_like(stack)
+        for task, (row, rate) in enumerate(zip(stack, site.per_task(self.rate), strict=True)):
+            last = _threshold(rate) - 1  # of the dropped; 2³¹ itself would not fit the bits' int32
+            dropped = site.bits(task, row.numel(), "drop") <= last
+            out[task] = (row * self._factor(rate)).masked_fill_(dropped.reshape(row.shape), 0)
         return out
+
+    def _factor(self, rate: float) -> float:
+        return 1 / (1 - rate) if self.rescale else 1.0
+
+
+def _threshold(rate: float) -> int:
+    """What the random bits must reach for an entry to stay."""
+    return round(rate * (1 << 31))

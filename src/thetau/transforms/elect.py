@@ -18,9 +18,12 @@ from thetau.sums import sum_in_order
 
 @dataclass(frozen=True, kw_only=True)
 class Elect(Transform):
-    """`cancelled` says what becomes of entries whose deltas cancel exactly: `zero`, or the sign of the `majority` of all entries, as in the authors' code."""
+    """`cancelled` says what becomes of entries whose deltas cancel exactly.
 
-    cancelled: Literal["zero", "majority"] = "zero"
+    `zero`, the sign of the `majority` of all entries, as in the authors' code, or the sign +, `positive`, as in mergekit.
+    """
+
+    cancelled: Literal["zero", "majority", "positive"] = "zero"
     per_task: ClassVar[bool] = False
 
     def requires(self) -> SignTotals | None:
@@ -29,6 +32,8 @@ class Elect(Transform):
 
     def prepare(self, result: object, tasks: tuple[str, ...]) -> float:
         """The sign that cancelled entries get."""
+        if self.cancelled == "positive":
+            return 1.0
         return float((result > 0) - (result < 0)) if isinstance(result, int) else 0.0
 
     def compiles(self, site: Site) -> bool:

@@ -44,7 +44,7 @@ class StockRatio(Transform):
 
     def program(self, state: Mapping[str, float], site: Site, element: int) -> list[Op]:
         """The same for the compiled loop."""
-        return [Op("weigh", value=state[site.name])]
+        return [Op("weigh", by_task=(state[site.name],) * len(site.tasks))]
 
     def apply(self, stack: Float[Tensor, "task *block"], state: Mapping[str, float], site: Site) -> Float[Tensor, "task *block"]:
         """A block, multiplied."""

@@ -3,7 +3,8 @@
 Without `gamma` the first step of TIES-Merging, Yadav et al., NeurIPS 2023, <https://arxiv.org/abs/2306.01708>: the largest stay. The
 authors' code ranks the *whole* task vector; mergekit and PEFT rank each tensor. With `gamma` the masks of Model Breadcrumbs, Davari and
 Belilovsky, ECCV 2024, <https://arxiv.org/abs/2312.06795>: the largest go too. Entries that equal a cut are all kept, so a vector with
-many equal entries (differences of bfloat16 numbers) can keep more than its share.
+many equal entries (differences of bfloat16 numbers) can keep more than its share. mergekit rounds the number of kept entries down
+(`count="floor"`).
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from thetau.parts import Op, Site, Transform
+from thetau.fields import each_number
+from thetau.parts import Op, Site, Transform, Varying
 from thetau.statistics import MagnitudeQuantile
+from thetau.statistics.quantile import Count
 
 Band = tuple[float, float]
 Cuts = Mapping[str, Band] | Mapping[str, Mapping[str, Band]]
@@ -24,17 +27,24 @@ Cuts = Mapping[str, Band] | Mapping[str, Mapping[str, Band]]
 
 @dataclass(frozen=True, kw_only=True)
 class Trim(Transform):
-    """Drops the ⌊gamma · n⌋ entries of largest magnitude and keeps the ⌈density · n⌉ next ones, n counting the whole vector or one tensor."""
+    """Drops the ⌊gamma · n⌋ entries of largest magnitude and keeps the ⌈density · n⌉ next ones, n counting the whole vector or one tensor.
 
-    density: float
-    gamma: float = 0.0
+    `count` and `least` say how the number of kept entries is rounded (`MagnitudeQuantile`).
+    """
+
+    density: Varying
+    gamma: Varying = 0.0
     scope: Literal["vector", "tensor"] = "vector"
+    count: Count = "ceil"
+    least: int = 0
 
     def requires(self) -> MagnitudeQuantile | None:
         """The exact cuts; none where everything is kept."""
-        if self.density >= 1:
+        if all(density >= 1 for density in each_number(self.density)):
             return None
-        return MagnitudeQuantile(density=self.density, gamma=self.gamma, per_tensor=self.scope == "tensor")
+        return MagnitudeQuantile(
+            density=self.density, gamma=self.gamma, per_tensor=self.scope == "tensor", count=self.count, least=self.least
+        )
 
     def prepare(self, result: object, tasks: tuple[str, ...]) -> object:
         """Smallest and largest kept magnitude by task, in each tensor where the scope is one tensor."""
@@ -52,7 +62,7 @@ class Trim(Transform):
             return []
         cuts = state[site.name] if self.scope == "tensor" else state
         low, high = zip(*(cuts[task] for task in site.tasks), strict=True)
-        return [Op("band", by_task=(*low, *high)) if self.gamma else Op("trim", by_task=low)]
+        return [Op("band", by_task=(*low, *high)) if self._outliers else Op("trim", by_task=low)]
 
     def apply(self, stack: Float[Tensor, "task *block"], state: object, site: Site) -> Float[Tensor, "task *block"]:
         """Zero what lies outside the cuts."""
@@ -63,5 +73,9 @@ class Trim(Transform):
         for row, task in zip(out, site.tasks, strict=True):
             low, high = cuts[task]
             size = row.float().abs()
-            row.masked_fill_((size < low) | (size > high) if self.gamma else size < low, 0)
+            row.masked_fill_((size < low) | (size > high) if self._outliers else size < low, 0)
         return out
+
+    @property
+    def _outliers(self) -> bool:
+        return any(each_number(self.gamma))
