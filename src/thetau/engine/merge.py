@@ -26,9 +26,8 @@ from thetau.vectors import Combination
 
 
 class Merge(Source):
-    """The merged task vector of K tasks under a chain. Degree 0; absent where the chain leaves the base alone."""
+    """The merged task vector of K tasks under a chain, absent where the chain leaves the base alone; of K models a model, complete."""
 
-    degree = 0
     partial = True
 
     def __init__(
@@ -45,6 +44,7 @@ class Merge(Source):
     ) -> None:
         self.aligned = Aligned(tasks, chain, label=label, seed=seed, exclude=exclude, evidence=evidence)
         self.engine = engine or Engine()
+        self.degree = int(chain.models)
         self.label, self.key = label, f"merge:{id(self)}"
         self.guard = Guard(self.aligned.tasks)
         self.specs = self.aligned.specs
@@ -78,7 +78,8 @@ class Merge(Source):
         if self.states is None:
             return (*inner, *self.aligned.alignment.notes, *outside)
         said = [line for part, state in zip(self.aligned.chain.stages, self.states, strict=True) for line in part.notes(state)]
-        return (*inner, *self.aligned.alignment.notes, *outside, *said, *self.guard.notes())
+        zeros = () if self.aligned.chain.models else self.guard.notes()
+        return (*inner, *self.aligned.alignment.notes, *outside, *said, *zeros)
 
     def fingerprint(self) -> str:
         """Not meaningful: a merge is computed, not stored."""
@@ -106,9 +107,10 @@ class Merge(Source):
         return tuple(self.aligned.alignment.kept) if mine is not None and base is not None and mine.key == base.key else ()
 
     def warnings(self, base: Source | None) -> Sequence[str]:
-        """Vectors too long for this base, of another base, evidence of another model."""
+        """Vectors too long for this base, of another base, models that are strangers, evidence of another model."""
         label = self.reference.label if self.reference is not None else base.label if base is not None else "the base"
-        return [*self.guard.warnings(label), *self.aligned.other_bases(base), *self.aligned.foreign_evidence()]
+        others = self.aligned.strangers() if self.aligned.chain.models else self.aligned.other_bases(base)
+        return [*self.guard.warnings(label), *others, *self.aligned.foreign_evidence()]
 
     # Rows.
 
@@ -170,11 +172,11 @@ class Merge(Source):
 class Emitted(Source):
     """One of several outputs of a merge: a task's vector after the transforms, a mask, a model of its own."""
 
-    degree = 0
     partial = True
 
     def __init__(self, merge: Merge, emit: Emit, name: str) -> None:
         self.merge, self.emit, self.output = merge, emit, name
+        self.degree = merge.degree
         self.label = f"{merge.label}: {name}"
         self.key = f"emitted:{id(merge)}:{name}"
         self.specs = merge.specs
