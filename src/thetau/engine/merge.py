@@ -6,7 +6,6 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from thetau.checkpoint import Slots, Source
@@ -19,7 +18,7 @@ from thetau.engine.demand import merge_demand
 from thetau.engine.executor import Engine
 from thetau.engine.guard import Guard
 from thetau.engine.passes import Preparation, statistic_passes
-from thetau.engine.window import blocks
+from thetau.engine.window import read_rows
 from thetau.parts import Chain, EachTask, Emit, State, StreamReduction
 from thetau.plan import TORCH_PACE, Pass
 from thetau.vectors import Combination
@@ -130,7 +129,8 @@ class Merge(Source):
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows of the merged vector, in float32."""
-        return _read(self, name, start, stop)
+        self.prepare()
+        return read_rows(self, name, start, stop)
 
     def block(self, window: Window, name: str, start: int, stop: int) -> Tensor:
         """Merged rows; `prepare` must have run."""
@@ -195,7 +195,8 @@ class Emitted(Source):
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows of this output, in float32."""
-        return _read(self, name, start, stop)
+        self.prepare()
+        return read_rows(self, name, start, stop)
 
     def block(self, window: Window, name: str, start: int, stop: int) -> Tensor:
         """Rows of this output; elsewhere the task's own vector, or what the merge has there."""
@@ -222,16 +223,3 @@ def outputs(merge: Merge, emit: Emit | None = None) -> dict[str, Emitted]:
     """The outputs of a merge by name: what its chain emits, or each task's transformed vector where it emits nothing."""
     emit = emit or merge.aligned.chain.emit or EachTask()
     return {name: Emitted(merge, emit, name) for name in emit.names(merge.tasks)}
-
-
-def _read(source: Merge | Emitted, name: str, start: int, stop: int | None) -> Tensor:
-    source.prepare()
-    spec = source.specs[name]
-    stop = spec.rows if stop is None else stop
-    if source.whole(name):
-        window = Window(name, 0, spec.rows)
-        rows = source.block(window, name, start, stop)
-    else:
-        window = Window(name, start, stop)
-        rows = torch.cat([source.block(window, name, a, b) for a, b in blocks(spec, start, stop)])
-    return rows if spec.shape else rows.reshape(())
