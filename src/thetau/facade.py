@@ -171,8 +171,7 @@ def merge(
         AlignmentError: a vector is a model, vectors do not fit each other, or no tensor is left to merge.
         RecipeError: a field or the evidence does not fit the tasks.
     """
-    merged = _merge(vectors, method, names, seed, exclude, engine, evidence)
-    return Expression(((1.0, merged),), reference=merged.reference, name=merged.label)
+    return _vector(_merge(vectors, method, names, seed, exclude, engine, evidence), None)
 
 
 def transform(
@@ -190,7 +189,7 @@ def transform(
     """
     merged = _merge(vectors, method, names, seed, exclude, engine, None)
     made = emitted(merged, EachTask())
-    return [Expression(((1.0, made[task]),), reference=merged.reference, name=task) for task in identities(vectors, names)]
+    return [_vector(merged, task, made[task]) for task in identities(vectors, names)]
 
 
 def outputs(
@@ -208,7 +207,7 @@ def outputs(
     Of a method that has one it is each task's vector after the method's transforms. Arguments and errors are those of `merge`.
     """
     merged = _merge(vectors, method, names, seed, exclude, engine, evidence)
-    return {name: Expression(((1.0, source),), reference=merged.reference, name=name) for name, source in emitted(merged).items()}
+    return {name: _vector(merged, name, source) for name, source in emitted(merged).items()}
 
 
 def gram(vectors: Sequence[Combination], *, exclude: Sequence[str] = (), engine: Engine | None = None) -> Tensor:
@@ -230,6 +229,14 @@ def _grams(vectors: Sequence[Combination], statistic: Gram, exclude: Sequence[st
     return measured(given, statistic, label="inner products", exclude=exclude, engine=engine)[0]
 
 
+def _vector(merged: Merge, name: str | None, output: Source | None = None) -> Expression:
+    """A merge, or one of its outputs, as a task vector: what a merge of models gives is a model, of which the base is taken."""
+    terms: tuple[tuple[float, Source], ...] = ((1.0, output or merged),)
+    if merged.degree and merged.reference is not None:
+        terms = (*terms, (-1.0, merged.reference))
+    return Expression(terms, reference=merged.reference, name=name or merged.label)
+
+
 def _merge(
     vectors: Sequence[Combination],
     method: Method,
@@ -247,6 +254,7 @@ def _merge(
         if not isinstance(vector, Combination):
             raise TypeError(f"`merge(vectors=...)` must be task vectors, such as `thetau.open(path) - base`. Got {vector!r}.")
         require_vector(vector, "A merge")
+    check_number(method, len(vectors))
     tasks = identities(vectors, names)
     method = bind(method, tasks)
     made: dict[str, Any] = {"method": plain(method), "tasks": sorted(tasks), "seed": seed, "exclude": list(exclude)}
@@ -266,6 +274,19 @@ def _merge(
         evidence=opened,
         made=made,
     )
+
+
+def check_number(method: Method, count: int) -> None:
+    """Nothing where a method can merge so many.
+
+    Raises:
+        RecipeError: it takes more, or fewer.
+    """
+    fewest, most = method.takes
+    if count < fewest or (most is not None and count > most):
+        takes = f"{fewest}" if most == fewest else f"at least {fewest}" if most is None else f"{fewest} to {most}"
+        what = "models besides the base" if method.chain().with_base else "models" if method.chain().models else "task vectors"
+        raise RecipeError([f"{name_of(method)} takes {takes} {what}. Got {count}."], "merge")
 
 
 def bind(method: Method, tasks: Sequence[str]) -> Method:
@@ -321,12 +342,12 @@ def _warn(report: Report) -> Report:
 
 
 def from_recipe(recipe: Recipe, *, engine: Engine | None = None) -> Expression:
-    """What a recipe describes, lazily: the merged model, or the merged task vector.
+    """What a recipe describes, lazily: the merged model, or the merged task vector; without a base, names and config are the first model's.
 
     Raises:
         AlignmentError: the base is a task vector, or models do not fit it.
     """
-    base = open_base(recipe.base)
+    base = open_base(recipe.base or recipe.entries()[0].path)
     vectors = [as_vector(open(entry.path, base=base, name=entry.name), base) for entry in recipe.entries()]
     method_name, values = split_method(recipe.method)
     merged = merge(

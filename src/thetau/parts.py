@@ -388,6 +388,8 @@ class Chain:
     emit: Emit | None = None
 
     def __post_init__(self) -> None:
+        if self.models and self.selection.elsewhere == "sum":
+            raise TypeError("`Chain(models=True)` has no sum of models elsewhere: choose `base` or `mean`.")
         if self.with_base and not self.models:
             raise TypeError("`Chain(with_base=True)` needs `models=True`: among task vectors the base would be zero.")
         kinds: list[tuple[str, object, type[Part]]] = [("reduction", self.reduction, Reduction)]
@@ -440,7 +442,7 @@ class Chain:
     @property
     def needs_base(self) -> bool:
         """Whether the base's rows must be read."""
-        return self.models or any("base" in part.needs for part in self.stages)
+        return any("base" in part.needs for part in self.stages)
 
     def fields(self) -> Iterator[tuple[Part, str, Any]]:
         """Every hyper-parameter of every part, and of the parts that a part is made of."""
@@ -466,6 +468,12 @@ class Method(ABC):
     @abstractmethod
     def chain(self) -> Chain:
         """The parts that it is made of."""
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether it means something only over a base: it merges task vectors, or looks at the base."""
+        chain = self.chain()
+        return not chain.models or chain.with_base or chain.needs_base
 
 
 def _fields(part: Part) -> Iterator[tuple[Part, str, Any]]:

@@ -16,6 +16,8 @@ import thetau
 from commands import run
 from fixtures import load_folder
 from synthetic import models
+from thetau.checkpoint.naming import kind_of
+from thetau.engine import kernels
 from thetau.engine.executor import Engine
 from thetau.engine.planning import plan
 from thetau.errors import AlignmentError, PartError, RecipeError, ThetauError
@@ -30,6 +32,7 @@ from thetau.parts import (
     PerTask,
     PostStage,
     Reduction,
+    Selection,
     Statistic,
     StreamReduction,
     Transform,
@@ -303,6 +306,65 @@ def test_stages_and_outputs_of_a_chain_over_models_see_models(weights: Any, redu
     for task, output in emitted.items():
         state = (base + output).state_dict()
         assert all(torch.allclose(state[name], weights[1][task][name], atol=1e-6) for name in SHAPES)
+
+
+def test_a_chain_over_models_can_have_the_base_among_them(weights: Any, tmp_path: Path) -> None:
+    """Weights by identity show who stands where; the compiled loop gives the bits that torch gives, and a stranger is noticed."""
+    base, vectors = opened(weights)
+    share = PerTask({"": 0.5, TASKS[0]: 0.25, TASKS[1]: 0.25})
+    method = made(lambda: Chain(reduction=Sum(scale=share), models=True, with_base=True))
+    expression = base + thetau.merge(vectors[:2], method)
+    got = expression.state_dict()
+    for name in SHAPES:
+        want = 0.5 * weights[0][name] + 0.25 * weights[1][TASKS[0]][name] + 0.25 * weights[1][TASKS[1]][name]
+        close(got[name], want)
+    save_file(weights[0], tmp_path / "base.safetensors")
+    for task in TASKS[:2]:
+        save_file(weights[1][task], tmp_path / f"{task}.safetensors")
+    stored = thetau.open(tmp_path / "base.safetensors")
+    models = [thetau.open(tmp_path / f"{task}.safetensors", name=task) for task in TASKS[:2]]
+    merged = stored + thetau.merge([model - stored for model in models], method)
+    assert {step.by for step in plan(merged, engine=Engine()).passes[-1].steps} == (
+        {"loop"} if kernels.available() else {"torch"}
+    )
+    merged.save(tmp_path / "out.safetensors")
+    written = thetau.open(tmp_path / "out.safetensors").state_dict()
+    assert all(torch.equal(written[name], got[name]) for name in SHAPES)
+    generator = torch.Generator().manual_seed(5)
+    stranger = thetau.open({name: torch.randn(t.shape, generator=generator) for name, t in weights[0].items()}, name=TASKS[1])
+    with pytest.warns(thetau.ThetauWarning, match=f"{TASKS[1]}: lies .* of its norm away from .* They are probably not related"):
+        (stored + thetau.merge([models[0] - stored, stranger - stored], method)).state_dict()
+
+
+def test_a_chain_over_models_leaves_the_rest_to_the_base_or_to_their_mean(weights: Any) -> None:
+    base, vectors = opened(weights)
+    for elsewhere in ("base", "mean"):
+        selection = Selection(tensors="linear", elsewhere=elsewhere)
+        state = (
+            base + thetau.merge(vectors, made(lambda s=selection: Chain(reduction=GeometricMean(), models=True, selection=s)))
+        ).state_dict()
+        outside = [name for name, shape in SHAPES.items() if not selection.takes(name, shape, kind_of(name, shape))]
+        assert outside
+        for name in outside:
+            mean = torch.stack([weights[1][task][name] for task in TASKS]).mean(0)
+            close(state[name], weights[0][name] if elsewhere == "base" else mean)
+    with pytest.raises(TypeError, match="has no sum of models elsewhere"):
+        Chain(reduction=GeometricMean(), models=True, selection=Selection(elsewhere="sum"))
+    with pytest.raises(TypeError, match="needs `models=True`"):
+        Chain(reduction=GeometricMean(), with_base=True)
+
+
+def test_a_method_says_how_many_it_takes(weights: Any) -> None:
+    _, vectors = opened(weights)
+
+    class Pair(Method):
+        takes = (2, 2)
+
+        def chain(self) -> Chain:
+            return Chain(reduction=GeometricMean(), models=True)
+
+    with pytest.raises(RecipeError, match=r"Pair takes 2 models\. Got 3\."):
+        thetau.merge(vectors, Pair())
 
 
 def test_a_chain_over_models_needs_the_base(weights: Any, tmp_path: Path) -> None:

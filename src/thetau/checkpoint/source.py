@@ -71,6 +71,7 @@ class Source(ABC):
     - `folder`: where config and tokenizer files lie, if anywhere.
     - `metadata`: what a file says of itself.
     - `over`: the model that this is a difference to, where it knows it (an adapter's base).
+    - `files`: side files of an output that takes this as its base, by name, in place of those in the folder; None for one that is left out.
     """
 
     label: str
@@ -81,6 +82,7 @@ class Source(ABC):
     folder: Path | None = None
     metadata: Mapping[str, str] = MappingProxyType({})
     over: Source | None = None
+    files: Mapping[str, Any] = MappingProxyType({})
     _notes: tuple[str, ...] = ()
 
     @property
@@ -107,6 +109,10 @@ class Source(ABC):
     def place(self, name: str) -> tuple[int, int] | None:
         """The open local file of a tensor and the byte at which its first element lies; None where there is no such place."""
         return None
+
+    def origins(self) -> Sequence[Source]:
+        """The stored weights that this stands for; itself, unless it only shows others under other names."""
+        return (self,)
 
     # What is computed.
 
@@ -169,8 +175,11 @@ def leaves(sources: Iterable[Source]) -> list[Source]:
     def visit(source: Source) -> None:
         for child in source.children():
             visit(child)
-        if not source.children():
-            found.setdefault(source.key, source)
+        for origin in source.origins():
+            if origin is not source:
+                visit(origin)
+            elif not source.children():
+                found.setdefault(origin.key, origin)
 
     for source in sources:
         visit(source)

@@ -89,8 +89,8 @@ class Writer:
     def commit(self, *, copy_from: Path | None, files: Mapping[str, Any]) -> None:
         """Check that every tensor is there, add side files, sync, and give the output its name.
 
-        `copy_from` is the base's folder, whose side files are copied; `files` are JSON documents by name (one that is also copied is
-        replaced).
+        `copy_from` is the base's folder, whose side files are copied; `files` are JSON documents or bytes by name (one that is also copied
+        is replaced, or left out where the value is None).
 
         Raises:
             OutputError: tensors are missing, the disk failed, or the target appeared meanwhile.
@@ -107,9 +107,12 @@ class Writer:
                 self._place.commit_file(next(iter(self._shards)))
             else:
                 if copy_from is not None and copy_from.is_dir():
-                    copy_side_files(copy_from, self._place.partial)
+                    copy_side_files(
+                        copy_from, self._place.partial, leave=[name for name, given in files.items() if given is None]
+                    )
                 for name, document in {**files, **self._index()}.items():
-                    self._place.put(name, document)
+                    if document is not None:
+                        self._place.put(name, document)
                 self._place.commit()
         except NotConfirmed:
             self._done = True

@@ -11,9 +11,10 @@ from torch import Tensor
 from thetau.checkpoint import Roles, Source, Spec, View, align, check_patterns, named, view_of
 from thetau.checkpoint.window import Window
 from thetau.engine.check import check_fields
+from thetau.engine.guard import strangers
 from thetau.engine.window import Reading
 from thetau.errors import AlignmentError, RecipeError, nearest
-from thetau.parts import SELECTIONS, Chain, Emit, Site
+from thetau.parts import BASE, SELECTIONS, Chain, Emit, Site
 from thetau.vectors import Combination
 from thetau.vectors.combination import refuse_evidence
 
@@ -21,7 +22,7 @@ Evidence = Mapping[str, Mapping[str, Combination]]
 
 
 class Aligned:
-    """K task vectors under a chain. Tasks are sorted by identity, so that their order changes nothing, not even a rounding."""
+    """K task vectors under a chain, or K models. Tasks are sorted by identity, so that their order changes nothing, not even a rounding."""
 
     def __init__(
         self,
@@ -33,12 +34,18 @@ class Aligned:
         exclude: Sequence[str] = (),
         evidence: Evidence | None = None,
     ) -> None:
-        self.tasks = tuple(sorted(tasks))
-        self.vectors = [tasks[name] for name in self.tasks]
-        for vector in self.vectors:
+        given = [tasks[name] for name in sorted(tasks)]
+        for vector in given:
             refuse_evidence(vector)
         self.chain, self.seed, self.label = chain, seed, label
-        self.reference = next((vector.reference for vector in self.vectors if vector.reference is not None), None)
+        self.reference = next((vector.reference for vector in given if vector.reference is not None), None)
+        if (chain.models or chain.needs_base) and self.reference is None:
+            raise AlignmentError(
+                f"{label}: needs the base's own weights, and these task vectors were saved without it. Subtract an opened base."
+            )
+        members = _models(tasks, self.reference, with_base=chain.with_base) if chain.models and self.reference else tasks
+        self.tasks = tuple(sorted(members))
+        self.vectors = [members[name] for name in self.tasks]
         sources = {source.key: source for vector in self.vectors for source in vector.sources()}
         reference = self.reference.specs if self.reference is not None else _union(self.vectors)
         label_of = self.reference.label if self.reference is not None else "the union of the task vectors"
@@ -55,17 +62,18 @@ class Aligned:
             align(reference, label_of, self.testimony, exclude, shapes=False),
             [one for given in self.evidence.values() for one in given],
         )
-        if chain.needs_base and self.reference is None:
-            raise AlignmentError(
-                f"{label}: needs the base's own weights, and these task vectors were saved without it. Subtract an opened base."
-            )
         check_fields(chain, self.alignment.names, [self.site(name) for name in self.specs])
         self._check_evidence()
 
+    @property
+    def yardstick(self) -> Source | None:
+        """What the vectors' lengths are compared with: the base; nothing, where models are merged."""
+        return None if self.chain.models else self.reference
+
     @cached_property
     def specs(self) -> dict[str, Spec]:
-        """The tensors where the merged vector is not zero by definition."""
-        everywhere = self.chain.selection.elsewhere != "base"
+        """The tensors where the merged vector is not zero by definition; all, where models are merged."""
+        everywhere = self.chain.models or self.chain.selection.elsewhere != "base"
         return {name: self.alignment.specs[name] for name in self.alignment.names if name in self.chosen or everywhere}
 
     @cached_property
@@ -209,12 +217,19 @@ class Aligned:
     # What it takes.
 
     def readers(self, name: str) -> list[tuple[Source, str]]:
-        """The sources that hold this tensor, and its name in each; evidence comes last."""
-        held = [(source, self.alignment.maps[source.key].get(name)) for source in self.sources]
+        """The sources of which this tensor is read, and its name in each; evidence comes last."""
+        held = [(source, self.alignment.maps[source.key].get(name)) for source in self._read(name)]
         if name in self.chosen:
             maps = self.evidence_reading.alignment.maps
             held += [(source, maps[source.key].get(name)) for source in self.testimony]
         return [(source, theirs) for source, theirs in held if theirs is not None]
+
+    def _read(self, name: str) -> list[Source]:
+        """All sources; without the base where models are merged and nothing asks for it."""
+        if not self.chain.models or self.chain.needs_base or name not in self.chosen:
+            return self.sources
+        used = {source.key for vector in self.vectors for source in vector.sources()}
+        return [source for source in self.sources if source.key in used]
 
     def other_bases(self, base: Source | None) -> list[str]:
         """A sentence for each task vector that is a difference from another model than this base."""
@@ -226,6 +241,12 @@ class Aligned:
             for task, other in theirs
             if other.key != base.key and other.fingerprint() != base.fingerprint()
         ]
+
+    def strangers(self) -> list[str]:
+        """A sentence for each model that is no relative of the base, or of the first of them."""
+        models = {task: one.terms[0][1] for task, one in zip(self.tasks, self.vectors, strict=True) if len(one.terms) == 1}
+        assert self.reference is not None
+        return strangers({task: model for task, model in models.items() if task != BASE}, self.reference, self.alignment.maps)
 
     def foreign_evidence(self) -> list[str]:
         """A sentence for each piece of evidence that was collected from another model than the one that is merged."""
@@ -269,6 +290,13 @@ def _evidence(evidence: Evidence, needs: Sequence[str], tasks: Sequence[str], la
     if problems:
         raise RecipeError(problems, "evidence")
     return {kind: [evidence[kind][task] for task in tasks] for kind in needs}
+
+
+def _models(tasks: Mapping[str, Combination], reference: Source, *, with_base: bool) -> dict[str, Combination]:
+    """The models that task vectors belong to; what is a model already stays as it is."""
+    base = Combination(((1.0, reference),), reference=reference)
+    found = {name: one if one.is_model else one + base for name, one in tasks.items()}
+    return {BASE: base, **found} if with_base else found
 
 
 def _union(vectors: Sequence[Combination]) -> dict[str, Spec]:

@@ -15,7 +15,7 @@ from thetau.engine.guard import Guard
 from thetau.engine.window import blocks
 from thetau.errors import PartError, ThetauError
 from thetau.parts import BlockReduction, Emit, Part, Reduction, Site, State, StreamReduction, WholeReduction
-from thetau.sums import weighted_sum
+from thetau.sums import sum_in_order, weighted_sum
 
 
 def part_call(part: Part, site: Site, call: Callable[..., Any], *given: Any) -> Any:
@@ -67,7 +67,7 @@ class Apply:
         else:
             site = aligned.site_at(window, start, stop)
             merged = self.merged(self.transformed(window, start, stop, site), site)
-        return self._back(merged, window, start, stop)
+        return merged
 
     def emitted(self, emit: Emit, name: str, window: Window, start: int, stop: int) -> Tensor:
         """Rows of one of several outputs."""
@@ -83,7 +83,7 @@ class Apply:
             merged = self.merged(stack, site) if emit.reads_merged else stack[0]
         state = self.states[-1] if aligned.chain.emit is emit else None
         rows = part_call(emit, site, emit.emit, name, merged if emit.reads_merged else None, stack, state, site)
-        return self._back(shaped(emit, site, rows, stack.shape[1:]), window, start, stop)
+        return shaped(emit, site, rows, stack.shape[1:])
 
     def transformed(self, window: Window, start: int, stop: int, site: Site, upto: int | None = None) -> Tensor:
         """The stack `[task, rows, *rest]` after the chain's transforms, or the first of them."""
@@ -94,8 +94,8 @@ class Apply:
         aligned = self.aligned
         stack = aligned.reading.stack(aligned.vectors, window, start, stop)
         if self.check:
-            self.guard.look(aligned.tasks, stack, aligned.reading, aligned.vectors, window, start, stop, aligned.reference)
-        return stack.add_(aligned.base(window, start, stop)) if aligned.chain.models else stack
+            self.guard.look(aligned.tasks, stack, aligned.reading, aligned.vectors, window, start, stop, self.aligned.yardstick)
+        return stack
 
     def transform(self, stack: Tensor, site: Site, upto: int | None = None) -> Tensor:
         """A stack after the chain's transforms, or the first of them."""
@@ -114,10 +114,6 @@ class Apply:
         merged = shaped(reduction, site, part_call(reduction, site, reduction.reduce, stack, state, site), stack.shape[1:])
         return self.posted(merged, stack, site, upto)
 
-    def _back(self, merged: Tensor, window: Window, start: int, stop: int) -> Tensor:
-        """Rows as a task vector: what a chain over models gives is a model."""
-        return merged - self.aligned.base(window, start, stop) if self.aligned.chain.models else merged
-
     def posted(
         self, merged: Tensor, stack: Tensor | None, site: Site, upto: int | None = None, *, outside: bool = False
     ) -> Tensor:
@@ -129,11 +125,15 @@ class Apply:
         return merged
 
     def _outside(self, window: Window, start: int, stop: int) -> Tensor:
-        """The mean or the sum, where the chain does not act; the stages that act everywhere follow."""
+        """The mean or the sum, where the chain does not act; the stages that act everywhere follow. Of models, the base or their mean."""
         aligned, chain = self.aligned, self.aligned.chain
+        if chain.models and chain.selection.elsewhere == "base":
+            return aligned.base(window, start, stop)
         site = aligned.site(window.name, start)
         stack = aligned.reading.stack(aligned.vectors, window, start, stop)
-        self.guard.look(aligned.tasks, stack, aligned.reading, aligned.vectors, window, start, stop, aligned.reference)
+        self.guard.look(aligned.tasks, stack, aligned.reading, aligned.vectors, window, start, stop, self.aligned.yardstick)
+        if chain.models:
+            return sum_in_order(stack[int(chain.with_base) :]) / (len(stack) - int(chain.with_base))
         total = weighted_sum(stack, chain.reduction.weights(site))
         merged = total / len(aligned.tasks) if chain.selection.elsewhere == "mean" else total
         return self.posted(merged, None, site, outside=True)
@@ -220,7 +220,7 @@ class Apply:
         aligned = self.aligned
         spec = aligned.alignment.specs[window.name]
         flat = (spec.rows, spec.row_elements)
-        if not aligned.chain.by_task or aligned.chain.models:
+        if not aligned.chain.by_task:
             pieces = [self.transformed(window, a, b, aligned.site_at(window, a, b)) for a, b in blocks(spec, 0, spec.rows)]
             for index, task in enumerate(aligned.tasks):
                 yield task, torch.cat([piece[index] for piece in pieces]).reshape(flat).float()
@@ -231,7 +231,7 @@ class Apply:
             for start, stop in blocks(spec, 0, spec.rows):
                 aligned.reading.evaluate(vector, one, start, stop, out[0, start:stop])
                 if self.check:
-                    base = aligned.reference if task == aligned.tasks[0] else None
+                    base = self.aligned.yardstick if task == aligned.tasks[0] else None
                     self.guard.look([task], out[:, start:stop], aligned.reading, [vector], one, start, stop, base)
                 site = aligned.site_at(one, start, stop, (task,))
                 out[:, start:stop] = self.transform(out[:, start:stop], site)

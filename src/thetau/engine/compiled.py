@@ -25,7 +25,7 @@ def fits(aligned: Aligned, name: str, *, upto: int | None = None, ground: Source
     chain = aligned.chain
     if not kernels.available() or aligned.reading.dtype != torch.float32 or aligned.alignment.specs[name].elements == 0:
         return False
-    if chain.models or chain.emit is not None:
+    if chain.emit is not None or (chain.models and name not in aligned.chosen):
         return False
     site = aligned.site(name)
     if name in aligned.chosen:
@@ -71,7 +71,7 @@ class Compiled:
 def measure(apply: Apply, statistic: Statistic, round_: int, stage: int, name: str, seen: Any) -> Any:
     """One tensor's part of a statistics pass, as `statistic.add` would have made it over all its blocks."""
     aligned, kind = apply.aligned, statistic.compiled[round_]
-    found = kernels.inputs(aligned.alignment, aligned.vectors, name, aligned.reference if apply.check else None)
+    found = kernels.inputs(aligned.alignment, aligned.vectors, name, aligned.yardstick if apply.check else None)
     assert found is not None
     compiled = Compiled(aligned, apply.states, found, stage)
     upper = seen.upper.flatten().tolist() if kind == "lower" else []

@@ -26,7 +26,7 @@ def statistic_step(
     if stage > len(chain.transforms) or any(part.access == "whole" for part in parts):
         memory += 3 * _stack_bytes(aligned, name)
     cost = _costs(aligned, parts, name)
-    if statistic.compiled[round_] and compiled.fits(aligned, name, upto=stage, ground=aligned.reference if first else None):
+    if statistic.compiled[round_] and compiled.fits(aligned, name, upto=stage, ground=aligned.yardstick if first else None):
         return Step(
             name,
             read,
@@ -49,7 +49,7 @@ def merge_demand(aligned: Aligned, engine: Engine, name: str) -> Demand:
     cost = _costs(aligned, chain.stages, name)
     if chain.access == "stream":
         spec, width = aligned.alignment.specs[name], aligned.reading.dtype.itemsize
-        held = 3 if chain.by_task and not chain.models else len(aligned.tasks) * 2 + len(aligned.readers(name))
+        held = 3 if chain.by_task else len(aligned.tasks) * 2 + len(aligned.readers(name))
         return Demand(read, held * spec.elements * width + cost.memory, cost.flops, "torch", TORCH_PACE)
     if chain.access == "whole":
         spec = aligned.alignment.specs[name]

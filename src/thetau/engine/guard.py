@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,8 @@ from thetau.errors import CheckpointError
 from thetau.parts import as_float
 from thetau.vectors import Combination
 
+SAMPLED = 8  # tensors of which rows are compared
+SAMPLE = 1 << 16  # entries of each
 FAR = 0.3  # ‖τ‖ / ‖θ₀‖; fine-tuning gives 0.001 to 0.1, another initialisation about 1.4
 
 
@@ -120,6 +122,33 @@ class Guard:
         return [
             f"{task}: its task vector is all zero in the tensors that were merged." for task in self.tasks if norms.get(task) == 0
         ]
+
+
+def strangers(models: Mapping[str, Source], base: Source, names: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """A sentence for each model that lies farther from another one than fine-tuning goes, told from a sample of their largest tensors.
+
+    `names` maps each source's key to its names of the base's tensors.
+    """
+    matrices = [name for name, spec in base.specs.items() if name in names[base.key] and spec.dtype.is_floating_point]
+    largest = sorted(matrices, key=lambda name: (-base.specs[name].elements, name))[:SAMPLED]
+    said = []
+    for label, model in models.items():
+        apart, whole, count = 0.0, 0.0, 0
+        for name in (name for name in largest if name in names[model.key]):
+            spec = base.specs[name]
+            rows = max(1, min(spec.rows, SAMPLE // max(1, spec.row_elements)))
+            ours, theirs = base.read(names[base.key][name], 0, rows), model.read(names[model.key][name], 0, rows)
+            if ours.shape == theirs.shape:
+                apart += float((theirs.double() - ours.double()).square().sum())
+                whole += float(ours.double().square().sum())
+                count += ours.numel()
+        distance = math.sqrt(apart / whole) if whole else 0.0
+        if distance > FAR:
+            said.append(
+                f"{label}: lies {distance:.2f} of its norm away from {base.label} (a sample of {count} entries); models that were fine-tuned "
+                f"from one another differ by less than {FAR:g}. They are probably not related."
+            )
+    return said
 
 
 def refuse_nonfinite(source: Source, name: str) -> None:

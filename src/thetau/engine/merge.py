@@ -6,7 +6,6 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from thetau.checkpoint import Slots, Source
@@ -19,16 +18,15 @@ from thetau.engine.demand import merge_demand
 from thetau.engine.executor import Engine
 from thetau.engine.guard import Guard
 from thetau.engine.passes import Preparation, statistic_passes
-from thetau.engine.window import blocks
+from thetau.engine.window import read_rows
 from thetau.parts import Chain, EachTask, Emit, State, StreamReduction
 from thetau.plan import TORCH_PACE, Pass
 from thetau.vectors import Combination
 
 
 class Merge(Source):
-    """The merged task vector of K tasks under a chain. Degree 0; absent where the chain leaves the base alone."""
+    """The merged task vector of K tasks under a chain, absent where the chain leaves the base alone; of K models a model, complete."""
 
-    degree = 0
     partial = True
 
     def __init__(
@@ -45,6 +43,7 @@ class Merge(Source):
     ) -> None:
         self.aligned = Aligned(tasks, chain, label=label, seed=seed, exclude=exclude, evidence=evidence)
         self.engine = engine or Engine()
+        self.degree = int(chain.models)
         self.label, self.key = label, f"merge:{id(self)}"
         self.guard = Guard(self.aligned.tasks)
         self.specs = self.aligned.specs
@@ -78,7 +77,8 @@ class Merge(Source):
         if self.states is None:
             return (*inner, *self.aligned.alignment.notes, *outside)
         said = [line for part, state in zip(self.aligned.chain.stages, self.states, strict=True) for line in part.notes(state)]
-        return (*inner, *self.aligned.alignment.notes, *outside, *said, *self.guard.notes())
+        zeros = () if self.aligned.chain.models else self.guard.notes()
+        return (*inner, *self.aligned.alignment.notes, *outside, *said, *zeros)
 
     def fingerprint(self) -> str:
         """Not meaningful: a merge is computed, not stored."""
@@ -106,9 +106,10 @@ class Merge(Source):
         return tuple(self.aligned.alignment.kept) if mine is not None and base is not None and mine.key == base.key else ()
 
     def warnings(self, base: Source | None) -> Sequence[str]:
-        """Vectors too long for this base, of another base, evidence of another model."""
+        """Vectors too long for this base, of another base, models that are strangers, evidence of another model."""
         label = self.reference.label if self.reference is not None else base.label if base is not None else "the base"
-        return [*self.guard.warnings(label), *self.aligned.other_bases(base), *self.aligned.foreign_evidence()]
+        others = self.aligned.strangers() if self.aligned.chain.models else self.aligned.other_bases(base)
+        return [*self.guard.warnings(label), *others, *self.aligned.foreign_evidence()]
 
     # Rows.
 
@@ -128,7 +129,8 @@ class Merge(Source):
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows of the merged vector, in float32."""
-        return _read(self, name, start, stop)
+        self.prepare()
+        return read_rows(self, name, start, stop)
 
     def block(self, window: Window, name: str, start: int, stop: int) -> Tensor:
         """Merged rows; `prepare` must have run."""
@@ -170,11 +172,11 @@ class Merge(Source):
 class Emitted(Source):
     """One of several outputs of a merge: a task's vector after the transforms, a mask, a model of its own."""
 
-    degree = 0
     partial = True
 
     def __init__(self, merge: Merge, emit: Emit, name: str) -> None:
         self.merge, self.emit, self.output = merge, emit, name
+        self.degree = merge.degree
         self.label = f"{merge.label}: {name}"
         self.key = f"emitted:{id(merge)}:{name}"
         self.specs = merge.specs
@@ -193,7 +195,8 @@ class Emitted(Source):
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows of this output, in float32."""
-        return _read(self, name, start, stop)
+        self.prepare()
+        return read_rows(self, name, start, stop)
 
     def block(self, window: Window, name: str, start: int, stop: int) -> Tensor:
         """Rows of this output; elsewhere the task's own vector, or what the merge has there."""
@@ -220,16 +223,3 @@ def outputs(merge: Merge, emit: Emit | None = None) -> dict[str, Emitted]:
     """The outputs of a merge by name: what its chain emits, or each task's transformed vector where it emits nothing."""
     emit = emit or merge.aligned.chain.emit or EachTask()
     return {name: Emitted(merge, emit, name) for name in emit.names(merge.tasks)}
-
-
-def _read(source: Merge | Emitted, name: str, start: int, stop: int | None) -> Tensor:
-    source.prepare()
-    spec = source.specs[name]
-    stop = spec.rows if stop is None else stop
-    if source.whole(name):
-        window = Window(name, 0, spec.rows)
-        rows = source.block(window, name, start, stop)
-    else:
-        window = Window(name, start, stop)
-        rows = torch.cat([source.block(window, name, a, b) for a, b in blocks(spec, start, stop)])
-    return rows if spec.shape else rows.reshape(())

@@ -15,14 +15,15 @@ from torch import Tensor
 
 from thetau._version import __version__
 from thetau.checkpoint import Alignment, Slots, Source, Spec, Writer, align, dtype_name
+from thetau.checkpoint.config import has_config, read_config
 from thetau.checkpoint.disk import check_json
-from thetau.checkpoint.safetensors import SafetensorsFile, read_text
+from thetau.checkpoint.safetensors import SafetensorsFile
 from thetau.checkpoint.source import computed, leaves
 from thetau.checkpoint.window import Window
 from thetau.checkpoint.writer import SHARD_BYTES
 from thetau.engine.executor import Engine
 from thetau.engine.guard import Guard, refuse_nonfinite
-from thetau.engine.window import Reading, blocks, windows
+from thetau.engine.window import Reading, blocks, straight, windows
 from thetau.engine.work import Call, Work
 from thetau.errors import AlignmentError, CheckpointError, OutputError
 from thetau.parts import as_float
@@ -132,7 +133,15 @@ class Output:
             read, memory, flops = read + inner.read, memory + inner.memory + stored, flops + inner.flops
             if source.children():
                 pace, loop = inner.pace, loop or inner.by == "loop"
-        return Step(name, read, memory, written, flops, "loop" if loop and self._straight(name) else "torch", pace)
+        return Step(
+            name,
+            read,
+            memory,
+            written,
+            flops,
+            "loop" if loop and straight(self.reading, self.combination, name) else "torch",
+            pace,
+        )
 
     def whole(self, name: str) -> bool:
         """Whether some merge needs the whole tensor at once."""
@@ -160,8 +169,8 @@ class Output:
         """Compute a tensor and store it."""
         spec, name = self.specs[step.name], step.name
         slots.begin(name)
-        straight = self._straight(name)
-        if straight is None or not straight[1].write(name, straight[2], straight[0], slots):
+        found = straight(self.reading, self.combination, name)
+        if found is None or not found[1].write(name, found[2], found[0], slots):
             for start, rows in self.rows(name, engine):
                 slots.write(name, start, rows if spec.shape else rows.reshape(()))
 
@@ -169,15 +178,6 @@ class Output:
     def guards(self) -> list[Guard]:
         """This output's own guard and those of its merges."""
         return [self.guard, *(guard for source in self.made for guard in source.guards())]
-
-    def _straight(self, name: str) -> tuple[float, Source, Source | None] | None:
-        """Weight, merge and ground where this is a base and one computed term over it, or such a term alone; None otherwise."""
-        terms = self.reading.terms(self.combination, name)
-        merges = [(weight, source) for weight, source, theirs in terms if source.children() and theirs == name]
-        grounds = [source for weight, source, _ in terms if weight == 1 and not source.children()]
-        if len(merges) != 1 or len(terms) != 1 + len(grounds) or len(grounds) > 1:
-            return None
-        return (*merges[0], grounds[0] if grounds else None)
 
     def _look(self, window: Window, start: int, stop: int) -> None:
         """Let the guard see how far each model is from its base."""
@@ -237,7 +237,8 @@ def save(
     metadata = metadata_of(combination, record["recipe"])
     metadata["thetau.run"] = hashlib.sha256(_compact([record, metadata, output.specs, shard_bytes]).encode()).hexdigest()
     folder = reference.folder if reference is not None and not vector else None
-    files = {"thetau.json": record, **_config(folder, dtype)}
+    side = reference.files if reference is not None and not vector else {}
+    files = {**side, **_config(folder, side.get("config.json"), dtype), "thetau.json": record}
     walk = output.walk(engine)
     engine.check(walk.steps, "Writing")
     if resume and _is_done(target, metadata["thetau.run"]):
@@ -373,6 +374,7 @@ def _record(output: Output, reference: Source | None, provenance: Mapping[str, A
         "not_merged": dict(output.alignment.kept)
         | {name: why for source in output.combination.sources() for name, why in source.left_out(reference).items()},
         "inputs": inputs,
+        **({"arrangement": reference.fingerprint()} if reference is not None and reference.children() else {}),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
 
@@ -381,16 +383,11 @@ def _compact(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
 
 
-def _config(folder: Path | None, dtype: torch.dtype | None) -> dict[str, Any]:
-    """The base's config with the output's dtype, where the recipe changes it."""
-    if folder is None or dtype is None or not (folder / "config.json").exists():
+def _config(folder: Path | None, changed: Mapping[str, Any] | None, dtype: torch.dtype | None) -> dict[str, Any]:
+    """The base's config, or a changed one, with the output's dtype, where the recipe gives one."""
+    if dtype is None or (changed is None and not has_config(folder)):
         return {}
-    try:
-        config = json.loads(read_text(folder / "config.json"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{folder / 'config.json'}: not valid JSON ({error}). Mend it, then run again.") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{folder / 'config.json'}: must hold a table. Got {type(config).__name__}.")
+    config = dict(changed) if changed is not None else read_config(folder) if folder is not None else {}
     for key in ("torch_dtype", "dtype"):
         if key in config:
             config[key] = dtype_name(dtype)

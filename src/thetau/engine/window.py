@@ -84,3 +84,25 @@ class Reading:
         for task, combination in enumerate(combinations):
             self.evaluate(combination, window, start, stop, out[task])
         return out
+
+
+def straight(reading: Reading, combination: Combination, name: str) -> tuple[float, Source, Source | None] | None:
+    """Weight, merge and ground where a tensor is a base's and one computed term over it, or such a term alone; None otherwise."""
+    terms = reading.terms(combination, name)
+    merges = [(weight, source) for weight, source, theirs in terms if source.children() and theirs == name]
+    grounds = [source for weight, source, _ in terms if weight == 1 and not source.children()]
+    if len(merges) != 1 or len(terms) != 1 + len(grounds) or len(grounds) > 1:
+        return None
+    return (*merges[0], grounds[0] if grounds else None)
+
+
+def read_rows(source: Source, name: str, start: int, stop: int | None) -> Tensor:
+    """Rows of a computed source that is prepared, outside any walk: all at once where it needs the whole tensor, else block by block."""
+    spec = source.specs[name]
+    stop = spec.rows if stop is None else stop
+    if source.whole(name):
+        rows = source.block(Window(name, 0, spec.rows), name, start, stop)
+    else:
+        window = Window(name, start, stop)
+        rows = torch.cat([source.block(window, name, a, b) for a, b in blocks(spec, start, stop)])
+    return rows if spec.shape else rows.reshape(())

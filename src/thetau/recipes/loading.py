@@ -64,13 +64,15 @@ def from_mapping(content: Any, where: str = "recipe", folder: Path | None = None
     else:
         names = [entry.name for entry in recipe.entries() if entry.name]
         problems += [f"models: the name {name!r} stands twice." for name in sorted(set(names)) if names.count(name) > 1]
-    method = content.get("method")
+    method, based = content.get("method"), True
     if isinstance(method, str | Mapping):
         try:
             name, fields = split_method(method)
-            build(name, fields)
+            based = build(name, fields).needs_base
         except RecipeError as error:
             problems += [f"method: {problem}" for problem in error.problems]
+    if based and content.get("base") is None:
+        problems.insert(0, "base is missing: the method needs the model that the others were fine-tuned from.")
     if recipe is not None and folder is not None:
         recipe = _resolved(recipe, folder)
     if problems or recipe is None:
@@ -103,7 +105,7 @@ def _resolved(recipe: Recipe, folder: Path) -> Recipe:
         at(model) if isinstance(model, str) else ModelEntry(path=at(model.path), name=model.name) for model in recipe.models
     ]
     evidence = {kind: {task: at(path) for task, path in given.items()} for kind, given in recipe.evidence.items()}
-    return recipe.model_copy(update={"base": at(recipe.base), "models": models, "evidence": evidence})
+    return recipe.model_copy(update={"base": recipe.base and at(recipe.base), "models": models, "evidence": evidence})
 
 
 def _problems(error: ValidationError) -> list[str]:

@@ -23,7 +23,8 @@ class ModelEntry(BaseModel):
 class Recipe(BaseModel):
     """A merge.
 
-    - `base`: the model that the others were fine-tuned from.
+    - `base`: the model that the others were fine-tuned from; methods that merge models as they are can do without, and the result then takes
+      its names, dtypes, config and tokenizer from the first model.
     - `models`: checkpoints, LoRA adapters or saved task vectors; each a path or hub id, or `{path, name}`.
     - `method`: a method's name, or `{name, fields...}`.
     - `evidence`: what the method must know of the tasks' data, by kind and task: `fisher: {sst2: sst2.safetensors}`.
@@ -36,7 +37,7 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    base: str
+    base: str | None = None
     models: list[str | ModelEntry] = Field(min_length=1)
     method: str | dict[str, Any]
     evidence: dict[str, dict[str, str]] = {}

@@ -62,8 +62,10 @@ class Place:
         self.partial.mkdir()
 
     def put(self, name: str, document: Any) -> None:
-        """A document, as JSON, into `partial`. Raises `OSError`; `OutputError`: JSON cannot hold it."""
-        (self.partial / name).write_bytes(as_json(document, self.target))
+        """Bytes as they are, anything else as JSON, into `partial`. Raises `OSError`; `OutputError`: JSON cannot hold it."""
+        path = self.partial / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(document if isinstance(document, bytes) else as_json(document, self.target))
 
     def commit(self) -> None:
         """Put everything on the disk and give the folder its name.

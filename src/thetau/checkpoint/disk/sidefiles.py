@@ -7,6 +7,7 @@ model: its page, its records, its training.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
@@ -80,12 +81,12 @@ def _fits(path: PurePosixPath, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(str(path), pattern.lower()) for pattern in patterns if pattern.count("/") == len(path.parts) - 1)
 
 
-def copy_side_files(source: Path, target: Path) -> list[str]:
-    """Copy the side files of a model's folder into another folder, which is there; their names, with `/`. Raises `OSError`."""
+def copy_side_files(source: Path, target: Path, *, leave: Sequence[str] = ()) -> list[str]:
+    """Copy the side files of a model's folder into another folder, which is there, but for some; their names, with `/`. Raises `OSError`."""
     copied: list[str] = []
     for path in sorted([*source.iterdir(), *source.glob("*/*")]):
         name = path.relative_to(source).as_posix()
-        if is_side_file(name) and path.is_file() and path.stat().st_size < LARGEST:
+        if is_side_file(name) and name not in leave and path.is_file() and path.stat().st_size < LARGEST:
             (target / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, target / name)
             copied.append(name)
