@@ -102,6 +102,12 @@ class Spec:
             raise RecipeError([str(error)], "parameters") from error
 
 
+def ours(method: Method) -> Spec:
+    """A method of ours, the same at every tensor."""
+    fewest, most = method.takes
+    return Spec(build=lambda values, each, ids, based: method, base="required" if method.needs_base else None, fewest=fewest, most=most)
+
+
 def by_task(key: str, each: Sequence[Values], ids: Sequence[str], change: Callable[[float], float] = float) -> Varying:
     """One number where all inputs have the same, else one for each."""
     values = [change(given[key]) for given in each]
