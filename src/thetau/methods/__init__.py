@@ -1,6 +1,7 @@
 """Methods: named chains of parts, one file each, and the registry."""
 
 from thetau.fields import Field as Field
+from thetau.methods.arcee_fusion import ArceeFusion as ArceeFusion
 from thetau.methods.average import Average as Average
 from thetau.methods.awd import Awd as Awd
 from thetau.methods.bilateral import Bilateral as Bilateral
@@ -13,8 +14,16 @@ from thetau.methods.della import DellaLinear as DellaLinear
 from thetau.methods.fisher import Fisher as Fisher
 from thetau.methods.iso import IsoC as IsoC
 from thetau.methods.iso import IsoCts as IsoCts
+from thetau.methods.karcher import Karcher as Karcher
+from thetau.methods.karcher import Multislerp as Multislerp
+from thetau.methods.linear import Linear as Linear
 from thetau.methods.localize_stitch import LocalizeStitch as LocalizeStitch
 from thetau.methods.model_stock import ModelStock as ModelStock
+from thetau.methods.nearswap import Nearswap as Nearswap
+from thetau.methods.nuslerp import Nuslerp as Nuslerp
+from thetau.methods.passthrough import Passthrough as Passthrough
+from thetau.methods.ram import Ram as Ram
+from thetau.methods.ram import RamPlus as RamPlus
 from thetau.methods.registry import build as build
 from thetau.methods.registry import describe as describe
 from thetau.methods.registry import get as get
@@ -24,6 +33,8 @@ from thetau.methods.registry import package_of as package_of
 from thetau.methods.registry import paper as paper
 from thetau.methods.registry import plain as plain
 from thetau.methods.registry import register as register
+from thetau.methods.sce import Sce as Sce
+from thetau.methods.slerp import Slerp as Slerp
 from thetau.methods.task_arithmetic import TaskArithmetic as TaskArithmetic
 from thetau.methods.ties import Ties as Ties
 from thetau.methods.topk import TopK as TopK
