@@ -7,3 +7,4 @@ from thetau.transforms.rank_drop import RankDrop as RankDrop
 from thetau.transforms.share import Share as Share
 from thetau.transforms.stock import StockRatio as StockRatio
 from thetau.transforms.trim import Trim as Trim
+from thetau.transforms.truncate import Truncate as Truncate
