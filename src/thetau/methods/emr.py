@@ -59,9 +59,9 @@ class Magnitudes(Statistic):
     rule: Rule
 
     def add(
-        self, total: Float[Tensor, "2 task"] | None, stack: Float[Tensor, "task *block"], site: Site, seen: None
+        self, total: Float[Tensor, "2 task"] | None, stack: Float[Tensor, "row *block"], site: Site, seen: None
     ) -> Float[Tensor, "2 task"]:
-        """Add a block's magnitudes."""
+        """Add a block's magnitudes; the rows are the merged one and the tasks'."""
         vectors = stack[1:]
         agree, _ = agreeing(vectors, self.cancelled)
         size = unified(vectors, self.cancelled).abs().double()

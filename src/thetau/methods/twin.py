@@ -120,7 +120,7 @@ class Differences(Statistic):
         """Each tensor has its own cuts."""
         return True
 
-    def add(self, total: Any, stack: Float[Tensor, "task *block"], site: Site, seen: Any) -> Any:
+    def add(self, total: Any, stack: Float[Tensor, "row *block"], site: Site, seen: Any) -> Any:
         """A block's differences."""
         return self.quantile.add(total, stack[1:] - stack[:1], site, seen)
 
