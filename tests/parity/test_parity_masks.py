@@ -74,7 +74,7 @@ def test_tall_masks_and_consensus_of_the_authors(kind: Any, theirs: dict[str, Te
 
     Their trim keeps one entry more than 20 %.
     """
-    ties: Any = {"density": 154 / 765, "cancelled": "majority"}
+    ties: Any = {"density": 0.2012, "cancelled": "majority"}
     stack, merged, masks = theirs["vectors"], theirs[f"tall/{kind}/merged"], theirs[f"tall/{kind}/masks"]
     method = TallMasks(vector=kind, **ties)
     torch.testing.assert_close(ours(stack, method), merged, rtol=1e-6, atol=1e-9)
