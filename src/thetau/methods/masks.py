@@ -19,6 +19,7 @@ from thetau.fields import AtLeast, Varies, Within
 from thetau.methods.fields import Density
 from thetau.methods.reductions import Sum
 from thetau.parts import Chain, Emit, PostStage, Site, State, Varying
+from thetau.sums import masked
 from thetau.transforms import Elect, Trim
 
 PAPER = "Wang et al., ICML 2024, https://arxiv.org/abs/2405.07813"
@@ -84,10 +85,4 @@ class Masked(Emit):
         """A block of one task's vector."""
         assert merged is not None
         task = site.tasks.index(name)
-        return unmasked(merged, self.mask(task, merged, stack, site), self.rescaler(task, state))
-
-
-def unmasked(merged: Float[Tensor, "*block"], mask: Bool[Tensor, "*block"], rescaler: float) -> Float[Tensor, "*block"]:
-    """A task's vector from what is kept of it; files are read by the same function, so to the same bits."""
-    rows = merged.masked_fill(~mask, 0)
-    return rows if rescaler == 1 else rows * rescaler
+        return masked(merged, self.mask(task, merged, stack, site), self.rescaler(task, state))
