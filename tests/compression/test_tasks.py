@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -259,6 +261,24 @@ def test_a_cut_file_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(CheckpointError, match=r"all\.safetensors"):
         open_task(path, "ape")
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_flipped_byte_never_crashes(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """It is refused, or reads as numbers of the same shapes."""
+    path = tmp_path_factory.mktemp("flipped") / "all.safetensors"
+    _, taus = vectors({"w": (9, 5), "b": (3,)})
+    compress_tasks(taus, path, Emr())
+    raw = bytearray(path.read_bytes())
+    at = data.draw(st.integers(0, len(raw) - 1))
+    raw[at] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(bytes(raw))
+    try:
+        state = open_task(path, "ape").state_dict()
+    except CheckpointError:
+        return
+    assert {name: tuple(tensor.shape) for name, tensor in state.items()} == {"w": (9, 5), "b": (3,)}
 
 
 # A live module.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import permutations
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from thetau.engine.executor import Engine
 from thetau.errors import RecipeError
 from thetau.methods import (
     Awd,
-    ConsensusOf,
+    Consensus,
     ConsensusTa,
     ConsensusTies,
     DareTies,
@@ -166,16 +167,16 @@ def test_a_method_inside_another_merges_as_alone(inner: Any) -> None:
     """Through one stage it has the bits that it has as a chain of its own, whatever its passes."""
     base, tuned = models(LARGE, TASKS)
     alone = merged_vector(base, tuned, inner)
-    within = merged_vector(base, tuned, ConsensusOf(then=inner, least=0, scale=1.0))
+    within = merged_vector(base, tuned, Consensus(then=inner, least=0, scale=1.0))
     same(within, alone, "inside consensus")
     same(merged_vector(base, tuned, Twin(then=inner)), alone, "inside twin")
 
 
 def test_what_cannot_stand_inside_is_refused_where_it_is_written() -> None:
     with pytest.raises(
-        ValueError, match=r"`ConsensusOf\(then=...\)` must be a method without transforms.*Got Interference after Disentangle"
+        ValueError, match=r"`Consensus\(then=...\)` must be a method without transforms.*Got Interference after Disentangle"
     ):
-        ConsensusOf(then=Awd(then=Wudi()))
+        Consensus(then=Awd(then=Wudi()))
     with pytest.raises(ValueError, match=r"`Twin\(then=...\)` must be a method with one output"):
         Twin(then=Emr())
 
@@ -238,3 +239,24 @@ def test_twin_keeps_a_low_rank_beside_what_is_shared() -> None:
         left = (tau[task]["w"] - shared["w"] - exclusive[task]["w"]).norm()
         best = torch.linalg.svdvals((tau[task]["w"] - shared["w"]).double())[2:].square().sum().sqrt()
         assert float(left) == pytest.approx(float(best), rel=1e-4)  # Eckart and Young
+
+
+def test_twin_gives_back_vectors_and_scalars_that_the_shared_method_leaves_alone() -> None:
+    base, tuned = models(SHAPES, TASKS)
+    tau = differences(base, tuned)
+    averaged = each(base, tuned, Twin(then=TsvM()))  # matrices, and the mean of all others
+    for task, state in averaged.items():
+        for name in ("layers.0.norm.weight", "logit_scale"):
+            torch.testing.assert_close(state[name], tau[task][name], rtol=0, atol=1e-8)
+    alone = each(base, tuned, Twin(then=TsvM(), part="exclusive"))
+    assert not bool(alone["ape"]["conv.weight"].any())  # four axes: no matrix of TSV-M's, so the mean alone
+    assert torch.equal(averaged["ape"]["conv.weight"], merged_vector(base, tuned, TsvM())["conv.weight"])
+
+
+@pytest.mark.parametrize("method", [TallMasks(vector="ties"), Emr(), Twin(), Twin(keep="magnitude")], ids=repr)
+def test_a_task_is_saved_as_it_is_in_memory(tmp_path: Path, method: Any) -> None:
+    base, tuned = models(SHAPES, TASKS, dtype=torch.bfloat16)
+    opened, vectors = vectors_of(base, tuned)
+    model = opened + thetau.outputs(vectors, method)["ape"]
+    model.save(tmp_path / "ape")
+    same(thetau.open(tmp_path / "ape").state_dict(), model.state_dict(), "saved")

@@ -6,7 +6,7 @@ from thetau.methods.awd import Awd as Awd
 from thetau.methods.bilateral import Bilateral as Bilateral
 from thetau.methods.breadcrumbs import Breadcrumbs as Breadcrumbs
 from thetau.methods.breadcrumbs import BreadcrumbsTies as BreadcrumbsTies
-from thetau.methods.consensus import ConsensusOf as ConsensusOf
+from thetau.methods.consensus import Consensus as Consensus
 from thetau.methods.consensus import ConsensusTa as ConsensusTa
 from thetau.methods.consensus import ConsensusTies as ConsensusTies
 from thetau.methods.dare import DareLinear as DareLinear

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from thetau.methods.fields import Cancelled, Coefficient
-from thetau.methods.masks import PAPER, Consensus, Least, Selectivity, TrimTo, signed_sum
+from thetau.methods.masks import PAPER, Agreement, Least, Selectivity, TrimTo, signed_sum
 from thetau.methods.nested import over_whole_vectors
 from thetau.methods.reductions import Scale, Sum
 from thetau.methods.registry import register
@@ -26,7 +26,7 @@ from thetau.parts import Chain, Method
 def agreed(inner: Chain, owner: str, selectivity: Selectivity, least: int, scale: Coefficient) -> Chain:
     """A chain, then the entries that enough masks have, then α."""
     whole = over_whole_vectors(inner, owner)
-    return replace(whole, post=(*whole.post, Consensus(selectivity=selectivity, least=least), Scale(scale=scale)))
+    return replace(whole, post=(*whole.post, Agreement(selectivity=selectivity, least=least), Scale(scale=scale)))
 
 
 @register("consensus_ta", paper=PAPER)
@@ -68,7 +68,7 @@ class ConsensusTies(Method):
 
 @register("consensus", paper=PAPER)
 @dataclass(frozen=True, kw_only=True)
-class ConsensusOf(Method):
+class Consensus(Method):
     r"""$\tau = \alpha\, m \odot \tau_m$, $\tau_m$ merged by any method, $m$ keeping what at least `least` TALL masks have.
 
     Where that method acts on some tensors only, so does the mask.
@@ -84,8 +84,8 @@ class ConsensusOf(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        over_whole_vectors(self.then.chain(), "ConsensusOf")
+        over_whole_vectors(self.then.chain(), "Consensus")
 
     def chain(self) -> Chain:
         """The method, consensus, scale."""
-        return agreed(self.then.chain(), "ConsensusOf", self.selectivity, self.least, self.scale)
+        return agreed(self.then.chain(), "Consensus", self.selectivity, self.least, self.scale)

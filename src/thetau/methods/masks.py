@@ -44,7 +44,7 @@ def tall_mask(vector: Float[Tensor, "*block"], merged: Float[Tensor, "*block"], 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Consensus(PostStage):
+class Agreement(PostStage):
     """Keeps the merged entries that lie in at least so many tasks' masks."""
 
     reads_stack: ClassVar[bool] = True
