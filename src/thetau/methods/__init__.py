@@ -24,6 +24,8 @@ from thetau.methods.registry import package_of as package_of
 from thetau.methods.registry import paper as paper
 from thetau.methods.registry import plain as plain
 from thetau.methods.registry import register as register
+from thetau.methods.swudi import Swudi as Swudi
+from thetau.methods.swudi import SwudiA as SwudiA
 from thetau.methods.task_arithmetic import TaskArithmetic as TaskArithmetic
 from thetau.methods.ties import Ties as Ties
 from thetau.methods.topk import TopK as TopK
