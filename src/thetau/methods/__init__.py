@@ -1,6 +1,8 @@
 """Methods: named chains of parts, one file each, and the registry."""
 
 from thetau.fields import Field as Field
+from thetau.methods.ace import Ace as Ace
+from thetau.methods.actmat import ActMat as ActMat
 from thetau.methods.average import Average as Average
 from thetau.methods.awd import Awd as Awd
 from thetau.methods.bilateral import Bilateral as Bilateral
@@ -10,11 +12,13 @@ from thetau.methods.dare import DareLinear as DareLinear
 from thetau.methods.dare import DareTies as DareTies
 from thetau.methods.della import Della as Della
 from thetau.methods.della import DellaLinear as DellaLinear
+from thetau.methods.doge_ta import DogeTa as DogeTa
 from thetau.methods.fisher import Fisher as Fisher
 from thetau.methods.iso import IsoC as IsoC
 from thetau.methods.iso import IsoCts as IsoCts
 from thetau.methods.localize_stitch import LocalizeStitch as LocalizeStitch
 from thetau.methods.model_stock import ModelStock as ModelStock
+from thetau.methods.optmerge import OptMerge as OptMerge
 from thetau.methods.registry import build as build
 from thetau.methods.registry import describe as describe
 from thetau.methods.registry import get as get

@@ -231,7 +231,9 @@ class Sizes:
         else:
             build = self.tasks * 2.0 * (self.each + self.d_out) * self.d_in**2
             kept = 2 * (self.d_in**2 + self.entries)
-        adding = 3 * self.side * self.d_in + 5 * self.entries  # a task's Gram matrix in both precisions, its rows and itself in float64
+        adding = (
+            3 * self.side * self.d_in + 5 * self.entries
+        )  # a task's Gram matrix in both precisions, its rows and itself in float64
         return Cost(flops=build + solve, memory=4 * (kept + max(held, adding)))
 
     def steps(self, steps: int) -> Cost:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from thetau.parts import Op, Site, Transform
 from thetau.statistics import MagnitudeQuantile
+from thetau.statistics.quantile import kept_count
 
 Band = tuple[float, float]
 Cuts = Mapping[str, Band] | Mapping[str, Mapping[str, Band]]
@@ -65,3 +66,13 @@ class Trim(Transform):
             size = row.float().abs()
             row.masked_fill_((size < low) | (size > high) if self.gamma else size < low, 0)
         return out
+
+
+def strongest(values: Float[Tensor, "*shape"], density: float) -> Float[Tensor, "*shape"]:
+    """A whole tensor with its ⌈density · n⌉ entries of largest magnitude and zeros elsewhere; equal ones at the cut all stay."""
+    kept = kept_count(density, values.numel())
+    if kept in (0, values.numel()):
+        return values
+    size = values.abs()
+    cut = size.flatten().kthvalue(values.numel() - kept + 1).values
+    return values.masked_fill(size < cut, 0)
