@@ -12,8 +12,8 @@ its vision scripts split fused q/k/v (`split_fused`), and a port leaves out embe
 leaves them to the average.
 
 Use it where `wudi` would be used and large task vectors should count for more than small ones, or as a strong method without any setting. The
-cost is one eigendecomposition in float64 of d_in × d_in a matrix; no data. On vectors of nearly low rank add a `ridge` of 1e-3: weak directions
-enlarge noise.
+cost is one eigendecomposition in float64 of d_in × d_in a matrix; no data. On vectors of nearly low rank (adapters, `trim` on them above all) add a
+`ridge` of 1e-3: weak directions enlarge noise.
 """
 
 from __future__ import annotations

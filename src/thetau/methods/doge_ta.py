@@ -60,7 +60,7 @@ class DogeTa(Method, WholeReduction):
     solver: Literal["adam", "cg"] = "adam"
     steps: Annotated[int, AtLeast(0)] = 400
     lr: Positive = 1e-4
-    tolerance: Annotated[float, Within("[0, 1]")] = 1e-3
+    tolerance: Annotated[float, Within("[1e-6, 1]")] = 1e-3  # below, rounding leads conjugate gradients astray
     scale: Coefficient = 1.0
     tensors: Tensors = "linear"
     elsewhere: Elsewhere = "base"
