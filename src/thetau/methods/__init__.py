@@ -1,6 +1,8 @@
 """Methods: named chains of parts, one file each, and the registry."""
 
 from thetau.fields import Field as Field
+from thetau.methods.ace import Ace as Ace
+from thetau.methods.actmat import ActMat as ActMat
 from thetau.methods.arcee_fusion import ArceeFusion as ArceeFusion
 from thetau.methods.average import Average as Average
 from thetau.methods.awd import Awd as Awd
@@ -14,6 +16,7 @@ from thetau.methods.dare import DareLinear as DareLinear
 from thetau.methods.dare import DareTies as DareTies
 from thetau.methods.della import Della as Della
 from thetau.methods.della import DellaLinear as DellaLinear
+from thetau.methods.doge_ta import DogeTa as DogeTa
 from thetau.methods.emr import Emr as Emr
 from thetau.methods.fisher import Fisher as Fisher
 from thetau.methods.iso import IsoC as IsoC
@@ -26,6 +29,7 @@ from thetau.methods.magmax import MagMax as MagMax
 from thetau.methods.model_stock import ModelStock as ModelStock
 from thetau.methods.nearswap import Nearswap as Nearswap
 from thetau.methods.nuslerp import Nuslerp as Nuslerp
+from thetau.methods.optmerge import OptMerge as OptMerge
 from thetau.methods.passthrough import Passthrough as Passthrough
 from thetau.methods.pcb import Pcb as Pcb
 from thetau.methods.ram import Ram as Ram
@@ -41,6 +45,8 @@ from thetau.methods.registry import plain as plain
 from thetau.methods.registry import register as register
 from thetau.methods.sce import Sce as Sce
 from thetau.methods.slerp import Slerp as Slerp
+from thetau.methods.swudi import Swudi as Swudi
+from thetau.methods.swudi import SwudiA as SwudiA
 from thetau.methods.tall_masks import TallMasks as TallMasks
 from thetau.methods.task_arithmetic import TaskArithmetic as TaskArithmetic
 from thetau.methods.ties import Ties as Ties

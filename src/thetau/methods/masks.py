@@ -30,7 +30,7 @@ Selectivity = Annotated[
 ]
 Least = Annotated[int, AtLeast(0), "tasks whose masks must have an entry for it to stay; 0 keeps every entry."]
 TrimTo = Annotated[Density, "share of each task vector's entries that TIES keeps."]
-Cancel = Literal["zero", "majority"]
+Cancel = Literal["zero", "majority", "positive"]
 
 
 def signed_sum(density: float, cancelled: Cancel) -> Chain:
