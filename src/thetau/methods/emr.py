@@ -35,13 +35,11 @@ Rule = Literal["means", "sums", "none"]
 
 def elected(stack: Float[Tensor, "task *block"], cancelled: Zero) -> tuple[Bool[Tensor, "task *block"], Float[Tensor, "*block"]]:
     """Where each task has the elected sign, and that sign times the largest magnitude that has it."""
-    total = sum_in_order(stack)
-    positive = total > 0
-    agree = torch.where(positive, stack > 0, stack < 0)
-    if cancelled == "zero":
-        agree &= total != 0
-    largest = stack.abs().masked_fill_(~agree, 0).amax(0)
-    return agree, torch.where(positive | (largest == 0), largest, -largest)
+    sign = sum_in_order(stack).sign_()
+    if cancelled == "negative":
+        sign.masked_fill_(sign == 0, -1)
+    along = stack * sign  # what has the elected sign is positive
+    return along > 0, along.amax(0).clamp_(min=0) * sign + 0.0  # no −0
 
 
 @dataclass(frozen=True, kw_only=True)
