@@ -22,10 +22,16 @@ from thetau.transforms import StockRatio
 class ModelStock(Method):
     r"""$\tau = \frac{\lambda t}{K}\sum_i \tau_i$ with $t = \frac{K\cos\theta}{1 + (K-1)\cos\theta}$ in each tensor, clamped to [0, 1]."""
 
-    clamp: Annotated[bool, "keep t in [0, 1]; without it t can be negative, or large, where tasks oppose each other (mergekit)."] = True
+    clamp: Annotated[
+        bool, "keep t in [0, 1]; without it t can be negative, or large, where tasks oppose each other (mergekit)."
+    ] = True
     filter_wise: Annotated[bool, "one t for each row, what lies along the last axis, instead of each tensor."] = False
     scale: Coefficient = 1.0
 
     def chain(self) -> Chain:
         """Ratio, mean, scale."""
-        return Chain(transforms=(StockRatio(clamp=self.clamp, filter_wise=self.filter_wise),), reduction=Mean(), post=(Scale(scale=self.scale),))
+        return Chain(
+            transforms=(StockRatio(clamp=self.clamp, filter_wise=self.filter_wise),),
+            reduction=Mean(),
+            post=(Scale(scale=self.scale),),
+        )

@@ -20,7 +20,6 @@ from thetau.parts import Op, Site, Transform
 from thetau.statistics import Gram
 from thetau.statistics.gram import cosines
 
-
 SHORT = 1e-6  # the product of two lengths, without the clamp
 POLE = 1e-6  # how near to 0 the formula's divisor may come, without the clamp
 
