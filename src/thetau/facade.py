@@ -29,7 +29,8 @@ from thetau.errors import AlignmentError, CheckpointError, OutputError, RecipeEr
 from thetau.fields import declared
 from thetau.methods import build, name_of, plain
 from thetau.parts import EachTask, Method, PerTask
-from thetau.recipes.loading import from_mapping, split_method
+from thetau.recipes.loading import read_mapping, split_method
+from thetau.recipes.mergekit.recipe import KEY, MergekitRecipe
 from thetau.recipes.schema import Recipe
 from thetau.statistics import Gram
 from thetau.statistics.gram import cosines
@@ -341,12 +342,15 @@ def _warn(report: Report) -> Report:
     return report
 
 
-def from_recipe(recipe: Recipe, *, engine: Engine | None = None) -> Expression:
+def from_recipe(recipe: Recipe | MergekitRecipe, *, engine: Engine | None = None) -> Expression:
     """What a recipe describes, lazily: the merged model, or the merged task vector; without a base, names and config are the first model's.
 
     Raises:
         AlignmentError: the base is a task vector, or models do not fit it.
     """
+    if isinstance(recipe, MergekitRecipe):
+        source = recipe.assemble(engine)
+        return Expression(((1.0, source),), reference=source, name=source.label)
     base = open_base(recipe.base or recipe.entries()[0].path)
     vectors = [as_vector(open(entry.path, base=base, name=entry.name), base) for entry in recipe.entries()]
     method_name, values = split_method(recipe.method)
@@ -356,8 +360,10 @@ def from_recipe(recipe: Recipe, *, engine: Engine | None = None) -> Expression:
     return base + merged if recipe.output == "model" else merged
 
 
-def complete(recipe: Recipe) -> dict[str, Any]:
+def complete(recipe: Recipe | MergekitRecipe) -> dict[str, Any]:
     """A recipe with the method's defaults too, as an output records it, so that the run can be repeated."""
+    if isinstance(recipe, MergekitRecipe):
+        return recipe.record()
     name, values = split_method(recipe.method)
     said = {**recipe.model_dump(), "method": plain(build(name, values))}
     if not recipe.evidence:
@@ -366,7 +372,11 @@ def complete(recipe: Recipe) -> dict[str, Any]:
 
 
 def verify(
-    path: str | os.PathLike[str], *, recipe: Recipe | None = None, again: bool = False, engine: Engine | None = None
+    path: str | os.PathLike[str],
+    *,
+    recipe: Recipe | MergekitRecipe | None = None,
+    again: bool = False,
+    engine: Engine | None = None,
 ) -> Verification:
     """Check a written output: every recorded tensor there, of its shape, dtype and checksum, and finite.
 
@@ -383,11 +393,11 @@ def verify(
     expression = None
     if again:
         recorded = read_record(folder)["recipe"]
-        if "method" not in recorded:
+        if "method" not in recorded and KEY not in recorded:
             raise CheckpointError(
                 f"{folder}: was made in Python, not by a recipe, so it cannot be made again from here. Leave `--again` out."
             )
-        expression = from_recipe(from_mapping(recorded, f"{folder / 'thetau.json'}"), engine=engine)
+        expression = from_recipe(read_mapping(recorded, f"{folder / 'thetau.json'}"), engine=engine)
     wanted = json.loads(json.dumps(complete(recipe), default=str)) if recipe is not None else None
     return _verify(folder, engine=engine or Engine(), again=expression, recipe=wanted)
 

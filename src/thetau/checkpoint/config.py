@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +14,124 @@ from thetau.errors import CheckpointError
 FILE = "config.json"
 
 
-def has_config(folder: Path | None) -> bool:
-    """Whether a model's folder has one."""
-    return folder is not None and (folder / FILE).is_file()
+def has_config(folder: Path | None, file: str = FILE) -> bool:
+    """Whether a model's folder has one, or another file like it."""
+    return folder is not None and (folder / file).is_file()
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path, file: str = FILE) -> dict[str, Any]:
     """The config, a table.
 
     Raises:
         CheckpointError: it cannot be read, is no JSON, or no table.
     """
     try:
-        config = json.loads(read_text(folder / FILE))
+        config = json.loads(read_text(folder / file))
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{folder / FILE}: not valid JSON ({error}). Mend it, then run again.") from error
+        raise CheckpointError(f"{folder / file}: not valid JSON ({error}). Mend it, then run again.") from error
     if not isinstance(config, dict):
-        raise CheckpointError(f"{folder / FILE}: must hold a table. Got {type(config).__name__}.")
+        raise CheckpointError(f"{folder / file}: must hold a table. Got {type(config).__name__}.")
     return config
+
+
+# Depth.
+
+_DEPTH = re.compile(r"^(?:num_)?(?:hidden_|encoder_|decoder_)?layers$|^n_layers?$|^depth$|^num_(?:encoder|decoder)?_?blocks$")
+_VISION = re.compile(r"vision|visual|image|vit(?:_|$)", re.IGNORECASE)
+_AUDIO = re.compile(r"audio|speech", re.IGNORECASE)
+Where = tuple[str, ...]
+
+
+def depths(config: Mapping[str, Any]) -> dict[Where, int]:
+    """Every entry that says how many layers something has, nested configs one level down included.
+
+    Examples:
+        >>> depths({"num_hidden_layers": 2, "vision_config": {"depth": 4}})
+        {('num_hidden_layers',): 2, ('vision_config', 'depth'): 4}
+    """
+    found: dict[Where, int] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and key.endswith("config"):
+            found.update({(key, *inner): count for inner, count in depths(value).items() if len(inner) == 1})
+        elif type(value) is int and _DEPTH.search(key):
+            found[key,] = value
+    return found
+
+
+def depth_entries(config: Mapping[str, Any], container: str) -> list[Where]:
+    """The entries that say how many layers the container of this name has, as `model.layers` or `decoder.block`."""
+    known = depths(config)
+    side = next((word for word in ("decoder", "encoder") if word in container.lower().split(".")), "")
+    other = {"decoder": "encoder", "encoder": "decoder"}.get(side, "")
+    for kind in (_VISION, _AUDIO):
+        nested = [where for where in known if len(where) > 1 and kind.search(where[0])]
+        known = {where: n for where, n in known.items() if (where in nested) == bool(nested and kind.search(container))}
+    named = [where for where in known if side and side in where[-1]]
+    if named:
+        both = [where for where in known if where[-1] == "num_hidden_layers" and side == "encoder"]  # BART says it twice
+        return [*named, *(where for where in both if known[where] == known[named[0]])]
+    left = [where for where in known if not (other and other in where[-1])]
+    if side == "encoder" or not side:
+        left = [where for where in left if "decoder" not in where[-1]]
+    deepest = [where for where in left if len(where) > 1]
+    return deepest or left
+
+
+def with_depth(config: Mapping[str, Any], container: str, layers: Sequence[int]) -> dict[str, Any]:
+    """The config of a model whose layers are these of the old ones, in this order: the count, and what is said layer by layer.
+
+    Raises:
+        CheckpointError: no entry says how many layers the container has.
+    """
+    entries = depth_entries(config, container)
+    if not entries:
+        raise CheckpointError(
+            f"the config has no entry for the number of layers of {container!r} (such as `num_hidden_layers`), which changes to {len(layers)}."
+        )
+    changed: dict[str, Any] = json.loads(json.dumps(config))
+    for where in entries:
+        table = changed
+        for key in where[:-1]:
+            table = table[key]
+        before = table[where[-1]]
+        table[where[-1]] = len(layers)
+        for key, value in table.items():
+            if isinstance(value, list) and len(value) == before and "layer" in key and max(layers) < before:
+                table[key] = [value[index] for index in layers]
+    return changed
+
+
+ALIKE = (  # entries that may differ between models whose weights can be merged
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+    "tie_word_embeddings",
+    "quantization_config",
+    "id2label",
+    "label2id",
+    "vocab_size",
+    "problem_type",
+    "finetuning_task",
+    "num_labels",
+)
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """`key: value against value` for each entry that shapes the network and differs; tokens and training aside."""
+
+    def shaping(key: str) -> bool:
+        return key not in ALIKE and "token" not in key and "dropout" not in key and not key.startswith("_")
+
+    found = []
+    for key in sorted({*one, *other}):
+        mine, theirs = one.get(key), other.get(key)
+        if not shaping(key) or mine == theirs:
+            continue
+        if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
+            found += [f"{key}.{line}" for line in differences(mine, theirs)]
+        elif key in one and key in other:
+            found.append(f"{key}: {mine!r} against {theirs!r}")
+    return found

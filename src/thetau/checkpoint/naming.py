@@ -65,10 +65,21 @@ def layer_of(name: str) -> int | None:
 
     A number after a word for blocks (`layer.3`, `h.3`), else the first one after which a part of a block is named (`encoder.3.q_proj`).
     """
+    place = place_of(name)
+    return place[1] if place else None
+
+
+def place_of(name: str) -> tuple[str, int, str] | None:
+    """What stands before a block's number, the number, and what follows; None outside the blocks.
+
+    Examples:
+        >>> place_of("model.layers.3.mlp.up_proj.weight")
+        ('model.layers', 3, 'mlp.up_proj.weight')
+    """
     match = _LAYER.search(name)
     if match is None and not _HEAD.search(name):
         match = next((one for one in _NUMBERED.finditer(name) if _part_of_a_block(name[one.end() :])), None)
-    return int(match[1]) if match else None
+    return (name[: match.start(1) - 1], int(match[1]), name[match.end() + 1 :]) if match else None
 
 
 def _part_of_a_block(rest: str) -> bool:

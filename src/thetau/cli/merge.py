@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,12 +12,17 @@ from thetau.cli.common import Machine, Places, Writing, save
 from thetau.cli.options import parse_fields, with_options
 from thetau.errors import RecipeError
 
+if TYPE_CHECKING:
+    from thetau.recipes import MergekitRecipe, Recipe
+
 LONG = 600.0  # seconds of arithmetic from which a run shows its plan first
 
 
 @with_options
 def merge(
-    recipe: Annotated[Path | None, typer.Argument(help="A recipe in YAML; or give its parts as options.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Argument(help="A recipe in YAML, ours or mergekit's; or give its parts as options.")
+    ] = None,
     out: Annotated[str | None, typer.Option("--out", "-o", help="Where the result goes: a new folder, or a URL.")] = None,
     method: Annotated[str | None, typer.Option("--method", help="A name from `thetau methods`.")] = None,
     base: Annotated[str | None, typer.Option("--base", "-b", help="The model that the others were fine-tuned from.")] = None,
@@ -81,7 +87,7 @@ def merge(
         loaded = load(recipe)
         if fields and not method:
             raise RecipeError(["`--set` belongs to `--method`; change the recipe's `method` instead."], "options")
-        chosen = from_mapping({**loaded.model_dump(), **given}, f"{recipe} with options") if given else loaded
+        chosen = _with_options(loaded, given, recipe)
     else:
         if fields and not method:
             raise RecipeError(["`--set` needs `--method`."], "options")
@@ -98,6 +104,30 @@ def merge(
         show(planned, to_stderr=True)  # nobody should find out after an hour that a solver takes days
     options = {"engine": engine, "dtype": chosen.dtype, "shard_bytes": parse_size(chosen.shard_size), "resume": resume}
     save(expression, out, quiet=machine.quiet, provenance={"recipe": complete(chosen), "seed": chosen.seed}, **options)
+
+
+def _with_options(loaded: Recipe | MergekitRecipe, given: dict[str, Any], path: Path) -> Recipe | MergekitRecipe:
+    """A recipe with what the command line says instead.
+
+    Raises:
+        RecipeError: it says what a recipe of mergekit's says itself.
+    """
+    from thetau.recipes import MergekitRecipe, from_mapping
+
+    if not given:
+        return loaded
+    if not isinstance(loaded, MergekitRecipe):
+        return from_mapping({**loaded.model_dump(), **given}, f"{path} with options")
+    problems = [
+        f"`--{key}` does not go with a recipe of mergekit's, which says it itself. `thetau convert {path}` makes one of ours."
+        for key in ("base", "models", "method", "evidence", "output")
+        if key in given
+    ]
+    if problems:
+        raise RecipeError(problems, "options")
+    checked = from_mapping({"base": "", "models": [""], "method": "average", **given}, "options")
+    given = {key: checked.model_dump()[key] for key in given}
+    return replace(loaded, **{**given, "exclude": tuple(given.get("exclude", loaded.exclude))})
 
 
 def _evidence(given: list[str]) -> dict[str, dict[str, str]]:

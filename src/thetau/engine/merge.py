@@ -40,7 +40,9 @@ class Merge(Source):
         engine: Engine | None = None,
         evidence: Evidence | None = None,
         made: Mapping[str, Any] | None = None,
+        judge: bool = True,
     ) -> None:
+        self.judge = judge  # whether to say which models are no relatives, and which vectors are too long
         self.aligned = Aligned(tasks, chain, label=label, seed=seed, exclude=exclude, evidence=evidence)
         self.engine = engine or Engine()
         self.degree = int(chain.models)
@@ -107,6 +109,8 @@ class Merge(Source):
 
     def warnings(self, base: Source | None) -> Sequence[str]:
         """Vectors too long for this base, of another base, models that are strangers, evidence of another model."""
+        if not self.judge:
+            return self.aligned.foreign_evidence()
         label = self.reference.label if self.reference is not None else base.label if base is not None else "the base"
         others = self.aligned.strangers() if self.aligned.chain.models else self.aligned.other_bases(base)
         return [*self.guard.warnings(label), *others, *self.aligned.foreign_evidence()]

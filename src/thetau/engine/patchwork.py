@@ -52,10 +52,12 @@ class Patchwork(Source):
         models: Mapping[str, Source] = MappingProxyType({}),
         base: Source | None = None,
         notes: Sequence[str] = (),
+        alarms: Sequence[str] = (),
         made: Mapping[str, Any] | None = None,
     ) -> None:
         self.label, self.specs, self.folder, self.files = label, dict(specs), folder, files
-        self.models, self.base, self._said, self._made = dict(models), base, tuple(notes), made
+        self.models, self.base, self._made = dict(models), base, made
+        self._said, self._alarms = tuple(notes), tuple(alarms)
         self.patches = tuple(patches)
         self.patch_of = {name: index for index, patch in enumerate(patches) for name in patch.names}
         lacking = [name for name in specs if name not in self.patch_of]
@@ -128,12 +130,12 @@ class Patchwork(Source):
         return self._made
 
     def warnings(self, base: Source | None) -> Sequence[str]:
-        """Models that are no relatives of the first one."""
+        """What deserved a second look when it was put together, and models that are no relatives of the first one."""
         if self.base is None:
-            return ()
+            return self._alarms
         others = {label: model for label, model in self.models.items() if model.key != self.base.key}
         names = {source.key: {name: name for name in source.specs} for source in (self.base, *others.values())}
-        return strangers(others, self.base, names)
+        return [*self._alarms, *strangers(others, self.base, names)]
 
     def _terms(self, name: str) -> tuple[Reading, Combination]:
         index = self.patch_of[name]

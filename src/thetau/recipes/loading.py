@@ -12,14 +12,15 @@ from pydantic import ValidationError
 from thetau.checkpoint.remote import is_url
 from thetau.checkpoint.safetensors import exists
 from thetau.errors import RecipeError, nearest
-from thetau.recipes.reading import parse_yaml
+from thetau.recipes.mergekit.recipe import KEY, MergekitRecipe, holds_mergekit, read_documents, read_record
+from thetau.recipes.reading import parse_documents, parse_yaml
 from thetau.recipes.schema import ModelEntry, Recipe
 
 LIMIT = 1_000_000  # bytes; a recipe is a page, not a data set
 
 
-def load(path: Path) -> Recipe:
-    """Read and validate a YAML file. Relative paths in it start at its folder.
+def load(path: Path) -> Recipe | MergekitRecipe:
+    """Read and validate a YAML file, ours or mergekit's. Relative paths in it start at its folder.
 
     Raises:
         RecipeError: it cannot be read, or says something wrong; all problems together.
@@ -27,12 +28,25 @@ def load(path: Path) -> Recipe:
     try:
         if path.stat().st_size > LIMIT:
             raise RecipeError([f"a recipe has at most {LIMIT} bytes. Got {path.stat().st_size}."], str(path))
-        content = parse_yaml(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        documents = parse_documents(text)
+        if holds_mergekit(documents):
+            return read_documents(documents, str(path), path.parent)
+        content = parse_yaml(text)
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError([f"cannot be read: {error}."], str(path)) from error
     except (yaml.YAMLError, RecursionError) as error:
         raise RecipeError([f"not valid YAML: {' '.join(str(error).split())}"], str(path)) from error
     return from_mapping(content, str(path), path.parent)
+
+
+def read_mapping(content: Any, where: str = "recipe") -> Recipe | MergekitRecipe:
+    """A recipe's content as an output records it, ours or mergekit's.
+
+    Raises:
+        RecipeError: all that is wrong with it.
+    """
+    return read_record(content, where) if isinstance(content, Mapping) and KEY in content else from_mapping(content, where)
 
 
 def from_mapping(content: Any, where: str = "recipe", folder: Path | None = None) -> Recipe:

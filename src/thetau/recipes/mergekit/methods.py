@@ -1,0 +1,323 @@
+"""mergekit's methods by name: their parameters with its defaults, and what each is among ours with the values that hold at a tensor.
+
+What mergekit calls a weight multiplies a task vector before a sign is elected, its density is counted in each tensor and rounded down, and
+its rescaling keeps the sum of magnitudes: settings of our methods, so that a recipe means here what it means there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from thetau.errors import RecipeError
+from thetau.methods import (
+    ArceeFusion,
+    Breadcrumbs,
+    BreadcrumbsTies,
+    DareLinear,
+    DareTies,
+    Della,
+    DellaLinear,
+    Karcher,
+    Linear,
+    ModelStock,
+    Multislerp,
+    Nearswap,
+    Nuslerp,
+    Passthrough,
+    Ram,
+    RamPlus,
+    Sce,
+    Slerp,
+    TaskArithmetic,
+    Ties,
+)
+from thetau.parts import Method, PerTask, Varying
+
+Values = Mapping[str, Any]
+REQUIRED = object()
+EVEN = 1e-6  # squares whose means add up to less count as equal in mergekit's `sce`
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter's type and default; `REQUIRED` where it has none."""
+
+    kind: type
+    default: Any = REQUIRED
+
+    def read(self, key: str, value: Any, whose: str) -> Any:
+        """A resolved value, or the default.
+
+        Raises:
+            RecipeError: it is missing, or of another type.
+        """
+        if value is None:
+            if self.default is REQUIRED:
+                raise RecipeError([f"`{key}` is missing{whose}: no level of the recipe gives it at this tensor."], key)
+            return self.default
+        if self.kind is bool and value in (0, 1):
+            return bool(value)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or (self.kind is int and value != int(value)) or self.kind is bool:
+            raise RecipeError([f"`{key}`{whose} must be {_KINDS[self.kind]}. Got {value!r}."], key)
+        return self.kind(value)
+
+
+_KINDS: Mapping[type, str] = {float: "a number", int: "an integer", bool: "true or false"}
+_WEIGHT = {"weight": Parameter(float)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """A method of mergekit's.
+
+    - `base`: whether one of the models is the base (`required`), can be (`optional`), or counts as any other (None).
+    - `fewest`, `most`: models besides the base.
+    - `build`: ours, from the shared values, those of each input, and the inputs' identities; `based` says whether there is a base.
+    """
+
+    build: Callable[[Values, Sequence[Values], Sequence[str], bool], Method]
+    shared: Mapping[str, Parameter] = field(default_factory=dict)
+    per_input: Mapping[str, Parameter] = field(default_factory=dict)
+    base: Literal["required", "optional"] | None = None
+    fewest: int = 1
+    most: int | None = None
+
+    def method(self, shared: Values, each: Sequence[Values], ids: Sequence[str], *, based: bool) -> Method | None:
+        """Ours with the values that hold at a tensor; None where nothing stands beside the base, which then stays.
+
+        Raises:
+            RecipeError: a value is missing or wrong, or there are too many models, or too few.
+        """
+        if based and not ids and self.fewest <= 1:
+            return None
+        count = len(ids)
+        if count < self.fewest or (self.most is not None and count > self.most):
+            takes = (
+                str(self.fewest)
+                if self.most == self.fewest
+                else f"at least {self.fewest}"
+                if self.most is None
+                else f"at most {self.most}"
+            )
+            beside = " besides the base" if self.base is not None else ""
+            raise RecipeError([f"takes {takes} models{beside}. Got {count}: {', '.join(ids) or 'none'}."], "models")
+        values = {key: parameter.read(key, shared.get(key), "") for key, parameter in self.shared.items()}
+        inputs = [
+            {key: parameter.read(key, given.get(key), f" for {name}") for key, parameter in self.per_input.items()}
+            for name, given in zip(ids, each, strict=True)
+        ]
+        try:
+            return self.build(values, inputs, ids, based)
+        except ValueError as error:
+            raise RecipeError([str(error)], "parameters") from error
+
+
+def ours(method: Method) -> Spec:
+    """A method of ours, the same at every tensor."""
+    fewest, most = method.takes
+    return Spec(
+        build=lambda values, each, ids, based: method, base="required" if method.needs_base else None, fewest=fewest, most=most
+    )
+
+
+def by_task(key: str, each: Sequence[Values], ids: Sequence[str], change: Callable[[float], float] = float) -> Varying:
+    """One number where all inputs have the same, else one for each."""
+    values = [change(given[key]) for given in each]
+    return values[0] if len(set(values)) == 1 else PerTask(dict(zip(ids, values, strict=True)))
+
+
+def _kept(each: Sequence[Values]) -> list[dict[str, Any]]:
+    """Inputs whose density is 0 count nothing; densities of 1 and more keep everything."""
+    return [
+        {
+            **given,
+            "weight": 0.0 if given["density"] <= 0 else given["weight"],
+            "density": min(1.0, given["density"]) if given["density"] > 0 else 1.0,
+        }
+        for given in each
+    ]
+
+
+def _sums(values: Values, each: Sequence[Values], ids: Sequence[str]) -> dict[str, Any]:
+    """`scale` and `total` of a weighted sum."""
+    scale = by_task("weight", each, ids, lambda weight: weight * (1.0 if values["normalize"] else values["lambda"]))
+    return {"scale": scale, "total": values["lambda"] if values["normalize"] else None}
+
+
+def _elects(values: Values, each: Sequence[Values], ids: Sequence[str]) -> dict[str, Any]:
+    """The fields of TIES's election and mean."""
+    return {
+        "weights": by_task("weight", each, ids),
+        "normalise": values["normalize"],
+        "cancelled": "positive",
+        "scale": values["lambda"],
+    }
+
+
+def _rescale(values: Values) -> str:
+    return "l1" if values["rescale"] else "none"
+
+
+def _sparse(
+    build: Callable[[Values, Sequence[Values], Sequence[str]], Method], *, normalise: bool, rescale: bool, **extra: Parameter
+) -> Spec:
+    """A method of the generalised task arithmetic: mask, weigh, perhaps elect, add."""
+    shared = {
+        "normalize": Parameter(bool, normalise),
+        "rescale": Parameter(bool, rescale),
+        "lambda": Parameter(float, 1.0),
+        "int8_mask": Parameter(bool, False),
+    }
+    per_input = {**_WEIGHT, "density": Parameter(float, 1.0), **extra}
+    return Spec(
+        build=lambda values, each, ids, based: build(values, _kept(each), ids),
+        shared=shared,
+        per_input=per_input,
+        base="required",
+    )
+
+
+def _drop(given: float) -> float:
+    return 1.0 - given
+
+
+def _ties(values: Values, each: Sequence[Values], ids: Sequence[str]) -> Method:
+    density = by_task("density", each, ids)
+    return Ties(density=density, trim="tensor", count="floor", rescale=_rescale(values), **_elects(values, each, ids))  # type: ignore[arg-type]
+
+
+def _dare_ties(values: Values, each: Sequence[Values], ids: Sequence[str]) -> Method:
+    drop = by_task("density", each, ids, _drop)
+    return DareTies(drop=drop, density=1.0, trim="tensor", rescale=_rescale(values), **_elects(values, each, ids))  # type: ignore[arg-type]
+
+
+def _dare_linear(values: Values, each: Sequence[Values], ids: Sequence[str]) -> Method:
+    return DareLinear(drop=by_task("density", each, ids, _drop), rescale=_rescale(values), **_sums(values, each, ids))  # type: ignore[arg-type]
+
+
+def _breadcrumbs(values: Values, each: Sequence[Values], ids: Sequence[str]) -> Method:
+    band = {key: by_task(key, each, ids) for key in ("density", "gamma")}
+    return Breadcrumbs(count="floor", rescale=_rescale(values), **band, **_sums(values, each, ids))  # type: ignore[arg-type]
+
+
+def _breadcrumbs_ties(values: Values, each: Sequence[Values], ids: Sequence[str]) -> Method:
+    band = {key: by_task(key, each, ids) for key in ("density", "gamma")}
+    return BreadcrumbsTies(count="floor", rescale=_rescale(values), **band, **_elects(values, each, ids))  # type: ignore[arg-type]
+
+
+def _ranked(each: Sequence[Values], ids: Sequence[str]) -> dict[str, Any]:
+    return {"drop": by_task("density", each, ids, _drop), "epsilon": by_task("epsilon", each, ids, lambda given: 2 * given)}
+
+
+def _della(values: Values, each: Sequence[Values], ids: Sequence[str]) -> Method:
+    return Della(rescale=_rescale(values), **_ranked(each, ids), **_elects(values, each, ids))  # type: ignore[arg-type]
+
+
+def _della_linear(values: Values, each: Sequence[Values], ids: Sequence[str]) -> Method:
+    return DellaLinear(rescale=_rescale(values), **_ranked(each, ids), **_sums(values, each, ids))  # type: ignore[arg-type]
+
+
+def _task_arithmetic(values: Values, each: Sequence[Values], ids: Sequence[str]) -> Method:
+    return TaskArithmetic(**_sums(values, each, ids))
+
+
+def _linear(values: Values, each: Sequence[Values], ids: Sequence[str], based: bool) -> Method:
+    if values["normalize"] and sum(given["weight"] for given in each) == 0:
+        raise ValueError(
+            "the weights add up to 0, and `normalize` divides by their sum. Say `normalize: false`, or other weights."
+        )
+    return Linear(weights=by_task("weight", each, ids), normalise=values["normalize"])
+
+
+def _nuslerp(values: Values, each: Sequence[Values], ids: Sequence[str], based: bool) -> Method:
+    along: Literal["tensor", "rows", "columns"] = (
+        "tensor" if values["nuslerp_flatten"] else "columns" if values["nuslerp_row_wise"] else "rows"
+    )
+    return Nuslerp(weights=by_task("weight", each, ids), of="vectors" if based else "models", along=along)
+
+
+def _multislerp(values: Values, each: Sequence[Values], ids: Sequence[str], based: bool) -> Method:
+    weights = by_task("weight", each, ids)
+    return Multislerp(weights=weights, normalise=values["normalize_weights"], of="vectors" if based else "models")
+
+
+def _sce(values: Values, each: Sequence[Values], ids: Sequence[str], based: bool) -> Method:
+    share = values["select_topk"]
+    return TaskArithmetic(scale=0.0) if share <= 0 else Sce(select_topk=min(1.0, share), even_below=EVEN)
+
+
+_GAMMA = Parameter(float, 0.01)
+_EPSILON = Parameter(float, 0.15)
+
+SPECS: Mapping[str, Spec] = {
+    "task_arithmetic": _sparse(_task_arithmetic, normalise=False, rescale=False),
+    "ties": _sparse(_ties, normalise=True, rescale=False),
+    "dare_ties": _sparse(_dare_ties, normalise=False, rescale=True),
+    "dare_linear": _sparse(_dare_linear, normalise=False, rescale=True),
+    "breadcrumbs": _sparse(_breadcrumbs, normalise=False, rescale=False, gamma=_GAMMA),
+    "breadcrumbs_ties": _sparse(_breadcrumbs_ties, normalise=False, rescale=False, gamma=_GAMMA),
+    "della": _sparse(_della, normalise=True, rescale=True, epsilon=_EPSILON),
+    "della_linear": _sparse(_della_linear, normalise=False, rescale=True, epsilon=_EPSILON),
+    "linear": Spec(build=_linear, shared={"normalize": Parameter(bool, True)}, per_input=_WEIGHT),
+    "slerp": Spec(
+        build=lambda values, each, ids, based: Slerp(t=values["t"]),
+        shared={"t": Parameter(float)},
+        base="required",
+        most=1,
+    ),
+    "nuslerp": Spec(
+        build=_nuslerp,
+        shared={"nuslerp_row_wise": Parameter(bool, False), "nuslerp_flatten": Parameter(bool, True)},
+        per_input=_WEIGHT,
+        base="optional",
+        fewest=2,
+        most=2,
+    ),
+    "multislerp": Spec(
+        build=_multislerp,
+        shared={"normalize_weights": Parameter(bool, True), "eps": Parameter(float, 1e-8)},
+        per_input=_WEIGHT,
+        base="optional",
+    ),
+    "karcher": Spec(
+        build=lambda values, each, ids, based: Karcher(max_iter=values["max_iter"], tol=values["tol"]),
+        shared={"max_iter": Parameter(int, 10), "tol": Parameter(float, 1e-5)},
+    ),
+    "sce": Spec(
+        build=_sce,
+        shared={"int8_mask": Parameter(bool, False), "select_topk": Parameter(float, 1.0)},
+        base="required",
+    ),
+    "model_stock": Spec(
+        build=lambda values, each, ids, based: ModelStock(clamp=False, filter_wise=values["filter_wise"]),
+        shared={"filter_wise": Parameter(bool, False)},
+        base="required",
+        fewest=2,
+    ),
+    "nearswap": Spec(
+        build=lambda values, each, ids, based: Nearswap(t=values["t"]),
+        shared={"t": Parameter(float)},
+        base="required",
+        most=1,
+    ),
+    "arcee_fusion": Spec(build=lambda values, each, ids, based: ArceeFusion(), base="required", most=1),
+    "ram": Spec(
+        build=lambda values, each, ids, based: Ram(epsilon=values["epsilon"]),
+        shared={"epsilon": Parameter(float, 1e-5)},
+        base="required",
+    ),
+    "ramplus_tl": Spec(
+        build=lambda values, each, ids, based: RamPlus(r=values["r"], alpha=values["alpha"], epsilon=values["epsilon"]),
+        shared={"r": Parameter(float, 0.1), "alpha": Parameter(float, 0.2), "epsilon": Parameter(float, 1e-5)},
+        base="required",
+    ),
+    "passthrough": Spec(
+        build=lambda values, each, ids, based: Passthrough(scale=each[0]["scale"]),
+        per_input={"scale": Parameter(float, 1.0)},
+        most=1,
+    ),
+}
+PARAMETERS: tuple[str, ...] = tuple(sorted({key for spec in SPECS.values() for key in (*spec.shared, *spec.per_input)}))

@@ -1,0 +1,659 @@
+"""From a recipe in mergekit's format to a model that is put together when it is read.
+
+Every output tensor gets its inputs (a tensor of each model that takes part), the base's tensor and a method with the values that hold
+there. Tensors that share models, base and method form one merge. Only headers and configs are read here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from thetau.checkpoint import Kind, Source, Spec, kind_of, matches, open_source
+from thetau.checkpoint.arranged import Arranged, Piece
+from thetau.checkpoint.config import differences, has_config, read_config, with_depth
+from thetau.engine.executor import Engine
+from thetau.engine.merge import Merge
+from thetau.engine.patchwork import Patch, Patchwork
+from thetau.errors import AlignmentError, CheckpointError, RecipeError, nearest
+from thetau.methods import plain
+from thetau.parts import Method
+from thetau.recipes.mergekit import methods, modules
+from thetau.recipes.mergekit.layout import Layout, renamed
+from thetau.recipes.mergekit.reference import Reference, parse
+from thetau.recipes.mergekit.schema import Input, Module, Script, Settings, Slice, Where
+from thetau.recipes.mergekit.settings import Resolver, unknown
+from thetau.recipes.mergekit.tokens import (
+    Speaker,
+    TokenizerSettings,
+    Vocabulary,
+    differing,
+    embedding_rows,
+    is_vocabulary,
+    templated,
+    unequal,
+    vocabulary,
+    vocabulary_size,
+)
+from thetau.vectors import Combination
+
+SHOWN = 6
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of the recipe. `names` are its tensors by the donor's names, each with its own layer's number."""
+
+    label: str
+    source: Source
+    layout: Layout
+    names: Mapping[str, str]
+    config: Mapping[str, Any]
+
+    @cached_property
+    def token_rows(self) -> tuple[int, ...]:
+        """The numbers of rows that a tensor which counts tokens may have."""
+        known = (embedding_rows(self.source, self.config), vocabulary_size(self.config))
+        return tuple({rows for rows in known if rows is not None})
+
+    def by_token(self, own: str) -> bool:
+        """Whether the first axis of one of its tensors counts tokens."""
+        return is_vocabulary(own, self.source.specs[own].shape, self.token_rows)
+
+    def depth(self, container: str) -> int:
+        """How many layers it has there."""
+        return len({name.removeprefix(f"{container}.").split(".")[0] for name in self.names if name.startswith(f"{container}.")})
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One output tensor: what each input calls it, the base's, and the method."""
+
+    name: str
+    inputs: tuple[tuple[str, Model, str], ...]  # identity, model, its tensor
+    base: tuple[Model, str] | None
+    method: Method | None  # None: the first input's tensor as it is
+
+
+@dataclass
+class Findings:
+    """What is wrong, what deserves a second look, and what is only said."""
+
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def wrong(self, problem: str) -> None:
+        """Note a problem once."""
+        if problem not in self.problems:
+            self.problems.append(problem)
+
+
+def assemble(
+    scripts: Sequence[Script],
+    where: str,
+    *,
+    folder: Path | None = None,
+    seed: int = 0,
+    exclude: Sequence[str] = (),
+    engine: Engine | None = None,
+) -> Patchwork:
+    """The model that the last of some documents describes; the earlier ones are its inputs, computed when they are read.
+
+    Raises:
+        RecipeError: everything that headers and configs can tell is wrong, with line and column.
+        CheckpointError, AlignmentError: a model cannot be opened.
+    """
+    made: dict[str, Source] = {}
+    result: Patchwork | None = None
+    for script in scripts:
+        result = Assembly(
+            script, where, made, folder, seed, exclude if script is scripts[-1] else (), engine or Engine()
+        ).patchwork()
+        if script.name is not None:
+            made[script.name] = result
+    if result is None:
+        raise RecipeError(["the file holds no recipe."], where)
+    return result
+
+
+class Assembly:
+    """One document on its way to a model.
+
+    `fixed` is a method of ours for every tensor, where the recipe is one of ours; `opened` are models that are open already, and `labels`
+    what the recipe calls them.
+    """
+
+    def __init__(
+        self,
+        script: Script,
+        where: str,
+        made: Mapping[str, Source],
+        folder: Path | None,
+        seed: int,
+        exclude: Sequence[str],
+        engine: Engine,
+        *,
+        fixed: Method | None = None,
+        opened: Mapping[Reference, Source] = MappingProxyType({}),
+        labels: Mapping[Reference, str] = MappingProxyType({}),
+    ) -> None:
+        self.script, self.where, self.made = script, where, made
+        self.seed, self.exclude, self.engine = seed, tuple(exclude), engine
+        self.folder, self.template = folder, dict[str, Any]()
+        self.found = Findings()
+        self.fixed, self.opened, self.labels = fixed, opened, labels
+        self.spec = methods.SPECS.get(script.method) if fixed is None else methods.ours(fixed)
+        if self.spec is None:
+            known = ", ".join(sorted(methods.SPECS))
+            raise RecipeError(
+                [
+                    f"{self._at(('merge_method',))}: unknown method {script.method!r}.{nearest(script.method, methods.SPECS)} Known: {known}."
+                ],
+                where,
+            )
+        self.models = self._opened()
+        self.donor = next(iter(self.models.values()))
+        self.base = self.models[script.base] if script.base is not None else None
+
+    def _at(self, where: Where) -> str:
+        return self.script.document.at(where)
+
+    def _opened(self) -> dict[Reference, Model]:
+        references = self.script.references()
+        sources = {reference: self._source(reference) for reference in references}
+        labels = {**_labels(references), **self.labels}
+        found: dict[Reference, Model] = {}
+        donor: Layout | None = None
+        for reference, source in sources.items():
+            layout = Layout.of(source)
+            donor = donor or layout
+            names = {said: own for own, said in renamed(donor, layout).items()}
+            config = self._config(source)
+            found[reference] = Model(labels[reference], source, layout, names, config)
+        return found
+
+    def _source(self, reference: Reference) -> Source:
+        if reference in self.opened:
+            return self.opened[reference]
+        named = self.made.get(reference.model.path)
+        if named is None:
+            return Patchwork.of(reference.open(), label=str(reference))
+        if reference.lora is None:
+            return named
+        adapter = open_source(str(reference.lora), base=named)
+        return Patchwork.of(Combination(((1.0, named), (1.0, adapter)), reference=named), label=str(reference))
+
+    def _config(self, source: Source) -> Mapping[str, Any]:
+        changed = source.files.get("config.json")
+        if changed is not None:
+            return dict(changed)
+        return read_config(source.folder) if has_config(source.folder) and source.folder is not None else {}
+
+    # The whole.
+
+    def settled(self) -> tuple[list[modules.Cut], list[Slot]]:
+        """The towers as they are cut, and every output tensor with its inputs and its method.
+
+        Raises:
+            RecipeError: with all that is wrong.
+        """
+        self._check_parameters()
+        self.vocabulary = self._vocabulary()
+        cuts = self._cuts()
+        slots = self._slots(cuts) if not self.found.problems else []
+        self._check_idle()
+        self._compare_configs()
+        if self.found.problems:
+            raise RecipeError(self.found.problems, self.where)
+        return cuts, slots
+
+    def patchwork(self) -> Patchwork:
+        """The model.
+
+        Raises:
+            RecipeError: with all that is wrong.
+        """
+        cuts, slots = self.settled()
+        specs = {slot.name: self._spec(slot) for slot in slots}
+        files = self._files(cuts, slots)
+        models = {model.label: model.source for model in self.models.values()}
+        return Patchwork(
+            self._patches(slots, specs),
+            specs,
+            label=self.script.name or self.where,
+            folder=self.donor.source.folder,
+            files=files,
+            models=models,
+            base=self.donor.source,
+            notes=self.found.notes,
+            alarms=self.found.warnings,
+        )
+
+    def _patches(self, slots: Sequence[Slot], specs: Mapping[str, Spec]) -> list[Patch]:
+        groups: dict[tuple[Any, ...], list[Slot]] = {}
+        for slot in slots:
+            said = json.dumps(plain(slot.method), sort_keys=True) if slot.method is not None else ""
+            ids = tuple(identity for identity, _, _ in slot.inputs)
+            key = (ids, slot.base[0].label if slot.base else None, said)
+            groups.setdefault(key, []).append(slot)
+        return [self._patch(group, len(groups)) for group in groups.values()]
+
+    def _patch(self, slots: Sequence[Slot], groups: int) -> Patch:
+        first = slots[0]
+        names = tuple(slot.name for slot in slots)
+        arranged = [
+            Arranged(
+                {slot.name: self._piece(slot, *slot.inputs[index][1:]) for slot in slots},
+                label=model.label,
+                folder=model.source.folder,
+            )
+            for index, (_, model, _) in enumerate(first.inputs)
+        ]
+        if first.method is None:
+            return Patch(Combination(((1.0, arranged[0]),), reference=arranged[0]), names)
+        base = arranged[0]
+        if first.base is not None:
+            pieces = {slot.name: self._piece(slot, *slot.base) for slot in slots if slot.base is not None}
+            base = Arranged(pieces, label=first.base[0].label, folder=first.base[0].source.folder)
+        ground = Combination(((1.0, base),), reference=base)
+        tasks = {
+            identity: (Combination(((1.0, one),), reference=one) - ground).named(identity)
+            for (identity, _, _), one in zip(first.inputs, arranged, strict=True)
+        }
+        merge = Merge(
+            tasks,
+            first.method.chain(),
+            label=f"{self.script.method} of {len(tasks)} models" + (f", {len(names)} tensors" if groups > 1 else ""),
+            seed=self.seed,
+            engine=self.engine,
+            judge=False,
+        )
+        merged = Combination(((1.0, merge),), reference=base)
+        return Patch(merged if merge.degree else ground + merged, names)
+
+    def _piece(self, slot: Slot, model: Model, own: str) -> Piece:
+        if self.vocabulary is None or not self._by_token(slot.name):
+            return Piece(model.source, own)
+
+        def tensor_of(label: str) -> tuple[Source, str] | None:
+            other = next(one for one in (*self.models.values(), *self.lenders.values()) if one.label == label)
+            found = self._find(other, slot.name)
+            return (other.source, found) if found is not None else None
+
+        among = [
+            label
+            for label in self.vocabulary.merged
+            if label in {one.label for _, one, _ in slot.inputs} or (slot.base and slot.base[0].label == label)
+        ]
+        return self.vocabulary.piece(model.label, own, tensor_of, among)
+
+    # What goes where.
+
+    def _cuts(self) -> list[modules.Cut]:
+        """Each tower's slices; whole models are one slice of all their layers."""
+        found = []
+        towers = modules.towers(self.donor.layout, self.donor.source, list(self.script.modules))
+        for name, module in self.script.modules.items():
+            chosen, problem = modules.chosen(name, towers, cut=bool(module.slices))
+            if problem:
+                self.found.wrong(f"{self._at(module.where)}: {problem}")
+                continue
+            found += [modules.Cut(tower, module, self._slices(module, tower)) for tower in chosen]
+        taken = {tensor for cut in found for tensor in cut.tower.tensors}
+        left = [tensor for tensor in self.donor.source.specs if tensor not in taken]
+        if left and not self.found.problems:
+            self.found.notes.append(
+                f"{len(left)} tensors of towers that the recipe does not name are taken from {self.donor.label}: "
+                f"{', '.join(left[:SHOWN])}{' …' if len(left) > SHOWN else ''}"
+            )
+        return found
+
+    def _slices(self, module: Module, tower: modules.Tower) -> tuple[Slice, ...]:
+        if module.slices:
+            for piece in module.slices:
+                for one in piece.sources:
+                    self._check_range(one, tower)
+            return module.slices
+        inputs = list(module.models)
+        seen: set[Reference] = set()
+        for one in inputs:
+            if one.model in seen:
+                self.found.warnings.append(f"{self._at(one.where)}: {one.model} stands twice; it counts twice.")
+            seen.add(one.model)
+        if self.script.base is not None and self.script.base not in seen:
+            inputs.append(Input(self.script.base, ("base_model",)))
+        container = tower.container
+        depths = {one.model: self.models[one.model].depth(container) for one in inputs} if container is not None else {}
+        if len(set(depths.values())) > 1:
+            said = ", ".join(f"{self.models[model].label} {count}" for model, count in depths.items())
+            self.found.wrong(
+                f"{self._at(module.where)}: the models have different numbers of layers in {container!r}: {said}. Use `slices`."
+            )
+        whole = next(iter(depths.values()), 0)
+        sources = tuple(Input(one.model, one.where, (0, whole), one.parameters) for one in inputs)
+        return (Slice(sources, module.where),)
+
+    def _check_range(self, one: Input, tower: modules.Tower) -> None:
+        model = self.models[one.model]
+        if tower.container is None or one.layers is None:
+            return
+        depth = model.depth(tower.container)
+        if one.layers[1] > depth:
+            self.found.wrong(
+                f"{self._at((*one.where, 'layer_range'))}: {model.label} has {depth} layers, 0 to {depth - 1}. Got the range {list(one.layers)}."
+            )
+
+    def _slots(self, cuts: Sequence[modules.Cut]) -> list[Slot]:
+        before, layers, after = [], [], []
+        self.resolver = Resolver(self._names(cuts))
+        for cut in cuts:
+            before += [self._slot(name, cut, cut.slices[0], 0.0, None) for name in cut.tower.before]
+            for layer in cut.layers():
+                rests = self._rests(cut, layer)
+                layers += [self._slot(f"{layer.prefix}{rest}", cut, layer.slice, layer.t, layer, rest) for rest in rests]
+            after += [self._slot(name, cut, cut.slices[-1], 0.0, None) for name in cut.tower.after]
+        taken = {slot.name for slot in (*before, *layers, *after) if slot is not None}
+        towers = {tensor for cut in cuts for tensor in cut.tower.tensors}
+        rest = [
+            Slot(name, ((self.donor.label, self.donor, name),), None, None)
+            for name in self.donor.source.specs
+            if name not in taken and name not in towers
+        ]
+        heads = self._heads(cuts, taken)
+        return [slot for slot in (*before, *layers, *after, *heads, *rest) if slot is not None]
+
+    def _names(self, cuts: Sequence[modules.Cut]) -> list[str]:
+        """Every name that a filter can be asked about."""
+        found: dict[str, None] = {}
+        for cut in cuts:
+            found.update(dict.fromkeys((*cut.tower.before, *cut.tower.after)))
+            for layer in cut.layers():
+                found.update(dict.fromkeys(f"{layer.prefix}{rest}" for rest in self._rests(cut, layer)))
+        return list(found)
+
+    def _rests(self, cut: modules.Cut, layer: modules.Layer) -> list[str]:
+        """The tensors of an output layer; those that only some inputs have are a problem."""
+        container = cut.tower.container
+        assert container is not None
+        known: dict[str, list[str]] = {}
+        for one, index in zip(layer.slice.sources, layer.indices, strict=True):
+            model = self.models[one.model]
+            prefix = f"{container}.{index}."
+            for said in model.names:
+                if said.startswith(prefix):
+                    known.setdefault(said.removeprefix(prefix), []).append(model.label)
+        labels = [self.models[one.model].label for one in layer.slice.sources]
+        for rest, holders in known.items():
+            lacking = [label for label in labels if label not in holders]
+            if lacking:
+                self.found.wrong(
+                    f"{self._at(layer.slice.where)}: {layer.prefix}{rest}: {', '.join(lacking)} has no such tensor, {holders[0]} has. "
+                    "Models of other architectures cannot be merged."
+                )
+        return list(known)
+
+    def _heads(self, cuts: Sequence[modules.Cut], taken: set[str]) -> list[Slot | None]:
+        """Loose tensors that some model has and the donor has not: an output head of its own, beside a donor that ties it."""
+        found: list[Slot | None] = []
+        for model in self.models.values():
+            for said, own in model.names.items():
+                place = model.layout.places[own]
+                if said in taken or said in self.donor.names or place.container is not None:
+                    continue
+                taken.add(said)
+                shape = model.source.specs[own].shape
+                if kind_of(said, shape) is Kind.HEAD and self._find(self.donor, said) is not None:
+                    found.append(self._slot(said, cuts[0], cuts[0].slices[-1], 0.0, None))
+                    self.found.notes.append(
+                        f"{model.label} has {said!r} of its own; where the others tie it to the embedding, that counts."
+                    )
+                else:
+                    self.found.wrong(
+                        f"{model.label} has {said!r}, which {self.donor.label} has not. Models of other architectures cannot be merged."
+                    )
+        return found
+
+    def _find(self, model: Model, said: str) -> str | None:
+        """The tensor that a model has under a donor's name; of a tied head, the embedding."""
+        own = model.names.get(said)
+        if own is not None:
+            return own
+        if kind_of(said, (2, 2)) is not Kind.HEAD:
+            return None
+        for name, spec in model.source.specs.items():
+            if spec.dtype.is_floating_point and model.by_token(name) and kind_of(name, spec.shape) is Kind.EMBEDDING:
+                return name
+        return None
+
+    def _slot(
+        self, name: str, cut: modules.Cut, piece: Slice, t: float, layer: modules.Layer | None, rest: str = ""
+    ) -> Slot | None:
+        spec = self.spec
+        assert spec is not None
+        base_reference = piece.base or self.script.base
+        inputs: list[tuple[Input, Model, str]] = []
+        for position, one in enumerate(piece.sources):
+            model = self.models[one.model]
+            said = f"{cut.tower.container}.{layer.indices[position]}.{rest}" if layer is not None else name
+            own = self._find(model, said)
+            if own is None:
+                if layer is None:
+                    self.found.wrong(
+                        f"{model.label} has no tensor {said!r}, which {self.donor.label} has. Exclude it, or take another model."
+                    )
+                return None
+            inputs.append((one, model, own))
+        if not self._floating(inputs) or matches(name, self.exclude):
+            kept = next((entry for entry in inputs if entry[0].model == base_reference), inputs[0])
+            return Slot(name, ((kept[1].label, kept[1], kept[2]),), None, None)
+        ids = _identities([model.label for _, model, _ in inputs])
+        over = [index for index, (one, _, _) in enumerate(inputs) if one.model == base_reference] if spec.base else []
+        base = (inputs[over[0]][1], inputs[over[0]][2]) if over else None
+        if spec.base == "required" and base is None:
+            what = "`base_model` is missing" if base_reference is None else f"{base_reference} must be one of the slice's sources"
+            self.found.wrong(f"{self._at(piece.where)}: {script_name(self.script)} needs a base: {what}.")
+            return None
+        tasks = [index for index in range(len(inputs)) if index not in over]
+        self._check_shapes(name, inputs)
+        levels = [piece.parameters, cut.module.parameters, self.script.parameters]
+        shared = {key: self.resolver.value(key, levels, name, t) for key in spec.shared}
+        each = [
+            {key: self.resolver.value(key, [inputs[index][0].parameters, *levels], name, t) for key in spec.per_input}
+            for index in tasks
+        ]
+        try:
+            method = spec.method(shared, each, [ids[index] for index in tasks], based=base is not None)
+        except RecipeError as error:
+            for problem in error.problems:
+                self.found.wrong(f"{self._at(piece.where)}: {name}: {problem}")
+            return None
+        if method is None:  # nothing besides the base: it stays
+            assert base is not None
+            return Slot(name, ((base[0].label, *base),), None, None)
+        return Slot(name, tuple((ids[index], inputs[index][1], inputs[index][2]) for index in tasks), base, method)
+
+    def _floating(self, inputs: Iterable[tuple[Input, Model, str]]) -> bool:
+        return all(model.source.specs[own].dtype.is_floating_point for _, model, own in inputs)
+
+    def _spec(self, slot: Slot) -> Spec:
+        model, own = slot.base or slot.inputs[0][1:]
+        spec = model.source.specs[own]
+        shape = spec.shape
+        if self.vocabulary is not None and self._by_token(slot.name):
+            shape = (self.vocabulary.rows, *shape[1:])
+        return Spec(name=slot.name, shape=shape, dtype=spec.dtype, file=spec.file)
+
+    # Tokens.
+
+    def _vocabulary(self) -> Vocabulary | None:
+        self.lenders: dict[Reference, Model] = {}
+        where: Where = ("tokenizer",) if ("tokenizer",) in self.script.document.marks else ("tokenizer_source",)
+        try:
+            settings = (
+                TokenizerSettings.read(self.script.tokenizer, chat_template=self.script.chat_template, label=self._lender)
+                if self.script.tokenizer is not None
+                else None
+            )
+            members = [self._speaker(model, merged=True) for model in self.models.values()]
+            members += [self._speaker(model, merged=False) for model in self.lenders.values()]
+            if settings is None:
+                self.found.warnings += differing(members)
+                if self.script.chat_template is not None:
+                    self.template = templated(members, self.donor.label, self.script.chat_template)
+                return None
+            made = vocabulary(members, self.base.label if self.base is not None else None, settings)
+        except (RecipeError, CheckpointError, AlignmentError) as error:
+            for problem in error.problems if isinstance(error, RecipeError) else [str(error)]:
+                self.found.wrong(f"{self._at(where)}: {problem}")
+            return None
+        self.found.notes += made.notes
+        return made
+
+    def _lender(self, said: Any) -> str:
+        """The label of a model that the tokenizer's settings name; one that is not merged is opened too."""
+        reference = parse(said, "tokenizer", self.folder)
+        known = self.models.get(reference) or self.lenders.get(reference)
+        if known is None:
+            source = self._source(reference)
+            layout = Layout.of(source)
+            names = {name: own for own, name in renamed(self.donor.layout, layout).items()}
+            known = self.lenders[reference] = Model(str(reference), source, layout, names, self._config(source))
+        return known.label
+
+    def _speaker(self, model: Model, *, merged: bool) -> Speaker:
+        return Speaker(label=model.label, folder=model.source.folder, source=model.source, config=model.config, merged=merged)
+
+    def _by_token(self, name: str) -> bool:
+        for model in self.models.values():
+            own = self._find(model, name)
+            if own is not None:
+                return model.by_token(own)
+        return False
+
+    # Checks.
+
+    def _check_parameters(self) -> None:
+        spec = self.spec
+        assert spec is not None
+        known = [*spec.shared, *spec.per_input]
+        levels: list[tuple[Settings, bool]] = [(self.script.parameters, False)]
+        for module in self.script.modules.values():
+            levels += [(module.parameters, False), *((one.parameters, True) for one in module.models)]
+            for piece in module.slices:
+                levels += [(piece.parameters, False), *((one.parameters, True) for one in piece.sources)]
+        for settings, inner in levels:
+            for place, problem in unknown(settings, known, methods.PARAMETERS, self.script.method):
+                self.found.wrong(f"{self._at(place)}: {problem}")
+            for key, setting in settings.items():
+                if key in methods.PARAMETERS and key not in known:
+                    self.found.notes.append(
+                        f"{self._at(setting.where)}: `{key}` means nothing to {self.script.method}, there as here."
+                    )
+                elif inner and key in spec.shared:
+                    self.found.warnings.append(
+                        f"{self._at(setting.where)}: `{key}` is a setting of the whole merge; under a model it has no effect. Put it under `parameters`."
+                    )
+
+    def _check_idle(self) -> None:
+        if self.found.problems:
+            return
+        for place, problem in self.resolver.idle():
+            self.found.wrong(f"{self._at(place)}: {problem}")
+
+    def _check_shapes(self, name: str, inputs: Sequence[tuple[Input, Model, str]]) -> None:
+        shapes = [model.source.specs[own].shape for _, model, own in inputs]
+        if len(set(shapes)) == 1:
+            return
+        said = ", ".join(f"{model.label} {list(shape)}" for (_, model, _), shape in zip(inputs, shapes, strict=True))
+        if self._by_token(name) and len({shape[1:] for shape in shapes}) == 1:
+            if self.vocabulary is None:
+                rows = {model.label: shape[0] for (_, model, _), shape in zip(inputs, shapes, strict=True)}
+                self.found.wrong(unequal(name, rows))
+            return
+        others = [model for _, model, _ in inputs[1:]]
+        keys = [line for model in others for line in differences(inputs[0][1].config, model.config)]
+        why = f" Their configs differ in {'; '.join(dict.fromkeys(keys))}." if keys else ""
+        self.found.wrong(f"{name}: the models have other shapes: {said}.{why} Models of other architectures cannot be merged.")
+
+    def _compare_configs(self) -> None:
+        for model in self.models.values():
+            lines = (
+                differences(self.donor.config, model.config)
+                if model is not self.donor and self.donor.config and model.config
+                else []
+            )
+            lines = [
+                line
+                for line in lines
+                if not any(line.startswith(f"{key}:") or f".{key}:" in line for key in ("num_hidden_layers", "n_layer"))
+            ]
+            if lines:
+                self.found.warnings.append(
+                    f"{model.label}: its config differs from that of {self.donor.label}, which the result keeps: {'; '.join(lines[:SHOWN])}"
+                    f"{' …' if len(lines) > SHOWN else ''}."
+                )
+
+    # Beside the weights.
+
+    def _files(self, cuts: Sequence[modules.Cut], slots: Sequence[Slot]) -> dict[str, Any]:
+        config = dict(self.donor.config)
+        changed = config
+        for cut in cuts:
+            container = cut.tower.container
+            if container is None or not cut.module.slices or not config:
+                continue
+            origin = [layer.indices[0] for layer in cut.layers()]
+            if origin != list(range(self.donor.depth(container))):
+                changed = with_depth(changed, container, origin)
+        names = {slot.name for slot in slots}
+        if changed.get("tie_word_embeddings") and any(
+            kind_of(name, (2, 2)) is Kind.HEAD and name not in self.donor.names for name in names
+        ):
+            changed = {**changed, "tie_word_embeddings": False}
+        files: dict[str, Any] = dict(self.template)
+        if self.vocabulary is not None:
+            changed = self.vocabulary.config(changed, self.donor.label)
+            files |= self.vocabulary.files
+            generation = self._generation()
+            if generation is not None:
+                files["generation_config.json"] = self.vocabulary.config(generation, self.donor.label)
+        architecture = next((reference.architecture for reference in self.models if reference.architecture), None)
+        if architecture:
+            changed = {**changed, "architectures": [architecture]}
+        return {**files, "config.json": changed} if changed != config or self.donor.source.folder is None else files
+
+    def _generation(self) -> dict[str, Any] | None:
+        folder = self.donor.source.folder
+        return read_config(folder, "generation_config.json") if has_config(folder, "generation_config.json") and folder else None
+
+
+def script_name(script: Script) -> str:
+    """What messages call a merge."""
+    return f"`{script.method}`"
+
+
+def _labels(references: Sequence[Reference]) -> dict[Reference, str]:
+    """What messages, provenance and randomness call the models: the last words of their paths where these differ, else the paths."""
+    short = {reference: "+".join(Path(part.split("@")[0]).name for part in str(reference).split("+")) for reference in references}
+    count = list(short.values())
+    return {reference: label if count.count(label) == 1 and label else str(reference) for reference, label in short.items()}
+
+
+def _identities(labels: Sequence[str]) -> list[str]:
+    seen: dict[str, int] = {}
+    out = []
+    for label in labels:
+        seen[label] = seen.get(label, 0) + 1
+        out.append(label if seen[label] == 1 else f"{label}#{seen[label]}")
+    return out
+
+
+def dtype_of(script: Script) -> str | None:
+    """The output's dtype as the recipe says it."""
+    return script.out_dtype or script.dtype
