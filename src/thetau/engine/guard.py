@@ -131,7 +131,9 @@ def strangers(
 
     `names` maps each source's key to its names of the base's tensors.
     """
-    matrices = [name for name, spec in base.specs.items() if name in names[base.key] and spec.dtype.is_floating_point]
+    matrices = [
+        name for name, spec in base.specs.items() if name in names[base.key] and spec.dtype.is_floating_point and spec.elements
+    ]
     largest = sorted(matrices, key=lambda name: (-base.specs[name].elements, name))[:SAMPLED]
     said = []
     for label, model in models.items():
