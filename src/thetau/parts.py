@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from thetau.checkpoint.align import matches
-from thetau.checkpoint.naming import Kind, weighed_left
+from thetau.checkpoint.naming import Kind, view_of, weighed_left
 from thetau.errors import RecipeError, nearest
 from thetau.fields import PerPattern as PerPattern
 from thetau.fields import PerTask as PerTask
@@ -68,6 +68,19 @@ class Site:
     def weighed_left(self, shape: tuple[int, int]) -> bool:
         """Whether this matrix `[d_out, d_in]` faces the space that its block's function fixes with its output, not its input."""
         return weighed_left(self.name, shape, self.kind)
+
+    def logical(
+        self, stack: Float[Tensor, "vector rows columns"], *, split: bool = False
+    ) -> list[Float[Tensor, "vector d_out d_in"]]:
+        """The matrices `[d_out, d_in]` of this tensor as it is stored, whole; several where fused q/k/v are `split`."""
+        view = view_of(self.name, self.shape)
+        matrices = stack.transpose(1, 2) if view.transposed else stack
+        return list(matrices.chunk(view.parts if split else 1, dim=1))
+
+    def stored(self, matrices: Sequence[Float[Tensor, "d_out d_in"]]) -> Float[Tensor, "rows columns"]:
+        """The inverse for one vector: the tensor as the file stores it."""
+        joined = torch.cat(list(matrices))
+        return joined.T if view_of(self.name, self.shape).transposed else joined
 
     def bits(self, task: int, count: int, salt: str = "") -> Int[Tensor, " count"]:
         """Random integers in [0, 2³¹), one an element of the block: a function of (seed, salt, task, tensor, element index) alone."""

@@ -6,13 +6,16 @@ from thetau.methods.awd import Awd as Awd
 from thetau.methods.bilateral import Bilateral as Bilateral
 from thetau.methods.breadcrumbs import Breadcrumbs as Breadcrumbs
 from thetau.methods.breadcrumbs import BreadcrumbsTies as BreadcrumbsTies
+from thetau.methods.cart import Cart as Cart
 from thetau.methods.dare import DareLinear as DareLinear
 from thetau.methods.dare import DareTies as DareTies
+from thetau.methods.dc_merge import DcMerge as DcMerge
 from thetau.methods.della import Della as Della
 from thetau.methods.della import DellaLinear as DellaLinear
 from thetau.methods.fisher import Fisher as Fisher
 from thetau.methods.iso import IsoC as IsoC
 from thetau.methods.iso import IsoCts as IsoCts
+from thetau.methods.larv import Larv as Larv
 from thetau.methods.localize_stitch import LocalizeStitch as LocalizeStitch
 from thetau.methods.model_stock import ModelStock as ModelStock
 from thetau.methods.registry import build as build
@@ -24,6 +27,8 @@ from thetau.methods.registry import package_of as package_of
 from thetau.methods.registry import paper as paper
 from thetau.methods.registry import plain as plain
 from thetau.methods.registry import register as register
+from thetau.methods.star import Star as Star
+from thetau.methods.svc import Svc as Svc
 from thetau.methods.task_arithmetic import TaskArithmetic as TaskArithmetic
 from thetau.methods.ties import Ties as Ties
 from thetau.methods.topk import TopK as TopK
