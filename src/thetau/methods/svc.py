@@ -13,7 +13,7 @@ trimmed or thinned ones, where both codes take the vectors as they were. The sin
 whatever rounding makes of them: there is nothing to calibrate.
 
 Use it over `task_arithmetic`, `tsv_m` or `wudi` when the tasks are alike and share directions. It costs one singular value
-decomposition and K products a matrix, and needs all tasks' vectors of a matrix in memory at once, whatever `then` needs.
+decomposition in float64 and K products a matrix, and needs all tasks' vectors of a matrix in memory at once, whatever `then` needs.
 """
 
 from __future__ import annotations
@@ -76,9 +76,8 @@ class Calibrate(PostStage):
         if len(shape) != 2:
             return Cost()
         entries, small = shape[0] * shape[1], min(shape)
-        return Cost(
-            flops=decomposing(shape) + 2.0 * (tasks + 1) * small * entries, memory=4 * ((tasks + 7) * entries + 4 * small**2)
-        )
+        flops = 2 * (decomposing(shape) + 2.0 * (tasks + 1) * small * entries)  # float64 takes twice as long
+        return Cost(flops=flops, memory=4 * (tasks + 2) * entries + 8 * (6 * entries + 4 * small**2))
 
     def adjust(
         self, merged: Float[Tensor, "*block"], stack: Float[Tensor, "task *block"] | None, state: object, site: Site
@@ -100,18 +99,18 @@ class Calibrate(PostStage):
 def calibrated(
     merged: Float[Tensor, "d_out d_in"], vectors: Float[Tensor, "task d_out d_in"], alpha: float
 ) -> Float[Tensor, "d_out d_in"]:
-    """M with its singular values calibrated against the tasks' vectors."""
+    """M with its singular values calibrated against the tasks' vectors, in float64: singular values lie close together."""
     if not bool(merged.any()):
         return merged
-    u, s, vt = svd(merged)
+    u, s, vt = svd(merged.double())
     rank = seen(s, s, merged.shape)
     u, s, vt = u[:, :rank], s[:rank], vt[:rank]
     total = torch.zeros_like(s)
     for vector in vectors:
-        rows = u.T @ vector  # a_r^i
+        rows = u.T @ vector.double()  # a_r^i
         squares = rows.square().sum(1)
-        floor = (MARGIN * eps(torch.float32)) ** 2 * max(vector.shape) * vector.square().sum()
+        floor = (MARGIN * eps(torch.float32)) ** 2 * max(vector.shape) * float(vector.norm()) ** 2
         along = s * (rows * vt).sum(1)  # ⟨a_r, a_r^i⟩, since a_r = σ_r v_rᵀ
         total += torch.where(squares > floor, along / squares.clamp(min=torch.finfo(s.dtype).tiny), 0).clamp(min=alpha)
-    out: Tensor = (u * (s * len(vectors) / total)) @ vt
+    out: Tensor = ((u * (s * len(vectors) / total)) @ vt).to(merged.dtype)
     return out
