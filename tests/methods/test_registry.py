@@ -80,12 +80,18 @@ def test_a_method_is_a_frozen_keyword_only_dataclass_with_a_paper(name: str) -> 
     assert hash(method) == hash(cls())
 
 
+ACCESS = {
+    **dict.fromkeys(("wudi", "bilateral", "tsv_m", "iso_c", "iso_cts", "star", "cart", "dc_merge"), "stream"),
+    "svc": "whole",
+}
+
+
 @pytest.mark.parametrize("name", methods.names())
 def test_a_chain_ends_in_a_reduction(name: str) -> None:
     chain = methods.get(name)().chain()
     assert isinstance(chain, Chain)
     assert isinstance(chain.reduction, BlockReduction | StreamReduction)
-    assert chain.access == ("stream" if name in ("wudi", "bilateral", "tsv_m", "iso_c", "iso_cts") else "block")
+    assert chain.access == ACCESS.get(name, "block")
 
 
 VARIANTS: list[Any] = [
@@ -102,6 +108,7 @@ VARIANTS: list[Any] = [
     LocalizeStitch(sharing="twice", clusters=PerTask({"a": 0.0, "b": 1.0}), rounding="half_even", trim="tensor"),
     LocalizeStitch(sharing="mask", clusters=(0.0, 1.0)),
     Awd(then=Awd(then=Wudi(solver="gradient_flow")), tensors=("x",)),
+    methods.Svc(then=methods.Larv(then=Ties(), gate="tanh", tiers=(0.5, 2.0)), alpha=0.5),
 ]
 
 

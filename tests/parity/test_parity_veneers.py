@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
+import thetau
 from matrices import task_vectors
 from synthetic import merged_vector, relative, vectors_of
 from thetau import merge
 from thetau.engine.executor import Engine
+from thetau.engine.merge import Merge
 from thetau.methods import Average, Awd, DareTies, Larv, Svc, TaskArithmetic, Ties, TsvM, Wudi
+from thetau.methods.reductions import Mean
 from thetau.parts import Chain, Method
 from tiny import one_thread as one_thread
 
@@ -237,7 +241,31 @@ def test_larv_says_what_it_did() -> None:
     assert any(note.startswith("larv: scales of 3 blocks from 0.500 (layers.") for note in source.notes)
 
 
-# Both over one another, and with AWD.
+# Over methods that work on models, over one another, and with AWD.
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelMean(Method):
+    """The mean of the models themselves."""
+
+    def chain(self) -> Chain:
+        return Chain(reduction=Mean(), models=True)
+
+
+@pytest.mark.parametrize("outer", [Svc, Larv])
+def test_over_a_method_on_models_the_base_is_taken_off_and_put_back(outer: Any) -> None:
+    """Else it is what it is over the same method on vectors, to the rounding of the base's entries."""
+    base, tuned = block_models(BLOCKS)
+    _, vectors = vectors_of(base, tuned)
+
+    def through(method: Method) -> State:
+        merged = Merge(dict(zip(tuned, vectors, strict=True)), method.chain(), label="mean")
+        return thetau.Expression(((1.0, merged),), reference=merged.reference).state_dict()
+
+    got, want = through(outer(then=ModelMean())), through(outer(then=Average()))
+    plain = through(Average())
+    assert all(relative(got[name], want[name]) < 1e-4 for name in base)
+    assert any(relative(got[name], plain[name]) > 1e-3 for name in base)
 
 
 @pytest.mark.parametrize("order", [(Svc, Larv), (Larv, Svc)])

@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thetau.linalg.gram import commutator, effective_rank, gram_of
+from thetau.linalg.gram import commutator, effective_rank
 from thetau.parts import Selection, Site, Statistic
 
-PIECE = 1 << 20  # entries of a wide matrix that are widened to float64 at once
+PIECE = 1 << 22  # entries of a matrix that are widened to float64 at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +29,11 @@ class Difference:
 
 
 @dataclass(kw_only=True)
-class Products:
-    """Sums over rows of a tall matrix `[side, side]`, float64; the rows themselves of a wide one."""
+class Pair:
+    """The base's matrix and the merged vector's, `[2, *shape]` as the file stores them, filled row by row."""
 
     block: tuple[str, int]
-    tall: bool
-    sums: list[Tensor]
-    rows: list[tuple[Tensor, Tensor]]
+    matrices: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,32 +50,27 @@ class Contrast(Statistic):
         """Each tensor has its own."""
         return True
 
-    def add(self, total: Products | None, stack: Float[Tensor, "row *block"], site: Site, seen: None) -> Products | None:
+    def add(self, total: Pair | None, stack: Float[Tensor, "row *block"], site: Site, seen: None) -> Pair | None:
         """Take in a block of rows; the merged tensor stands first in the stack."""
         block = block_of(site)
         if block is None or not Selection(tensors="linear").takes(site.name, site.shape, site.kind):
             return None
         assert site.base is not None
-        base = site.base.double()
-        delta = stack[0].double() - base if self.models else stack[0].double()
-        tall = site.shape[0] >= site.shape[1]
-        total = Products(block=block, tall=tall, sums=[], rows=[]) if total is None else total
-        if tall:
-            found = [gram_of(base), gram_of(delta), base.T @ delta]
-            total.sums = [a + b for a, b in zip(total.sums, found, strict=True)] if total.sums else found
-        else:
-            total.rows.append((site.base.clone(), stack[0] - site.base if self.models else stack[0].clone()))
+        total = Pair(block=block, matrices=torch.empty(2, *site.shape, dtype=stack.dtype)) if total is None else total
+        rows = total.matrices[:, site.start : site.start + stack.shape[1]]
+        rows[0] = site.base
+        rows[1] = stack[0] - site.base if self.models else stack[0]
         return total
 
-    def fold(self, total: Products | None, other: Products | None) -> Products | None:
+    def fold(self, total: Pair | None, other: Pair | None) -> Pair | None:
         """Never called: each tensor stands alone."""
         raise NotImplementedError
 
-    def finish(self, total: Products | None, seen: None) -> Difference | None:
+    def finish(self, total: Pair | None, seen: None) -> Difference | None:
         """The two measures."""
         if total is None:
             return None
-        own, other, cross = total.sums if total.tall else wide_products(total.rows)
+        own, other, cross = products(*total.matrices)
         weight = float((own.trace() * other.trace()).sqrt())
         if weight == 0:
             return None
@@ -85,8 +78,8 @@ class Contrast(Statistic):
         return Difference(block=total.block, contrast=effective_rank(own) / effective_rank(other), conflict=conflict)
 
     def memory(self, tasks: int, elements: int) -> int:
-        """Two matrices as they are and joined, three products of the smaller side, and as much again for the spectrum."""
-        return 4 * 4 * elements + 8 * 6 * elements
+        """Both matrices; in float64 three products of the smaller side, and two such for a spectrum."""
+        return 2 * 4 * elements + 5 * 8 * elements
 
 
 def block_of(site: Site) -> tuple[str, int] | None:
@@ -97,13 +90,14 @@ def block_of(site: Site) -> tuple[str, int] | None:
     return (before if found else ""), site.layer
 
 
-def wide_products(rows: list[tuple[Tensor, Tensor]]) -> list[Float[Tensor, "side side"]]:
-    """The three products of a wide matrix from its rows, a run of columns at a time."""
-    base, delta = (torch.cat(side) for side in zip(*rows, strict=True))
+def products(base: Float[Tensor, "rows columns"], delta: Float[Tensor, "rows columns"]) -> list[Float[Tensor, "side side"]]:
+    """θ₀θ₀ᵀ, ΔΔᵀ and θ₀Δᵀ over the smaller side, in float64, a run of the larger one at a time."""
+    if len(base) > base.shape[1]:
+        base, delta = base.T, delta.T
     sums = [torch.zeros(len(base), len(base), dtype=torch.float64) for _ in range(3)]
     step = max(1, PIECE // len(base))
     for a, b in zip(torch.split(base, step, 1), torch.split(delta, step, 1), strict=True):
-        a, b = a.double(), b.double()
-        for total, product in zip(sums, (a @ a.T, b @ b.T, a @ b.T), strict=True):
-            total += product
+        left, right = a.double(), b.double()
+        for total, (one, two) in zip(sums, ((left, left), (right, right), (left, right)), strict=True):
+            total.addmm_(one, two.T)
     return sums
