@@ -41,7 +41,7 @@ class Svc(Method):
     r"""$\tau = \sum_r \gamma_r \sigma_r u_r v_r^\top$ with $\sum_r \sigma_r u_r v_r^\top$ what `then` gives and $\gamma_r = K / \sum_i \max(\alpha, s_r^i)$.
 
     - `then`: the method whose result is calibrated.
-    - `alpha`: α, the least that a task counts; 1/α bounds how far a direction is amplified. None for 1/K.
+    - `alpha`: α, the least that a task counts; 1/α bounds how far a direction is amplified.
     - `matrices`: `all` matrices that `then` acts on, or those of the blocks (`linear`).
     """
 
