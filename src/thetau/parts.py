@@ -297,10 +297,12 @@ class PostStage(Part):
     """Merged tensor → merged tensor, after the reduction.
 
     With `reads_stack` it is also given the stack as it went into the reduction, and its statistic (`requires`) is taken of the merged
-    tensor and the stack, the merged one first. `everywhere` says that it also acts on what the selection left out.
+    tensor and the stack, the merged one first. `reads_vectors` says that the stack which it is given is the one before the chain's transforms
+    (its access must be `whole`). `everywhere` says that it also acts on what the selection left out.
     """
 
     reads_stack: ClassVar[bool] = False
+    reads_vectors: ClassVar[bool] = False
     everywhere: ClassVar[bool] = False
 
     @abstractmethod
@@ -415,6 +417,9 @@ class Chain:
                 "`Chain(reduction=...)` takes a `BlockReduction`, a `StreamReduction` or a `WholeReduction` of `thetau.parts`. "
                 f"Got {self.reduction!r}."
             )
+        for stage in self.post:
+            if stage.reads_vectors and stage.access != "whole":
+                raise TypeError(f"`{type(stage).__name__}.access` must be `whole`: it reads the vectors before the transforms.")
         for part in (*self.transforms, *self.post):
             if part.access == "stream":
                 raise TypeError(
@@ -439,6 +444,11 @@ class Chain:
     def reads_stack(self) -> bool:
         """Whether something after the reduction still looks at the stack."""
         return self.emit is not None or any(stage.reads_stack for stage in self.post)
+
+    @property
+    def reads_vectors(self) -> bool:
+        """Whether something after the reduction looks at the stack as it was before the transforms, where there are any."""
+        return bool(self.transforms) and any(stage.reads_vectors for stage in self.post)
 
     @property
     def by_task(self) -> bool:

@@ -56,6 +56,13 @@ def test_svc_is_the_dense_construction(shape: tuple[int, int, int], alpha: float
     assert relative(over(Svc(then=then, alpha=alpha), vectors), want) < 1e-4
 
 
+@pytest.mark.parametrize("then", [Ties(density=0.6), DareTies(drop=0.5), Awd()], ids=repr)
+def test_svc_counts_the_vectors_as_they_were(then: Any) -> None:
+    """Not those that a method's transforms have trimmed, thinned or disentangled."""
+    vectors = task_vectors(3, 20, 24, rms=1e-2)
+    assert relative(over(Svc(then=then, alpha=0.2), vectors), calibrated(over(then, vectors), vectors, 0.2)) < 1e-4
+
+
 @pytest.mark.parametrize("scale", [0.26, 0.5, 1.0, 3.0])
 def test_svc_gives_equal_vectors_back(scale: float) -> None:
     """K of them, merged at any λ above α / K: each direction is counted λ K times."""

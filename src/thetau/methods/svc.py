@@ -8,9 +8,9 @@ what the method gives, its λ included. While no s falls under α, that λ chang
 Variants and departures. α is 1/K as in the authors' script, which takes 1 over TSV-M (FusionBench: 0.1; 0.2 over Iso-CTS; 1 over TSV-M and WUDI).
 The authors leave embeddings and `text_projection` out, FusionBench no matrix; here it is every matrix that `then` acts on, or those of the
 blocks alone. A row a_r^i that is below the rounding of τ_i says nothing, and counts as α; the authors divide by at least 1e-12, which follows no
-scale. Directions of M that are below the rounding of its largest become 0. τ_i are the vectors as they enter the reduction: over `ties` or `dare_ties` the
-trimmed or thinned ones, where both codes take the vectors as they were. The singular values of `iso_c` are all equal, so that its directions are
-whatever rounding makes of them: there is nothing to calibrate.
+scale. Directions of M that are below the rounding of its largest become 0. τ_i are the vectors as they were, whatever `then` (`ties`, `dare_ties`,
+`awd`) trims, thins or takes off. The singular values of `iso_c` are all equal, so that its directions are whatever rounding makes of them: there
+is nothing to calibrate.
 
 Use it over `task_arithmetic`, `tsv_m` or `wudi` when the tasks are alike and share directions. It costs one singular value
 decomposition in float64 and K products a matrix, and needs all tasks' vectors of a matrix in memory at once, whatever `then` needs.
@@ -70,6 +70,7 @@ class Calibrate(PostStage):
     models: bool = False
     access: ClassVar[Access] = "whole"
     reads_stack: ClassVar[bool] = True
+    reads_vectors: ClassVar[bool] = True
 
     def cost(self, shape: tuple[int, ...], tasks: int) -> Cost:
         """One decomposition, and each task's vector on its directions."""
