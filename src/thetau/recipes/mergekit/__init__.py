@@ -1,0 +1,1 @@
+"""Recipes in mergekit's format: read, checked, and carried out by the engine."""
