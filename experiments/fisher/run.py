@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,31 @@ def tuned_models(run: Path, tasks: tuple[str, ...]) -> dict[str, Path]:
     return found
 
 
+def fisher_file(run: Path, task: str, examples: int) -> Path:
+    """Where a task's Fisher diagonal is kept."""
+    return run / "fisher" / f"{task}-{examples}.safetensors"
+
+
+def fisher_files(run: Path, evaluator: Evaluator, models: Mapping[str, Path], examples: int) -> dict[str, dict[str, Any]]:
+    """Collect each task's Fisher diagonal on its training split, or take the one that is kept; returns the facts of each."""
+    collected: dict[str, dict[str, Any]] = {}
+    config = FisherConfig(examples=examples, max_length=load_suite("demo").limits.max_length)
+    for name, folder in models.items():
+        begun = time.perf_counter()
+        made = collect_fisher(
+            evaluator.encoder,
+            evaluator.tasks[name],
+            read_weights(folder),
+            fisher_file(run, name, examples),
+            config,
+            head=evaluator.heads[name],
+            origin=str(folder),
+        )
+        facts = {key: value for key, value in made.to_json().items() if key not in ("path", "zero")}
+        collected[name] = facts | {"seconds": round(time.perf_counter() - begun, 1)}
+    return collected
+
+
 def main(run: Path, examples: int) -> dict[str, Any]:
     """All of it; returns what is written."""
     suite = load_suite("demo")
@@ -55,17 +81,8 @@ def main(run: Path, examples: int) -> dict[str, Any]:
         image_size=limits.image_size,
         cache=run / "cache",
     )
-    collected: dict[str, dict[str, Any]] = {}
-    files: dict[str, Path] = {}
-    config = FisherConfig(examples=examples, max_length=limits.max_length)
-    for name, folder in models.items():
-        files[name] = run / "fisher" / f"{name}-{examples}.safetensors"
-        begun = time.perf_counter()
-        made = collect_fisher(
-            encoder, tasks[name], read_weights(folder), files[name], config, head=evaluator.heads[name], origin=str(folder)
-        )
-        facts = {key: value for key, value in made.to_json().items() if key not in ("path", "zero")}
-        collected[name] = facts | {"seconds": round(time.perf_counter() - begun, 1)}
+    collected = fisher_files(run, evaluator, models, examples)
+    files = {name: fisher_file(run, name, examples) for name in models}
     base = thetau.open(encoder.folder)
     vectors = [(thetau.open(folder) - base).named(name) for name, folder in models.items()]
     merges = {
