@@ -1,7 +1,7 @@
 """Every method on the same fine-tuned models: test accuracy at its defaults and with λ tuned, seconds and memory of the merge.
 
     make demo                               # the fine-tuned models, in runs/demo
-    python -m experiments.catalogue.run [--run runs/demo] [--only NAME …] [--part 1/3] [--rows]
+    python -m experiments.catalogue.run [--run runs/demo] [--only NAME …] [--share]
 
 A method of several models merges the demo's six. One that takes fewer gets the pair `PAIR`: the second model over the first where it
 takes one model besides its base, or both over their base. A method that gives each task a vector of its own is measured on each task
@@ -9,8 +9,8 @@ with that. λ is tuned on validation where the method has one: the merged vector
 around another one (`then`) that is the whole merged vector. A merge runs in a process of its own with one worker; its time is that of
 the processor, so that a busy machine does not count, and its memory the operating system's peak.
 
-Rows are kept in RUN/catalogue as they are made, and not made again; `--only` makes some anew, `--part` every third of them, `--rows` writes
-experiments/catalogue/results.json from what is there. Without options all is made that is missing, and written.
+Rows are kept in RUN/catalogue as they are made, and not made again; `--only` makes some anew. Several processes with `--share` divide the
+rows among themselves and write nothing else. Without it all is made that is missing, and experiments/catalogue/results.json written.
 """
 
 from __future__ import annotations
@@ -126,6 +126,10 @@ class Catalogue:
         """Where a row is kept."""
         return self.run / "catalogue" / f"{name}.json"
 
+    def folder(self, name: str) -> Path:
+        """Where a row's merged vectors lie while it is being made."""
+        return self.row_file(name).with_suffix(".tmp")
+
     def row(self, name: str) -> dict[str, Any]:
         """A method's row, as it was made before or anew."""
         file = self.row_file(name)
@@ -141,7 +145,7 @@ class Catalogue:
 
     def made(self, name: str, method: Method) -> dict[str, Any]:
         """Merge, measure, tune, measure."""
-        folder = self.run / "catalogue" / f"{name}.tmp"
+        folder = self.folder(name)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         tasks = tasks_of(method, self.suite.tasks)
@@ -233,7 +237,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/demo"))
     parser.add_argument("--only", nargs="*", default=[])
-    parser.add_argument("--part", default="")
+    parser.add_argument("--share", action="store_true")
     parser.add_argument("--merge")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
@@ -242,10 +246,9 @@ def main() -> None:
         return
     catalogue = Catalogue(given.run)
     names = given.only or ours()
-    if given.part:
-        index, parts = (int(number) for number in given.part.split("/"))
-        names = names[index - 1 :: parts]
     for name in names:
+        if given.share and catalogue.folder(name).exists():
+            continue
         if given.only:
             catalogue.row_file(name).unlink(missing_ok=True)
         row = catalogue.row(name)
@@ -253,7 +256,7 @@ def main() -> None:
             f", tuned {100 * row['tuned']['average']:.1f} at λ = {row['tuned']['scale']:g}" if "tuned" in row else ""
         )
         print(f"{name}: {told}", flush=True)
-    if not given.part:
+    if not given.share:
         write_result(OUT, catalogue.results())
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,16 @@ def checkpoint(path: Path, shape: tuple[int, int, int, int, int]) -> Path:
         shapes |= {f"{at}.self_attn.{part}_proj.weight": (narrow, hidden) for part in "kv"}
         shapes |= {f"{at}.mlp.{part}_proj.weight": (inner, hidden) for part in ("gate", "up")}
         shapes |= {f"{at}.mlp.down_proj.weight": (hidden, inner), f"{at}.input_layernorm.weight": (hidden,)}
+    return hollow(path, shapes)
+
+
+def hollow(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str = "BF16") -> Path:
+    """The file, given its tensors' names and shapes; every entry takes two bytes, or four in `F32`."""
+    entry = {"BF16": 2, "F32": 4}[dtype]
     header, at_byte = {}, 0
     for name, dims in shapes.items():
-        size = 2 * dims[0] * (dims[1] if len(dims) > 1 else 1)
-        header[name] = {"dtype": "BF16", "shape": list(dims), "data_offsets": [at_byte, at_byte + size]}
+        size = entry * dims[0] * (dims[1] if len(dims) > 1 else 1)
+        header[name] = {"dtype": dtype, "shape": list(dims), "data_offsets": [at_byte, at_byte + size]}
         at_byte += size
     raw = json.dumps(header).encode()
     path.mkdir(parents=True)

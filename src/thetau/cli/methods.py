@@ -1,4 +1,4 @@
-"""`thetau methods`: what can be merged with, and with which fields."""
+"""`thetau methods`: what can be merged with, what it needs, and with which fields."""
 
 from __future__ import annotations
 
@@ -9,32 +9,47 @@ import typer
 if TYPE_CHECKING:
     from thetau.fields import Field
 
+PURPOSES = "lora, no-base, data, data-free, many, by-task, around, block, one-pass"
+
 
 def methods(
     name: Annotated[str | None, typer.Argument(help="Show this method's fields, ranges, defaults and paper.")] = None,
+    purposes: Annotated[
+        list[str] | None, typer.Option("--for", help=f"Only methods that fit, and all of them if repeated: {PURPOSES}.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """List the methods, those of installed packages too, or show one.
 
-    thetau methods wudi
+    `reads` says what is in memory of a tensor: any block of rows, a stream of one task after the other, or the whole of all tasks.
+
+    thetau methods --for lora --for data-free
     """
     from json import dumps
 
     from rich.console import Console
     from rich.table import Table
 
+    from thetau.errors import RecipeError
     from thetau.methods import registry
+    from thetau.methods.traits import suited, traits
 
     console = Console(soft_wrap=False)
+    if name is not None and purposes:
+        raise RecipeError([f"`--for` filters the list, and {name!r} is one method. Leave one of them out."], "--for")
     if name is None:
         rows = [_row(known) for known in registry.names()]
+        if purposes:
+            kept = suited(purposes, [row["name"] for row in rows if not row["problem"]])
+            rows = [row for row in rows if row["name"] in kept]
         if json:
             typer.echo(dumps(rows, indent=2, ensure_ascii=False))
             return
-        table = Table("method", "what it does", "paper", box=None, pad_edge=False)
+        table = Table("method", "what it does", "passes", "reads", "needs", box=None, pad_edge=False)
         for row in rows:
             told = row["summary"] + (f" ({row['package']})" if row["package"] else "")
-            table.add_row(row["name"], row["problem"] or told, row["paper"])
+            cells = ("", "", "") if row["passes"] is None else (str(row["passes"]), row["reads"], row["needs"])
+            table.add_row(row["name"], row["problem"] or told, *cells)
         console.print(table)
         return
     fields = registry.describe(name)
@@ -46,6 +61,11 @@ def methods(
     for field in fields:
         table.add_row(field.name, field.range, "—" if field.required else str(field.default), field.meaning)
     console.print(table)
+    its = traits(name)
+    if its is not None:
+        needs = f"{its.models} models{' and a base' if its.needs_base else ''}"
+        told = f"needs: {', '.join([needs, *its.evidence])}; passes over the inputs: {its.passes}; reads: {its.access}"
+        console.print(told, markup=False, highlight=False)
     console.print(f"paper: {registry.paper(name)}", markup=False, highlight=False)
 
 
@@ -64,13 +84,36 @@ def _row(name: str) -> dict[str, Any]:
     """A method in one line; `problem` says why there is no more, where its package cannot be had."""
     from thetau.errors import RecipeError
     from thetau.methods import registry
+    from thetau.methods.traits import traits
 
+    unknown = {"passes": None, "reads": None, "needs": None, "models": None, "base": None, "evidence": [], "suits": []}
     try:
         cls = registry.get(name)
     except RecipeError as error:
-        return {"name": name, "summary": "", "paper": "", "package": None, "problem": " ".join(error.problems)}
+        return {"name": name, "summary": "", **unknown, "paper": "", "package": None, "problem": " ".join(error.problems)}
+    its = traits(name)
+    known = (
+        {
+            "passes": its.passes,
+            "reads": its.access,
+            "needs": its.needs,
+            "models": list(its.takes),
+            "base": its.needs_base,
+            "evidence": list(its.evidence),
+            "suits": list(its.suits),
+        }
+        if its is not None
+        else unknown
+    )
     summary = (_text(name).splitlines() or [""])[0]
-    return {"name": name, "summary": summary, "paper": registry.paper(name), "package": registry.package_of(cls), "problem": None}
+    return {
+        "name": name,
+        "summary": summary,
+        **known,
+        "paper": registry.paper(name),
+        "package": registry.package_of(cls),
+        "problem": None,
+    }
 
 
 def _field(field: Field) -> dict[str, Any]:

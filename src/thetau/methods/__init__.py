@@ -56,6 +56,10 @@ from thetau.methods.tall_masks import TallMasks as TallMasks
 from thetau.methods.task_arithmetic import TaskArithmetic as TaskArithmetic
 from thetau.methods.ties import Ties as Ties
 from thetau.methods.topk import TopK as TopK
+from thetau.methods.traits import PURPOSES as PURPOSES
+from thetau.methods.traits import Traits as Traits
+from thetau.methods.traits import suited as suited
+from thetau.methods.traits import traits as traits
 from thetau.methods.tsv import TsvM as TsvM
 from thetau.methods.twin import Twin as Twin
 from thetau.methods.wudi import Wudi as Wudi

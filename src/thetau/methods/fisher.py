@@ -6,6 +6,9 @@ task with steep losses does not outvote the others. Departs from it once: their 
 that the target decides where no task has an opinion; there is no target here, and the floor stands under every one: the mean decides.
 
 The Fishers are evidence: `thetau evidence fisher` collects the diagonal of per-example squared gradients.
+
+Use it when some hundreds of unlabelled examples of each task are at hand and the tasks depend on different parameters. It costs gradients of
+those examples once, a file as large as the model for each task, and then two passes over models and files.
 """
 
 from __future__ import annotations

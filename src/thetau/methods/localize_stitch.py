@@ -4,6 +4,9 @@ He et al. 2024, <https://arxiv.org/abs/2408.13656>; Mask Sharing and Stitch Twic
 <https://arxiv.org/abs/2502.01015>, Section 6.4 (see `thetau.transforms.share` for what the two store and divide by). The authors' code
 keeps what is *above* the k-th largest magnitude, so one entry less than said; ours keeps ⌈density · n⌉. Masks that were learned on data
 (`thetau vector localize`) are stitched by the same method at `density: 1`, or with `thetau.stitch`, which Mask Sharing then needs.
+
+Use it where each task lives in few entries, so that a small share of them hardly overlaps and can be kept in full, or to store many tasks
+sparsely. It costs three passes over the inputs and needs a base.
 """
 
 from __future__ import annotations
