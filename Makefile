@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A caller's active environment must not leak in.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: demo test processors check docs wheel hooks bench kills memory fuzz paradigms diagnose step bilateral bases bases-bounds bases-scale bits fisher plans readme data clean
+.PHONY: demo test processors check docs wheel hooks bench kills memory fuzz paradigms diagnose step bilateral bases bases-bounds bases-scale bits fisher catalogue plans readme data clean
 
 demo: $(VENV)/.ready  ## fine-tune, merge with every method, evaluate: a table, results.json and results.png
 	$(BIN)/thetau suite run demo --out $(RUN)
@@ -90,6 +90,10 @@ bits: $(VENV)/.ready  ## the same bits, and the same speed, as the last revision
 
 fisher: $(VENV)/.ready  ## Fisher merging of the demo's models, from collection to evaluation; after `make demo`
 	$(BIN)/python -m experiments.fisher.run
+
+catalogue: $(VENV)/.ready  ## every method on the demo's models and what it costs; after `make demo`; resumes; writes experiments/catalogue
+	$(BIN)/python -m experiments.catalogue.costs
+	$(BIN)/python -m experiments.catalogue.run --run $(RUN)
 
 plans: $(VENV)/.ready  ## docs/large.md: how merges of 7B, 70B and 405B would run
 	$(BIN)/python -m experiments.plans.page

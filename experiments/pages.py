@@ -1,23 +1,22 @@
-"""Draw the pages that come from the code and from result files: docs/methods.md, docs/figures.md, and those of the experiments.
+"""Draw the pages that come from the code and from result files: docs/figures.md, the methods', and those of the experiments.
 
     python -m experiments.pages
 
-Fails where a field of a method has no explanation. Pages that need a run first are drawn by that: docs/large.md by `make plans`, the
-README's table by `make readme`.
+Fails where a field of a method has no explanation, or a method does not say when to use it. Pages that need a run first are drawn by that:
+docs/large.md by `make plans`, the README's table by `make readme`.
 """
 
 from __future__ import annotations
 
-import inspect
 import json
 import sys
 from typing import Any
 
 from experiments.bases import page as bases
 from experiments.bilateral import page as bilateral
+from experiments.catalogue import page as catalogue
 from experiments.common import DOCS, EXPERIMENTS
 from experiments.paradigms import page as paradigms
-from thetau.methods import registry
 
 TABLES = {  # what stands on the page of figures, and the command that writes its file
     "awd": "python -m experiments.awd.run",
@@ -30,32 +29,6 @@ TABLES = {  # what stands on the page of figures, and the command that writes it
     "memory": "make memory",
     "wudi": "python -m experiments.wudi.run",
 }
-
-
-def methods_page() -> str:
-    """Every method with its module's text, fields and paper."""
-    lines = ["# Methods", "", "Drawn from the registry by `experiments/pages.py`; `thetau methods NAME` prints the same.", ""]
-    for name in registry.names():
-        cls = registry.get(name)
-        if registry.package_of(cls) is not None:  # another package's, which happens to be installed here
-            continue
-        module = inspect.getmodule(cls)
-        lines += [f"## {name}", "", f"`thetau.methods.{cls.__name__}` · {registry.paper(name)}", ""]
-        lines += [
-            inspect.cleandoc(module.__doc__ or "") if module else "",
-            "",
-            "| field | range | default | meaning |",
-            "|---|---|---|---|",
-        ]
-        for field in registry.describe(name):
-            if not field.meaning:
-                raise SystemExit(
-                    f"{name}.{field.name} has no meaning, neither in the docstring of {cls.__name__} nor on the field."
-                )
-            cells = (f"`{field.name}`", field.range, f"`{field.default}`", field.meaning.replace("|", "\\|"))
-            lines.append(f"| {' | '.join(cells)} |")
-        lines.append("")
-    return "\n".join(lines)
 
 
 def figures_page() -> str:
@@ -101,10 +74,9 @@ def _cell(value: Any) -> str:
 
 def main() -> None:
     """Write every page."""
-    (DOCS / "methods.md").write_text(methods_page() + "\n", encoding="utf-8")
     (DOCS / "figures.md").write_text(figures_page() + "\n", encoding="utf-8")
-    sys.stdout.write("docs/methods.md, docs/figures.md\n")
-    for experiment in (bases, bilateral, paradigms):
+    sys.stdout.write("docs/figures.md\n")
+    for experiment in (bases, bilateral, catalogue, paradigms):
         experiment.main()
 
 

@@ -74,10 +74,13 @@ def _text(name: str) -> str:
     from inspect import getdoc, getmodule
 
     from thetau.methods import registry
+    from thetau.methods.traits import use
 
     cls = registry.get(name)
     module = getmodule(cls)
-    return ((module.__doc__ if module else None) or getdoc(cls) or "").strip()
+    text = ((module.__doc__ if module else None) or getdoc(cls) or "").strip()
+    when = use(name)  # a class's own, where a file has several methods
+    return text if when is None or when in text else f"{text}\n\n{when}"
 
 
 def _row(name: str) -> dict[str, Any]:

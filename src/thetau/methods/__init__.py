@@ -60,6 +60,7 @@ from thetau.methods.traits import PURPOSES as PURPOSES
 from thetau.methods.traits import Traits as Traits
 from thetau.methods.traits import suited as suited
 from thetau.methods.traits import traits as traits
+from thetau.methods.traits import use as use
 from thetau.methods.tsv import TsvM as TsvM
 from thetau.methods.twin import Twin as Twin
 from thetau.methods.wudi import Wudi as Wudi

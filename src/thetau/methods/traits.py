@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import cleandoc, getmodule
 
 from thetau.errors import RecipeError, nearest
 from thetau.methods.registry import build, describe, get, names
@@ -62,6 +63,21 @@ PURPOSES: Mapping[str, tuple[str, Callable[[Traits], bool]]] = {
     "block": ("reads any block of rows: a few hundred megabytes for any model", lambda it: it.access == "block"),
     "one-pass": ("reads the inputs once", lambda it: it.passes == 1),
 }
+
+
+def use(name: str) -> str | None:
+    """The paragraph that says when to take a method, "Use it …": its class's own, or its file's; None where there is none.
+
+    Raises:
+        RecipeError: no method has that name.
+    """
+    cls = get(name)
+    module = getmodule(cls)
+    for text in (cls.__doc__, module.__doc__ if module else None):
+        for paragraph in cleandoc(text or "").split("\n\n"):
+            if paragraph.startswith("Use it "):
+                return paragraph
+    return None
 
 
 def traits(name: str) -> Traits | None:
