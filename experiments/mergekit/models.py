@@ -201,6 +201,36 @@ def grown(tensors: Mapping[str, torch.Tensor], count: int, model: int, names: Se
     return found
 
 
+def build_bad(folder: Path) -> Path:
+    """Models with something wrong about them, beside those that `build` makes."""
+    rows, place = len(vocabulary()), folder / "bad"
+    shapes, config = llama_shapes(HIDDEN, INNER, LAYERS, rows), llama_config(HIDDEN, INNER, LAYERS, rows)
+    model = weights(shapes, 1)
+    broken = {name: tensor.clone() for name, tensor in model.items()}
+    broken["model.layers.2.mlp.up_proj.weight"][3, 5] = float("nan")
+    extra = {f"model.layers.{layer}.linear_attn.in_proj.weight": (HIDDEN, HIDDEN) for layer in range(LAYERS)}
+    narrow = llama_config(HIDDEN // 2, INNER, LAYERS, rows)
+    made = {
+        "unrelated": (weights(shapes, 0, family=9), config),
+        "nan": (broken, config),
+        "narrow": (weights(llama_shapes(HIDDEN // 2, INNER, LAYERS, rows), 1), narrow),
+        "rotated": (weights(shapes, 2), {**config, "rope_theta": 500000.0}),
+        "extra-a": (weights({**shapes, **extra}, 1), config),
+        "extra-b": (weights({**shapes, **extra}, 2), config),
+    }
+    for name, (tensors, said) in made.items():
+        write_model(place / name, tensors, said)
+        write_tokenizer(place / name)
+    write_model(place / "stale", model, config, shards=2)
+    save_file(weights(shapes, 0), place / "stale" / "model.safetensors", metadata={"format": "pt"})
+    write_tokenizer(place / "stale")
+    tensors = grown(weights(shapes, 2), 3, 2, HEADS)
+    write_model(place / "moved", tensors, {**config, "vocab_size": rows + 3})
+    write_tokenizer(place / "moved", special=["<|end|>", "<|user|>", "<|tool|>"])
+    _adapter(place / "adapter", "llama/deep", layers=6)
+    return folder
+
+
 HIDDEN, INNER, LAYERS = 32, 48, 4
 HEADS = ("model.embed_tokens.weight", "lm_head.weight")
 
@@ -223,6 +253,9 @@ def build(folder: Path) -> Path:
     for model, name in enumerate(("base", "a", "b")):
         write_model(folder / "gpt2" / name, weights(gpt2, model, family=3), gpt2_config(HIDDEN, 3, rows, 24))
         write_tokenizer(folder / "gpt2" / name)
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in weights(gpt2, 2, family=3).items()}
+    write_model(folder / "gpt2" / "bare", bare, gpt2_config(HIDDEN, 3, rows, 24))
+    write_tokenizer(folder / "gpt2" / "bare")
     mistral = llama_config(HIDDEN, INNER, 2, rows, kind="mistral")
     for model, name in enumerate(("base", "a", "b")):
         write_model(folder / "mistral" / name, weights(llama_shapes(HIDDEN, INNER, 2, rows), model, family=4), mistral)
@@ -250,12 +283,12 @@ def _grown(folder: Path, llama: Sequence[Mapping[str, torch.Tensor]], config: Ma
     write_tokenizer(folder / "grown" / "spare", special=["<|tool|>"])
 
 
-def _adapter(folder: Path, base: str) -> None:
+def _adapter(folder: Path, base: str, layers: int = LAYERS) -> None:
     """A LoRA adapter as PEFT writes it."""
     folder.mkdir(parents=True, exist_ok=True)
-    shapes = llama_shapes(HIDDEN, INNER, LAYERS, 4)
+    shapes = llama_shapes(HIDDEN, INNER, layers, 4)
     tensors = {}
-    for layer in range(LAYERS):
+    for layer in range(layers):
         for index, part in enumerate(("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")):
             out, inside = shapes[f"model.layers.{layer}.{part}.weight"]
             at = f"base_model.model.model.layers.{layer}.{part}"

@@ -438,9 +438,11 @@ class Assembly:
         assert spec is not None
         base_reference = piece.base or self.script.base
         inputs: list[tuple[Input, Model, str]] = []
+        called = []  # each input's name of the tensor, with its own layer's number: what filters under a model are asked about
         for position, one in enumerate(piece.sources):
             model = self.models[one.model]
             said = f"{cut.tower.container}.{layer.indices[position]}.{rest}" if layer is not None else name
+            called.append(said)
             own = self._find(model, said)
             if own is None:
                 if layer is None:
@@ -464,7 +466,7 @@ class Assembly:
         levels = [piece.parameters, cut.module.parameters, self.script.parameters]
         shared = {key: self.resolver.value(key, levels, name, t) for key in spec.shared}
         each = [
-            {key: self.resolver.value(key, [inputs[index][0].parameters, *levels], name, t) for key in spec.per_input}
+            {key: self.resolver.value(key, [inputs[index][0].parameters, *levels], called[index], t) for key in spec.per_input}
             for index in tasks
         ]
         try:
