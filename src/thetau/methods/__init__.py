@@ -1,16 +1,23 @@
 """Methods: named chains of parts, one file each, and the registry."""
 
 from thetau.fields import Field as Field
+from thetau.methods.ace import Ace as Ace
+from thetau.methods.actmat import ActMat as ActMat
 from thetau.methods.arcee_fusion import ArceeFusion as ArceeFusion
 from thetau.methods.average import Average as Average
 from thetau.methods.awd import Awd as Awd
 from thetau.methods.bilateral import Bilateral as Bilateral
 from thetau.methods.breadcrumbs import Breadcrumbs as Breadcrumbs
 from thetau.methods.breadcrumbs import BreadcrumbsTies as BreadcrumbsTies
+from thetau.methods.consensus import Consensus as Consensus
+from thetau.methods.consensus import ConsensusTa as ConsensusTa
+from thetau.methods.consensus import ConsensusTies as ConsensusTies
 from thetau.methods.dare import DareLinear as DareLinear
 from thetau.methods.dare import DareTies as DareTies
 from thetau.methods.della import Della as Della
 from thetau.methods.della import DellaLinear as DellaLinear
+from thetau.methods.doge_ta import DogeTa as DogeTa
+from thetau.methods.emr import Emr as Emr
 from thetau.methods.fisher import Fisher as Fisher
 from thetau.methods.iso import IsoC as IsoC
 from thetau.methods.iso import IsoCts as IsoCts
@@ -18,10 +25,13 @@ from thetau.methods.karcher import Karcher as Karcher
 from thetau.methods.karcher import Multislerp as Multislerp
 from thetau.methods.linear import Linear as Linear
 from thetau.methods.localize_stitch import LocalizeStitch as LocalizeStitch
+from thetau.methods.magmax import MagMax as MagMax
 from thetau.methods.model_stock import ModelStock as ModelStock
 from thetau.methods.nearswap import Nearswap as Nearswap
 from thetau.methods.nuslerp import Nuslerp as Nuslerp
+from thetau.methods.optmerge import OptMerge as OptMerge
 from thetau.methods.passthrough import Passthrough as Passthrough
+from thetau.methods.pcb import Pcb as Pcb
 from thetau.methods.ram import Ram as Ram
 from thetau.methods.ram import RamPlus as RamPlus
 from thetau.methods.registry import build as build
@@ -35,10 +45,14 @@ from thetau.methods.registry import plain as plain
 from thetau.methods.registry import register as register
 from thetau.methods.sce import Sce as Sce
 from thetau.methods.slerp import Slerp as Slerp
+from thetau.methods.swudi import Swudi as Swudi
+from thetau.methods.swudi import SwudiA as SwudiA
+from thetau.methods.tall_masks import TallMasks as TallMasks
 from thetau.methods.task_arithmetic import TaskArithmetic as TaskArithmetic
 from thetau.methods.ties import Ties as Ties
 from thetau.methods.topk import TopK as TopK
 from thetau.methods.tsv import TsvM as TsvM
+from thetau.methods.twin import Twin as Twin
 from thetau.methods.wudi import Wudi as Wudi
 from thetau.parts import PerPattern as PerPattern
 from thetau.parts import PerTask as PerTask

@@ -2,11 +2,13 @@
 
 The bits of |x| as an integer are ordered as |x| itself. Round one counts the upper 16 bits (32,768 bins) and so finds the bins in which
 the wanted entries lie; round two counts the lower 16 bits inside those bins. Counts are integers: no order or blocking can change them.
+Numbers of either sign (`ranked_counts`) are ordered likewise once the bits below the sign are flipped in the negative ones.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, floor
@@ -227,3 +229,42 @@ def _from_top(
         place[task, cut] = len(above) - 1 - found
         left[task, cut] = rank[task, cut] - (int(above[found - 1]) if found else 0)
     return place, left
+
+
+def ranked_counts(
+    total: Int[Tensor, "task cut bin"] | None, values: Float[Tensor, "task *block"], seen: Bin | None
+) -> Int[Tensor, "task cut bin"]:
+    """A running total of counts with one more block in it: by the upper 16 bits, and once bins are known by the lower ones inside."""
+    if total is None:
+        total = torch.zeros(len(values), 1 if seen is None else seen.upper.shape[1], FINE, dtype=torch.int64)
+    keys = ordered(values.reshape(len(values), -1))
+    for task, row in enumerate(keys):
+        if seen is None:
+            total[task, 0] += torch.bincount((row >> 16) + BINS, minlength=FINE)
+            continue
+        for cut, upper in enumerate(seen.upper[task]):
+            total[task, cut] += torch.bincount(row[(row >> 16) + BINS == upper] & 0xFFFF, minlength=FINE)
+    return total
+
+
+def ranked_finish(
+    total: Int[Tensor, "task cut bin"], seen: Bin | None, ranks: Callable[[int], tuple[int, ...]]
+) -> Bin | Float[Tensor, "task cut"]:
+    """After the first pass the bins of the ranks (from the top, from 1, given how many entries there are), after the second the entries."""
+    if seen is None:
+        wanted = torch.tensor([ranks(int(count)) for count in total.sum((1, 2))], dtype=torch.int64)
+        return Bin(*_from_top(total.expand(-1, wanted.shape[1], -1), wanted))
+    lower, _ = _from_top(total, seen.rank)
+    return unordered(((seen.upper - BINS) << 16) | lower)
+
+
+def ordered(values: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+    """Integers that are ordered as the numbers are; −0 is 0."""
+    bits = (values.float() + 0.0).view(torch.int32)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+def unordered(keys: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The numbers of such integers."""
+    bits = keys.to(torch.int32)
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(torch.float32)
