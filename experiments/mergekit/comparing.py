@@ -63,7 +63,10 @@ def tokens(folder: Path) -> dict[str, int]:
 def compare(ours: Output, theirs: Output) -> Verdict:
     """Every tensor against the other's of that name; rows of tokens by token where the two number them otherwise."""
     verdict = Verdict(tensors=len(theirs.tensors))
-    for names, label in ((ours.tensors.keys() - theirs.tensors.keys(), "here"), (theirs.tensors.keys() - ours.tensors.keys(), "there")):
+    for names, label in (
+        (ours.tensors.keys() - theirs.tensors.keys(), "here"),
+        (theirs.tensors.keys() - ours.tensors.keys(), "there"),
+    ):
         if names:
             verdict.differences.append(f"only {label}: {', '.join(sorted(names))}")
     for key in KEYS:
@@ -76,7 +79,12 @@ def compare(ours: Output, theirs: Output) -> Verdict:
         mine, other = ours.tensors[name], theirs.tensors[name]
         if mine.dtype != other.dtype:
             verdict.differences.append(f"{name}: {mine.dtype} here, {other.dtype} there")
-        if name.endswith(BY_TOKEN) and ours.tokens and theirs.tokens and (ours.tokens != theirs.tokens or mine.shape != other.shape):
+        if (
+            name.endswith(BY_TOKEN)
+            and ours.tokens
+            and theirs.tokens
+            and (ours.tokens != theirs.tokens or mine.shape != other.shape)
+        ):
             shared = [token for token in theirs.tokens if token in ours.tokens]
             if mine.shape != other.shape:
                 verdict.differences.append(f"{name}: {mine.shape[0]} rows here, {other.shape[0]} there")

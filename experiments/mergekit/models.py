@@ -64,7 +64,9 @@ def llama_shapes(hidden: int, inner: int, layers: int, rows: int, *, tied: bool 
     return shapes
 
 
-def llama_config(hidden: int, inner: int, layers: int, rows: int, *, kind: str = "llama", tied: bool = False, heads: int = 4) -> dict[str, Any]:
+def llama_config(
+    hidden: int, inner: int, layers: int, rows: int, *, kind: str = "llama", tied: bool = False, heads: int = 4
+) -> dict[str, Any]:
     """The config of a Llama, Qwen2 or Mistral."""
     classes = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "mistral": "MistralForCausalLM"}
     return {
@@ -134,7 +136,14 @@ def write_tokenizer(folder: Path, more: Sequence[str] = (), *, special: Sequence
     ids = {token: number for number, token in enumerate([*tokens, *more, *special])}
 
     def entry(token: str, is_special: bool) -> dict[str, Any]:
-        return {"content": token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": not is_special, "special": is_special}
+        return {
+            "content": token,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": not is_special,
+            "special": is_special,
+        }
 
     added = {token: entry(token, token in SPECIAL or token in special) for token in [*SPECIAL, *more, *special]}
     document = {
