@@ -69,6 +69,7 @@ class Parameter:
 
 _KINDS: Mapping[type, str] = {float: "a number", int: "an integer", bool: "true or false"}
 _WEIGHT = {"weight": Parameter(float)}
+_TINY = 1e-8  # a sum of weights below this counts as 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +78,7 @@ class Spec:
 
     - `base`: whether one of the models is the base (`required`), can be (`optional`), or counts as any other (None).
     - `fewest`, `most`: models besides the base.
+    - `remark`: a sentence that the values at a tensor deserve, if any.
     - `build`: ours, from the shared values, those of each input, and the inputs' identities; `based` says whether there is a base.
     """
 
@@ -86,6 +88,14 @@ class Spec:
     base: Literal["required", "optional"] | None = None
     fewest: int = 1
     most: int | None = None
+    remark: Callable[[Values, Sequence[Values]], str | None] = lambda shared, each: None
+
+    def remarks(self, shared: Values, each: Sequence[Values]) -> list[str]:
+        """What deserves to be said of the values that hold at a tensor, besides errors."""
+        values = {key: parameter.read(key, shared.get(key), "") for key, parameter in self.shared.items()}
+        inputs = [{key: parameter.read(key, given.get(key), "") for key, parameter in self.per_input.items()} for given in each]
+        said = self.remark(values, inputs)
+        return [said] if said else []
 
     def method(self, shared: Values, each: Sequence[Values], ids: Sequence[str], *, based: bool) -> Method | None:
         """Ours with the values that hold at a tensor; None where nothing stands beside the base, which then stays.
@@ -105,7 +115,8 @@ class Spec:
                 else f"at most {self.most}"
             )
             beside = " besides the base" if self.base is not None else ""
-            raise RecipeError([f"takes {takes} models{beside}. Got {count}: {', '.join(ids) or 'none'}."], "models")
+            models = "model" if takes == "1" else "models"
+            raise RecipeError([f"the method takes {takes} {models}{beside}. Got {count}: {', '.join(ids) or 'none'}."], "models")
         values = {key: parameter.read(key, shared.get(key), "") for key, parameter in self.shared.items()}
         inputs = [
             {key: parameter.read(key, given.get(key), f" for {name}") for key, parameter in self.per_input.items()}
@@ -180,7 +191,12 @@ def _kept(each: Sequence[Values]) -> list[dict[str, Any]]:
 
 
 def _sums(values: Values, each: Sequence[Values], ids: Sequence[str]) -> dict[str, Any]:
-    """`scale` and `total` of a weighted sum."""
+    """`scale` and `total` of a weighted sum.
+
+    Raises:
+        ValueError: it is to be divided by weights that cancel.
+    """
+    _check_sum(values, each)
     scale = by_task("weight", each, ids, lambda weight: weight * (1.0 if values["normalize"] else values["lambda"]))
     return {"scale": scale, "total": values["lambda"] if values["normalize"] else None}
 
@@ -247,6 +263,18 @@ def _breadcrumbs_ties(values: Values, each: Sequence[Values], ids: Sequence[str]
 
 
 def _ranked(each: Sequence[Values], ids: Sequence[str]) -> dict[str, Any]:
+    """`drop` and `epsilon`, which is the whole width of the probabilities here and half of it there.
+
+    Raises:
+        ValueError: probabilities would leave (0, 1).
+    """
+    each = [{**given, "epsilon": 0.0 if given["density"] >= 1 else given["epsilon"]} for given in each]
+    for name, given in zip(ids, each, strict=True):
+        density, epsilon = given["density"], given["epsilon"]
+        if density < 1 and not (epsilon < density and density + epsilon < 1):
+            raise ValueError(
+                f"`density` - `epsilon` and `density` + `epsilon` must lie in (0, 1). Got {density:g} and {epsilon:g} for {name}."
+            )
     return {"drop": by_task("density", each, ids, _drop), "epsilon": by_task("epsilon", each, ids, lambda given: 2 * given)}
 
 
@@ -262,11 +290,25 @@ def _task_arithmetic(values: Values, each: Sequence[Values], ids: Sequence[str])
     return TaskArithmetic(**_sums(values, each, ids))
 
 
-def _linear(values: Values, each: Sequence[Values], ids: Sequence[str], based: bool) -> Method:
-    if values["normalize"] and sum(given["weight"] for given in each) == 0:
+def _check_sum(values: Values, each: Sequence[Values], *, least: int = 1) -> None:
+    """Raise where weights are to be divided by a sum of 0, of at least so many that are not 0 themselves."""
+    weights = [given["weight"] for given in each]
+    if values["normalize"] and abs(sum(weights)) < _TINY and sum(weight != 0 for weight in weights) >= least:
         raise ValueError(
             "the weights add up to 0, and `normalize` divides by their sum. Say `normalize: false`, or other weights."
         )
+
+
+def _divided(values: Values, each: Sequence[Values]) -> str | None:
+    """That weights which do not add up to 1 are divided by their sum: `linear` does so unless told otherwise."""
+    total = sum(given["weight"] for given in each)
+    if not values["normalize"] or abs(total - 1) < 1e-3:
+        return None
+    return f"the weights add up to {total:.4g} and are divided by it. Say `normalize: false` to add them as they are."
+
+
+def _linear(values: Values, each: Sequence[Values], ids: Sequence[str], based: bool) -> Method:
+    _check_sum(values, each, least=0)
     return Linear(weights=by_task("weight", each, ids), normalise=values["normalize"])
 
 
@@ -299,7 +341,7 @@ SPECS: Mapping[str, Spec] = {
     "breadcrumbs_ties": _sparse(_breadcrumbs_ties, normalise=False, rescale=False, gamma=_GAMMA),
     "della": _sparse(_della, normalise=True, rescale=True, epsilon=_EPSILON),
     "della_linear": _sparse(_della_linear, normalise=False, rescale=True, epsilon=_EPSILON),
-    "linear": Spec(build=_linear, shared={"normalize": Parameter(bool, True)}, per_input=_WEIGHT),
+    "linear": Spec(build=_linear, shared={"normalize": Parameter(bool, True)}, per_input=_WEIGHT, remark=_divided),
     "slerp": Spec(
         build=lambda values, each, ids, based: Slerp(t=values["t"]),
         shared={"t": Parameter(float)},
