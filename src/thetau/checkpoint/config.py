@@ -77,6 +77,18 @@ def depth_entries(config: Mapping[str, Any], container: str) -> list[Where]:
     return deepest or left
 
 
+def depth_of(config: Mapping[str, Any], container: str) -> int | None:
+    """How many layers the config says the container has; None where it does not say, or says several numbers.
+
+    Examples:
+        >>> depth_of({"num_hidden_layers": 61, "num_nextn_predict_layers": 1}, "model.layers")
+        61
+    """
+    known = depths(config)
+    said = {known[where] for where in depth_entries(config, container)}
+    return said.pop() if len(said) == 1 else None
+
+
 def with_depth(config: Mapping[str, Any], container: str, layers: Sequence[int]) -> dict[str, Any]:
     """The config of a model whose layers are these of the old ones, in this order: the count, and what is said layer by layer.
 
