@@ -1,7 +1,8 @@
-"""Task vectors of one matrix, as fine-tuning makes them, and WUDI's part called on them without the engine."""
+"""Task vectors of one matrix, as fine-tuning makes them, and streaming reductions called on them without the engine."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from synthetic import site
 from thetau.methods.wudi_solvers import Interference
+from thetau.parts import Method, StreamReduction
 
 PAPER_RMS = 2.4e-4
 
@@ -28,7 +30,17 @@ def task_vectors(tasks: int, d_out: int, d_in: int, *, rms: float = PAPER_RMS, s
 
 
 def interference(vectors: list[Tensor], **fields: Any) -> Tensor:
-    part = Interference(**fields)
+    return fed(Interference(**fields), vectors)
+
+
+def reduced(method: Method, vectors: Sequence[Tensor]) -> Tensor:
+    """What a method's streaming reduction makes of one matrix."""
+    part = method.chain().reduction
+    assert isinstance(part, StreamReduction)
+    return fed(part, vectors)
+
+
+def fed(part: StreamReduction, vectors: Sequence[Tensor]) -> Tensor:
     total = part.init(*vectors[0].shape, len(vectors))
     for index, vector in enumerate(vectors):
         total = part.add(total, vector.clone(), site([f"t{index}"]))

@@ -19,9 +19,12 @@ if TYPE_CHECKING:
     from thetau.compression import Precision as Precision
     from thetau.compression import Sparse as Sparse
     from thetau.compression import compress as compress
+    from thetau.compression import compress_tasks as compress_tasks
+    from thetau.compression import open_task as open_task
     from thetau.compression import stitch as stitch
     from thetau.compression import storage as storage
     from thetau.compression import stored as stored
+    from thetau.compression import switch as switch
     from thetau.engine.executor import Engine as Engine
     from thetau.facade import Expression as Expression
     from thetau.facade import ThetauWarning as ThetauWarning
@@ -45,16 +48,19 @@ _HOMES = {
     "ThetauWarning": "thetau.facade",
     "bases": "thetau.bases",
     "compress": "thetau.compression",
+    "compress_tasks": "thetau.compression",
     "evaluate": "thetau.evaluate",
     "gram": "thetau.facade",
     "merge": "thetau.facade",
     "methods": "thetau.methods",
     "open": "thetau.facade",
+    "open_task": "thetau.compression",
     "outputs": "thetau.facade",
     "stitch": "thetau.compression",
     "storage": "thetau.compression",
     "stored": "thetau.compression",
     "studies": "thetau.studies",
+    "switch": "thetau.compression",
     "transform": "thetau.facade",
     "verify": "thetau.facade",
 }
@@ -70,16 +76,19 @@ __all__ = [
     "__version__",
     "bases",
     "compress",
+    "compress_tasks",
     "evaluate",
     "gram",
     "merge",
     "methods",
     "open",
+    "open_task",
     "outputs",
     "stitch",
     "storage",
     "stored",
     "studies",
+    "switch",
     "transform",
     "verify",
 ]

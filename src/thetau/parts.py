@@ -79,32 +79,38 @@ class Site:
 
     def value(self, field_value: Varying) -> float:
         """A field's value at this tensor, where it does not vary by task."""
-        if isinstance(field_value, PerPattern):
-            for pattern, value in field_value.values.items():
-                if matches(self.name, [pattern]):
-                    return value
-            raise RecipeError(
-                [f'no pattern fits {self.name!r}; end with `"*": value`. Got {", ".join(field_value.values)}.'], "per_pattern"
-            )
-        if isinstance(field_value, PerTask | tuple):
-            raise RecipeError(["this field cannot vary by task; give one number or `per_pattern`."], "per_task")
-        return field_value
+        return value_at(field_value, self.name)
 
     def per_task(self, field_value: Varying) -> list[float]:
         """A field's values at this tensor, in the order of the stack."""
-        if isinstance(field_value, PerTask):
-            lost = [task for task in self.tasks if task not in field_value.values]
-            extra = [name for name in field_value.values if name not in self.tasks]
-            if lost or extra:
-                problems = [f"no value for the task {task!r}." for task in lost]
-                problems += [
-                    f"{name!r} is not a task.{nearest(name, self.tasks)} Tasks: {', '.join(self.tasks)}." for name in extra
-                ]
-                raise RecipeError(problems, "per_task")
-            return [self.value(field_value.values[task]) for task in self.tasks]
-        if isinstance(field_value, tuple):
-            raise RecipeError([f"a tuple of {len(field_value)} values names no task; give `per_task`."], "per_task")
-        return [self.value(field_value)] * len(self.tasks)
+        return values_at(field_value, self.name, self.tasks)
+
+
+def value_at(value: Varying, name: str) -> float:
+    """A field's value at the tensor of that name, where it does not vary by task."""
+    if isinstance(value, PerPattern):
+        for pattern, number in value.values.items():
+            if matches(name, [pattern]):
+                return number
+        raise RecipeError([f'no pattern fits {name!r}; end with `"*": value`. Got {", ".join(value.values)}.'], "per_pattern")
+    if isinstance(value, PerTask | tuple):
+        raise RecipeError(["this field cannot vary by task; give one number or `per_pattern`."], "per_task")
+    return value
+
+
+def values_at(value: Varying, name: str, tasks: tuple[str, ...]) -> list[float]:
+    """A field's values at the tensor of that name, in the order of the tasks."""
+    if isinstance(value, PerTask):
+        lost = [task for task in tasks if task not in value.values]
+        extra = [task for task in value.values if task not in tasks]
+        if lost or extra:
+            problems = [f"no value for the task {task!r}." for task in lost]
+            problems += [f"{task!r} is not a task.{nearest(task, tasks)} Tasks: {', '.join(tasks)}." for task in extra]
+            raise RecipeError(problems, "per_task")
+        return [value_at(value.values[task], name) for task in tasks]
+    if isinstance(value, tuple):
+        raise RecipeError([f"a tuple of {len(value)} values names no task; give `per_task`."], "per_task")
+    return [value_at(value, name)] * len(tasks)
 
 
 @dataclass(frozen=True)
@@ -185,6 +191,14 @@ class Part(ABC):  # noqa: B024  what is abstract stands on its kinds
     def prepare(self, result: Any, tasks: tuple[str, ...]) -> State:
         """What it makes of the statistic, once."""
         return None
+
+    def check(self, site: Site) -> None:
+        """Nothing, where its numbers go together at this tensor; asked before anything is read.
+
+        Raises:
+            RecipeError: they do not.
+        """
+        return None  # noqa: RET501  a part whose numbers always do
 
     def solving(self, tasks: int, elements: Sequence[int]) -> Cost:
         """What `prepare` costs, given the elements of each tensor."""

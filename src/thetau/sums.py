@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -23,6 +23,12 @@ def weighted_sum(stack: Float[Tensor, "task *block"], weights: list[float]) -> F
     for row, weight in zip(stack[1:], weights[1:], strict=True):
         total += row * weight  # two roundings, as the compiled loop makes them, not one
     return total
+
+
+def masked(values: Float[Tensor, "*block"], mask: Bool[Tensor, "*block"], factor: float) -> Float[Tensor, "*block"]:
+    """Values where the mask is set and zeros elsewhere, times a factor, rounded once: a task's vector from what is kept of it."""
+    kept = values.masked_fill(~mask, 0)
+    return kept if factor == 1 else kept * factor
 
 
 def fold_tree(parts: Iterable[Any], fold: Callable[[Any, Any], Any]) -> Any:

@@ -19,12 +19,12 @@ from thetau.errors import AlignmentError, RecipeError, ThetauError
 from thetau.methods import Awd, Bilateral, DareTies, PerPattern, PerTask, TaskArithmetic, Ties, TsvM, Wudi
 from thetau.testing import CHECKS, SHAPES, Case, check_method, same, with_scale
 
-STEPS = 8  # of WUDI's Adam: enough to tell, and fast
+STEPS = 8  # of Adam: enough to tell, and fast
 
 
 def quick(method: Any) -> Any:
     """The same with fewer steps."""
-    if isinstance(method, Wudi | Awd):
+    if isinstance(method, Wudi | Awd | methods.OptMerge | methods.DogeTa):
         method = replace(method, steps=STEPS)
     return replace(method, then=quick(method.then)) if isinstance(method, Awd) else method
 
@@ -63,6 +63,14 @@ VARIANTS: dict[str, Any] = {
     "breadcrumbs_ties-weights": methods.BreadcrumbsTies(density=0.6, gamma=0.1, weights=WEIGHTS, rescale="l1", trim="vector"),
     "dare_ties-untrimmed": DareTies(density=1.0, drop=0.5),
     "breadcrumbs-vector": methods.Breadcrumbs(trim="vector", density=0.5, gamma=0.2),
+    "consensus-ties": methods.Consensus(then=Ties(trim="tensor", cancelled="majority"), selectivity=0.2),
+    "consensus-tsv_m": methods.Consensus(then=TsvM()),
+    "emr-sums": methods.Emr(rescale="sums", cancelled="zero"),
+    "tall_masks-ties": methods.TallMasks(vector="ties", density=0.5),
+    "pcb-tensor": methods.Pcb(scope="tensor", density=0.2),
+    "pcb-sum": methods.Pcb(variant="sum"),
+    "pcb-raw": methods.Pcb(variant="raw"),
+    "twin-magnitude": methods.Twin(keep="magnitude", then=Ties()),
     "localize_stitch-mask": methods.LocalizeStitch(density=0.3, sharing="mask", clusters=CLUSTERS),
     "localize_stitch-twice": methods.LocalizeStitch(density=0.3, sharing="twice", clusters=CLUSTERS, rounding="half_even"),
     "localize_stitch-all": methods.LocalizeStitch(density=1.0, trim="tensor", sharing="mask", clusters=CLUSTERS),
@@ -70,6 +78,20 @@ VARIANTS: dict[str, Any] = {
     "wudi-gradient_flow": Wudi(solver="gradient_flow"),
     "wudi-all-mean": Wudi(tensors="all", elsewhere="mean"),
     "wudi-split-sum": Wudi(split_fused=True, elsewhere="sum"),
+    "wudi-cut-mean": Wudi(solver="gradient_flow", filter="cut", rank="entropy", start="mean"),
+    "wudi-tikhonov-zero": Wudi(solver="gradient_flow", filter="tikhonov", keep=0.5, start="zero"),
+    "wudi-landweber": Wudi(solver="gradient_flow", filter="landweber", rank="gavish_donoho"),
+    "swudi-linear": methods.Swudi(tensors="linear", elsewhere="base", split_fused=True),
+    "swudi_a-variance": methods.SwudiA(tensors="all", rank="variance", keep=0.9),
+    "optmerge-lora": methods.OptMerge(variant="lora"),
+    "optmerge-closed_form": methods.OptMerge(solver="closed_form", tensors="matrices", elsewhere="mean"),
+    "optmerge-lora-flow": methods.OptMerge(variant="lora", solver="gradient_flow", rank=2),
+    "actmat-tact": methods.ActMat(trim=0.5, tensors="all"),
+    "actmat-linear": methods.ActMat(balance="covariance", ridge=1e-3, tensors="linear", elsewhere="base"),
+    "ace-authors": methods.Ace(relative=False),
+    "ace-always-whole": methods.Ace(balance="always", target="whole", tensors="all"),
+    "doge_ta-cg": methods.DogeTa(solver="cg", tensors="all"),
+    "doge_ta-split": methods.DogeTa(density=1.0, split_fused=True, elsewhere="mean"),
     "wudi-random": Wudi(reference="random", rows=0.5),
     "bilateral-all-mean": Bilateral(tensors="all", elsewhere="mean", solver="flow"),
     "bilateral-split-sum": Bilateral(split_fused=True, elsewhere="sum", rank=0.3, balance="loss"),
@@ -86,10 +108,16 @@ VARIANTS: dict[str, Any] = {
 VARIANTS = {name: quick(method) for name, method in VARIANTS.items()}
 ALPHA = "α‖δ‖ stands beside cosines, so α belongs to the scale of the vectors: see `test_awd_doubles_with_half_of_alpha`"
 PROPORTIONS = "with `total` only the proportions of the scales count"
+EPSILON = "the authors' ε is absolute: `relative` is for that"
+ETA = "each task's tensor is scaled to the norm η, whatever its size"
 EXEMPT = {  # variant: check: reason
+    "task_arithmetic-total": {"linear_in_scale": PROPORTIONS},
     "awd-row": {"doubling": ALPHA},
     "awd-adam": {"doubling": ALPHA},
-    "task_arithmetic-total": {"linear_in_scale": PROPORTIONS},
+    "ace-authors": {"doubling": EPSILON},
+    "doge_ta": {"doubling": ETA},
+    "doge_ta-cg": {"doubling": ETA},
+    "doge_ta-split": {"doubling": ETA},
 }
 TASKS = ("zebra", "ape", "Cat")  # sorted otherwise than given
 
@@ -123,10 +151,22 @@ def touched(variant: str, name: str, shape: tuple[int, ...]) -> bool:
     return Case(method=VARIANTS[variant], tasks=TASKS).touched(name, shape)
 
 
-DROPS_ZEROS = ["wudi", "wudi-closed_form", "bilateral"]
+DROPS_ZEROS = ["wudi", "wudi-closed_form", "bilateral", "wudi-cut-mean", "swudi-linear", "actmat-linear"]
+ALONE = [
+    "wudi",
+    "wudi-closed_form",
+    "bilateral",
+    "wudi-cut-mean",
+    "swudi",
+    "swudi_a",
+    "optmerge",
+    "optmerge-lora",
+    "actmat",
+    "tsv_m",
+]
 
 
-@pytest.mark.parametrize("variant", [*DROPS_ZEROS, "tsv_m"])
+@pytest.mark.parametrize("variant", ALONE)
 def test_one_task_alone_comes_back(variant: str) -> None:
     base, tuned = models(SHAPES, TASKS[:1])
     out = merged(base, tuned, VARIANTS[variant])

@@ -85,7 +85,8 @@ def test_a_chain_ends_in_a_reduction(name: str) -> None:
     chain = methods.get(name)().chain()
     assert isinstance(chain, Chain)
     assert isinstance(chain.reduction, BlockReduction | StreamReduction)
-    assert chain.access == ("stream" if name in ("wudi", "bilateral", "tsv_m", "iso_c", "iso_cts") else "block")
+    streams = ("wudi", "bilateral", "tsv_m", "iso_c", "iso_cts")
+    assert chain.access == ("stream" if name in streams else "whole" if name == "twin" else "block")
 
 
 VARIANTS: list[Any] = [

@@ -13,7 +13,7 @@ from torch import Tensor
 from matrices import PAPER_RMS, task_vectors
 from matrices import interference as ours
 from synthetic import merged_vector, relative, site
-from thetau.methods import Wudi, wudi_solvers
+from thetau.methods import Wudi, quadratic
 from thetau.methods.wudi_solvers import Interference
 
 FLOAT32 = torch.finfo(torch.float32).eps
@@ -155,7 +155,7 @@ def perturbed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
             return product
         return product * (1 + request.param * torch.rand(product.shape, generator=generator))
 
-    monkeypatch.setattr(wudi_solvers, "gram_of", gram_of)
+    monkeypatch.setattr(quadratic, "gram_of", gram_of)
 
 
 @pytest.mark.usefixtures("perturbed")

@@ -14,6 +14,7 @@ from thetau.checkpoint.naming import layer_of as layer_of
 from thetau.checkpoint.naming import view_of as view_of
 from thetau.checkpoint.naming import weighed_left as weighed_left
 from thetau.checkpoint.opening import open_source as open_source
+from thetau.checkpoint.opening import open_store as open_store
 from thetau.checkpoint.roles import Role as Role
 from thetau.checkpoint.roles import Roles as Roles
 from thetau.checkpoint.roles import bring_tree as bring_tree

@@ -9,6 +9,7 @@ tensor's name to its dense `shape` and its `kind`. A tensor's parts are stored u
 | low_rank | `u` `[rows, rank]` and `v` `[rank, row elements]` |
 | scaled | `values` in int8 · `scale`: one a row, or one in all where rows are shorter than 16 |
 | dense | `values` |
+| masked | of several tasks: `values` that they share · `mask0`, `mask1`, …: a bit an entry for each (`thetau.checkpoint.masked`) |
 
 Nothing is believed: the parts must be exactly these, in these shapes, and each block's bits must be as many as its values.
 """
@@ -16,7 +17,7 @@ Nothing is believed: the parts must be exactly these, in these shapes, and each 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any, NoReturn
 
@@ -86,6 +87,72 @@ def expanded(source: Source) -> Source:
     return source
 
 
+def check_metadata(label: str, metadata: Mapping[str, str], forms: Sequence[str]) -> None:
+    """Nothing where a file says that it is a task vector of this format, in one of these forms.
+
+    Raises:
+        CheckpointError: it says otherwise, or is of a newer format.
+    """
+    version, kind, form = metadata.get("thetau.format", ""), metadata.get("thetau.kind"), metadata.get("thetau.form")
+    if version.isdecimal() and version.isascii() and len(version) < 9 and int(version) > FORMAT:
+        raise CheckpointError(
+            f"{label}: is of format {version} of compressed task vectors; this thetau reads up to {FORMAT}. Update thetau."
+        )
+    if version != str(FORMAT) or form not in forms or kind != "task_vector":
+        raise CheckpointError(
+            f"{label}: a compressed file must be a task_vector of form {', '.join(forms)} and format {FORMAT}. "
+            f"Got {kind!r}, {form!r}, {version!r}. {REMEDY}"
+        )
+
+
+def table_of(label: str, metadata: Mapping[str, str], key: str, of: str) -> Mapping[str, Any]:
+    """A JSON table of the metadata, which must not be empty; `of` is what it must name.
+
+    Raises:
+        CheckpointError: it is no such table.
+    """
+    try:
+        table = json.loads(metadata.get(key, ""))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{label}: `{key}` in the metadata is no JSON table ({error}). {REMEDY}") from error
+    if not isinstance(table, dict) or not table:
+        raise CheckpointError(f"{label}: `{key}` in the metadata must name at least one {of}. {REMEDY}")
+    return table
+
+
+def entry_of(label: str, name: str, entry: Any, kinds: Sequence[str]) -> tuple[str, tuple[int, ...]]:
+    """A tensor's kind and dense shape, as `thetau.tensors` gives them.
+
+    Raises:
+        CheckpointError: it gives something else.
+    """
+    kind, shape = (entry.get("kind"), entry.get("shape")) if isinstance(entry, dict) else (None, None)
+    fine = isinstance(shape, list) and len(shape) <= 64 and all(type(n) is int and n >= 0 for n in shape)
+    if kind not in kinds or not fine or prod([n or 1 for n in shape or ()]) >= 1 << 60:
+        damaged(label, name, f"`thetau.tensors` must give its kind ({', '.join(kinds)}) and its shape, not {str(entry)[:80]}")
+    return str(kind), tuple(shape or ())
+
+
+def read_bits(stored: Source, name: str, spec: Spec, start: int, stop: int) -> Tensor:
+    """Which bits of a mask, stored under a name, are set at some rows of a tensor: bool `[(stop - start) · row elements]`.
+
+    Raises:
+        CheckpointError: the last byte has bits beyond the tensor's entries.
+    """
+    first, last = start * spec.row_elements, stop * spec.row_elements
+    raw = stored.read(name, first // 8, -(-last // 8)).numpy()
+    bits = np.unpackbits(raw, bitorder="little")
+    used = bits[first % 8 : first % 8 + last - first]
+    if stop == spec.rows and bits[first % 8 + last - first :].any():
+        damaged(stored.label, spec.name, f"its mask has bits beyond its {spec.elements} entries")
+    return torch.from_numpy(used).bool()
+
+
+def damaged(label: str, name: str, what: str) -> NoReturn:
+    """Raises `CheckpointError` about a tensor."""
+    raise CheckpointError(f"{label}: tensor {name!r}: {what}. {REMEDY}")
+
+
 class CompressedSource(Source):
     """A task vector whose rows are made when they are read, in float32. `stored` is the file as it is."""
 
@@ -97,11 +164,11 @@ class CompressedSource(Source):
         self.label, self.key, self.folder = stored.label, f"expanded:{stored.key}", stored.folder
         self.metadata = stored.metadata
         self.form = self.metadata["thetau.form"]
-        self._check_metadata()
+        check_metadata(self.label, self.metadata, FORMS)
         self._kinds: dict[str, str] = {}
         self.specs: dict[str, Spec] = {}
-        for name, entry in self._table().items():
-            self._kinds[name], shape = self._entry(name, entry)
+        for name, entry in table_of(self.label, self.metadata, "thetau.tensors", "tensor").items():
+            self._kinds[name], shape = entry_of(self.label, name, entry, KINDS)
             file = next(iter(stored.specs.values())).file
             self.specs[name] = Spec(name=name, shape=shape, dtype=torch.float32, file=file)
         known = {part(which, name) for name in self.specs for which in layout(self._kinds[name], (), torch.float32)}
@@ -163,14 +230,7 @@ class CompressedSource(Source):
 
     def mask(self, name: str, start: int, stop: int) -> Tensor:
         """Which entries of some rows are stored, bool `[(stop - start) · row elements]`; of sparse tensors only."""
-        spec = self.specs[name]
-        first, last = start * spec.row_elements, stop * spec.row_elements
-        raw = self.stored.read(part("mask", name), first // 8, -(-last // 8)).numpy()
-        bits = np.unpackbits(raw, bitorder="little")
-        used = bits[first % 8 : first % 8 + last - first]
-        if stop == spec.rows and bits[first % 8 + last - first :].any():
-            self._damaged(name, f"its mask has bits beyond its {spec.elements} entries")
-        return torch.from_numpy(used).bool()
+        return read_bits(self.stored, part("mask", name), self.specs[name], start, stop)
 
     def _sparse(self, name: str, spec: Spec, start: int, stop: int) -> Tensor:
         out = torch.zeros((stop - start) * spec.row_elements)
@@ -186,8 +246,10 @@ class CompressedSource(Source):
             bits = mask[(low - begin) * row : (high - begin) * row]
             count = int(offsets[block + 1] - offsets[block])
             if int(bits.sum()) != count:
-                self._damaged(
-                    name, f"rows {low}:{high} have {int(bits.sum())} bits in the mask and {count} values; they must be as many"
+                damaged(
+                    self.label,
+                    name,
+                    f"rows {low}:{high} have {int(bits.sum())} bits in the mask and {count} values; they must be as many",
                 )
             dense = torch.zeros(len(bits))
             at = int(offsets[block] - offsets[first])
@@ -204,7 +266,7 @@ class CompressedSource(Source):
             widest = block_rows(spec.row_elements) * spec.row_elements
             steps = found[1:] - found[:-1]
             if int(found[0]) != 0 or int(found[-1]) != count or bool(((steps < 0) | (steps > widest)).any()):
-                self._damaged(name, f"its offsets must rise from 0 to the {count} values, by at most {widest} a block")
+                damaged(self.label, name, f"its offsets must rise from 0 to the {count} values, by at most {widest} a block")
             self._offsets[name] = found
         return self._offsets[name]
 
@@ -225,42 +287,12 @@ class CompressedSource(Source):
         scale = self.stored.read(part("scale", name), *((0, 1) if whole else (start, stop)))
         return values.reshape(stop - start, spec.row_elements) * scale[:, None]
 
-    def _check_metadata(self) -> None:
-        version, kind = self.metadata.get("thetau.format", ""), self.metadata.get("thetau.kind")
-        if version.isdecimal() and version.isascii() and len(version) < 9 and int(version) > FORMAT:
-            raise CheckpointError(
-                f"{self.label}: is of format {version} of compressed task vectors; this thetau reads up to {FORMAT}. Update thetau."
-            )
-        if version != str(FORMAT) or self.form not in FORMS or kind != "task_vector":
-            raise CheckpointError(
-                f"{self.label}: a compressed file must be a task_vector of form {', '.join(FORMS)} and format {FORMAT}. "
-                f"Got {kind!r}, {self.form!r}, {version!r}. {REMEDY}"
-            )
-
-    def _table(self) -> Mapping[str, Any]:
-        try:
-            table = json.loads(self.metadata.get("thetau.tensors", ""))
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(
-                f"{self.label}: `thetau.tensors` in the metadata is no JSON table ({error}). {REMEDY}"
-            ) from error
-        if not isinstance(table, dict) or not table:
-            raise CheckpointError(f"{self.label}: `thetau.tensors` in the metadata must name at least one tensor. {REMEDY}")
-        return table
-
-    def _entry(self, name: str, entry: Any) -> tuple[str, tuple[int, ...]]:
-        kind, shape = (entry.get("kind"), entry.get("shape")) if isinstance(entry, dict) else (None, None)
-        fine = isinstance(shape, list) and len(shape) <= 64 and all(type(n) is int and n >= 0 for n in shape)
-        if kind not in KINDS or not fine or prod([n or 1 for n in shape or ()]) >= 1 << 60:
-            self._damaged(name, f"`thetau.tensors` must give its kind ({', '.join(KINDS)}) and its shape, not {str(entry)[:80]}")
-        return str(kind), tuple(shape or ())
-
     def _check_parts(self, name: str) -> None:
         kind, shape = self._kinds[name], self.specs[name].shape
         found = {which: self.stored.specs.get(part(which, name)) for which in layout(kind, shape, torch.float32)}
         lost = [which for which, spec in found.items() if spec is None]
         if lost:
-            self._damaged(name, f"is stored as {kind}, but its part {lost[0]!r} is missing")
+            damaged(self.label, name, f"is stored as {kind}, but its part {lost[0]!r} is missing")
         held = {which: spec for which, spec in found.items() if spec is not None}
         first = held.get("values") or held["u"]
         dtype = first.dtype if first.dtype in FLOATS else torch.float32
@@ -269,15 +301,13 @@ class CompressedSource(Source):
         for which, (want, of) in layout(kind, shape, dtype, kept=kept, rank=rank).items():
             got = held[which]
             if (got.shape, got.dtype) != (want, of):
-                self._damaged(
+                damaged(
+                    self.label,
                     name,
                     f"its part {which!r} must be {of} {list(want)} for shape {list(shape)}, not {got.dtype} {list(got.shape)}",
                 )
         elements = self.specs[name].elements
         if kept > elements:
-            self._damaged(name, f"has {kept} values for {elements} entries")
+            damaged(self.label, name, f"has {kept} values for {elements} entries")
         if kind == "low_rank" and rank == 0 and elements:
-            self._damaged(name, "is a product of rank 0")
-
-    def _damaged(self, name: str, what: str) -> NoReturn:
-        raise CheckpointError(f"{self.label}: tensor {name!r}: {what}. {REMEDY}")
+            damaged(self.label, name, "is a product of rank 0")

@@ -13,6 +13,7 @@ from torch import nn
 from thetau.checkpoint.compressed import expanded
 from thetau.checkpoint.disk import SIDE_FILES
 from thetau.checkpoint.lora import LoraSource, is_adapter
+from thetau.checkpoint.masked import MaskedStore, one_vector, store_of
 from thetau.checkpoint.memory import from_mapping, from_module, open_torch, open_torch_index
 from thetau.checkpoint.remote import is_url, open_url
 from thetau.checkpoint.safetensors import exists, open_file, open_index
@@ -26,9 +27,9 @@ HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(@[\w./-]+)?")
 def open_source(what: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | Source, *, base: Source | None = None) -> Source:
     """Open weights lazily: only headers are read.
 
-    `what` is a safetensors file, of a model or of a task vector, dense or compressed; a folder with shards and an index, one
-    safetensors file, torch files or a LoRA adapter (which needs `base`); a torch file; a hub id, `org/name` or
-    `org/name@revision` (prefix `hub:` where a folder of that name exists); a state dict; or a module.
+    `what` is a safetensors file, of a model or of a task vector, dense or compressed, or `file#task` of one that holds several; a folder
+    with shards and an index, one safetensors file, torch files or a LoRA adapter (which needs `base`); a torch file; a hub id,
+    `org/name` or `org/name@revision` (prefix `hub:` where a folder of that name exists); a state dict; or a module.
 
     Raises:
         CheckpointError: nothing readable is there, or it is not what it says it is.
@@ -43,14 +44,29 @@ def open_source(what: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | S
         raise TypeError(f"`open` takes a path, a hub id, a state dict or a module. Got {type(what).__name__}.")
     text = os.fspath(what)
     if is_url(text):
-        return expanded(open_url(text))
+        return expanded(one_vector(open_url(text)))
     path = Path(text)
     if text and not text.startswith(HUB_PREFIX) and exists(path):
-        return expanded(_open_path(path, base))
+        return expanded(one_vector(_open_path(path, base)))
+    file, _, task = text.rpartition("#")
+    if file and exists(Path(file)):
+        return open_store(file).task(task)
     identifier = text.removeprefix(HUB_PREFIX)
     if HUB_ID.fullmatch(identifier):
         return _open_path(_download(identifier, text), base)
     raise CheckpointError(f"{text!r}: no such file or folder, and not a hub id of the form org/name or org/name@revision.")
+
+
+def open_store(path: str | os.PathLike[str]) -> MaskedStore:
+    """Open a file that holds the vectors of several tasks; only its header is read.
+
+    Raises:
+        CheckpointError: nothing readable is there, it is no such file, or it is damaged.
+    """
+    text = os.fspath(path)
+    if not is_url(text) and not exists(Path(text)):
+        raise CheckpointError(f"{text}: no such file.")
+    return store_of(open_url(text) if is_url(text) else _open_path(Path(text), None))
 
 
 def _open_path(path: Path, base: Source | None) -> Source:

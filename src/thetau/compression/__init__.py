@@ -9,5 +9,10 @@ from thetau.compression.forms import Precision as Precision
 from thetau.compression.forms import Sparse as Sparse
 from thetau.compression.stitching import stitch as stitch
 from thetau.compression.stitching import stored as stored
+from thetau.compression.tasks import TaskStore as TaskStore
+from thetau.compression.tasks import compress_tasks as compress_tasks
+from thetau.compression.tasks import open_task as open_task
+from thetau.compression.tasks import open_tasks as open_tasks
+from thetau.compression.tasks import switch as switch
 from thetau.compression.write import Compressed as Compressed
 from thetau.compression.write import compress as compress

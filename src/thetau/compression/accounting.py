@@ -127,7 +127,7 @@ def storage(
     found: Tensor = torch.stack(list(result.values())).sum(0) if isinstance(result, dict) else result
     specs = [merge.aligned.alignment.specs[name] for name in merge.aligned.selected]
     elements = sum(spec.elements for spec in specs)
-    rows = [_dense(len(tasks), elements, dtype)]
+    rows = [dense_row(len(tasks), elements, dtype)]
     for name in wanted:
         kept = counts.of(found, ROWS[name])
         rows.append(_row(name, kept, specs, elements, dtype))
@@ -161,7 +161,8 @@ def storage(
     )
 
 
-def _dense(count: int, elements: int, dtype: str) -> StorageRow:
+def dense_row(count: int, elements: int, dtype: str) -> StorageRow:
+    """So many vectors with every entry."""
     size = count * elements * FLOATS[dtype].itemsize
     return StorageRow(name="dense", masks=count, density=1.0, values=size, nbytes=size)
 

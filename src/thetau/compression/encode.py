@@ -70,6 +70,22 @@ class Encoder(Protocol):
         ...
 
 
+class Bits:
+    """A mask on its way to the file: eight entries a byte, the lowest bit first, whatever the rows in which it comes."""
+
+    def __init__(self, put: Callable[[int, Tensor], None]) -> None:
+        self._put, self._done = put, 0
+        self._carry = np.zeros(0, dtype=np.uint8)  # bits that do not fill a byte yet
+
+    def add(self, mask: Tensor, *, last: bool) -> None:
+        """The next entries; what is left of the last byte is 0."""
+        bits = np.concatenate([self._carry, mask.reshape(-1).numpy().astype(np.uint8)])
+        whole = len(bits) if last else len(bits) // 8 * 8
+        packed = np.packbits(bits[:whole], bitorder="little")
+        self._put(self._done, torch.from_numpy(packed))
+        self._done, self._carry = self._done + len(packed), bits[whole:]
+
+
 @final
 @dataclass(frozen=True)
 class SparseEncoder:
@@ -93,8 +109,7 @@ class SparseEncoder:
         planned, step = room.values[0][0], block_rows(spec.row_elements)
         offsets = torch.zeros(room.parts["offsets"][0], dtype=torch.int64)
         square = error = 0.0
-        done = total = 0
-        carry = np.zeros(0, dtype=np.uint8)  # bits that do not fill a byte yet
+        total, bits = 0, Bits(lambda first, packed: put("mask", first, packed))
         for start, rows in again():
             values = self._values(spec, start, rows)
             square, error = square + _square(rows), error + _square(rows - values.float().reshape(rows.shape))
@@ -108,11 +123,7 @@ class SparseEncoder:
                 raise changed(spec)
             put("values", total, flat)
             total += len(flat)
-            bits = np.concatenate([carry, mask.reshape(-1).numpy().astype(np.uint8)])
-            whole = len(bits) if start + len(rows) == spec.rows else len(bits) // 8 * 8
-            packed = np.packbits(bits[:whole], bitorder="little")
-            put("mask", done, torch.from_numpy(packed))
-            done, carry = done + len(packed), bits[whole:]
+            bits.add(mask, last=start + len(rows) == spec.rows)
         if total != planned:
             raise changed(spec)
         offsets[-1] = total

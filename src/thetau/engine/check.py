@@ -30,6 +30,13 @@ def check_fields(chain: Chain, names: Sequence[str], sites: Sequence[Site]) -> N
                     f"{field}.{problem}" if problem.startswith("per_") else f"{field}: {problem}" for problem in error.problems
                 ]
                 break  # the other tensors would say the same
+    for part in [] if problems else chain.stages:
+        for site in sites:
+            try:
+                part.check(site)
+            except RecipeError as error:
+                problems += error.problems
+                break
     if problems:
         # A method may be its own part, and its fields stand in two then.
         raise RecipeError(list(dict.fromkeys(problems)), "method")

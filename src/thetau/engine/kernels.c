@@ -29,12 +29,12 @@
 #endif
 
 enum { F32 = 0, BF16 = 1, F16 = 2 };
-enum { OP_DROP = 1, OP_TRIM = 2, OP_ELECT = 3, OP_DISENTANGLE = 4, OP_SUM = 5, OP_MEAN = 6, OP_DISJOINT = 7, OP_SCALE = 8, OP_BAND = 9, OP_WEIGH = 10, OP_RANK_DROP = 11 };
+enum { OP_DROP = 1, OP_TRIM = 2, OP_ELECT = 3, OP_DISENTANGLE = 4, OP_SUM = 5, OP_MEAN = 6, OP_DISJOINT = 7, OP_SCALE = 8, OP_BAND = 9, OP_WEIGH = 10, OP_RANK_DROP = 11, OP_CLIP = 12 };
 enum { STAT_NONE = 0, STAT_UPPER = 1, STAT_LOWER = 2, STAT_GRAM = 3 };
 
 typedef struct {
     int32_t code;
-    float value;            /* ELECT: sign of cancelled entries; SCALE: factor */
+    float value;            /* ELECT: sign of cancelled entries; SCALE: factor; CLIP: bound; DISJOINT: least divisor, or 0 */
     const float *by_task;   /* DROP, WEIGH: factor; TRIM: cut; SUM: weight; DISJOINT: weight, or none; DISENTANGLE: coefficient;
                                BAND: lower then upper cut; RANK_DROP: factor by rank, of all tasks or of each */
     const int32_t *keys;    /* DROP: two keys and the threshold, by task; DISENTANGLE: alive, by task;
@@ -208,8 +208,9 @@ CLONES static void disjoint_mean(float *restrict total, float *restrict count, c
     for (int i = 0; i < n; i++) total[i] = total[i] / (count[i] < 1.0f ? 1.0f : count[i]);
 }
 
-/* The rows are weighted already; weights that add up to 0 are not divided by. */
-CLONES static void weighted_disjoint_mean(float *restrict total, float *restrict divisor, const float *restrict stack, const float *weights, int tasks, int n) {
+/* The rows are weighted already; weights that add up to 0 are not divided by, nor those below `least`, if it is above 0. */
+CLONES static void weighted_disjoint_mean(float *restrict total, float *restrict divisor, const float *restrict stack, const float *weights, float least, int tasks,
+                                          int n) {
     sum_tasks(total, stack, tasks, n);
     for (int i = 0; i < n; i++) divisor[i] = 0.0f;
     for (int k = 0; k < tasks; k++) {
@@ -217,11 +218,17 @@ CLONES static void weighted_disjoint_mean(float *restrict total, float *restrict
         float weight = weights[k];
         for (int i = 0; i < n; i++) divisor[i] += row[i] != 0.0f ? weight : 0.0f;
     }
+    if (least > 0.0f)
+        for (int i = 0; i < n; i++) divisor[i] = divisor[i] < least ? least : divisor[i];
     for (int i = 0; i < n; i++) total[i] = total[i] / (divisor[i] == 0.0f ? 1.0f : divisor[i]);
 }
 
 CLONES static void scale(float *restrict x, float factor, int n) {
     for (int i = 0; i < n; i++) x[i] = x[i] * factor;
+}
+
+CLONES static void clip(float *restrict x, float bound, int n) {
+    for (int i = 0; i < n; i++) x[i] = x[i] < -bound ? -bound : x[i] > bound ? bound : x[i];
 }
 
 CLONES static void divide(float *restrict x, float divisor, int n) {
@@ -346,10 +353,13 @@ static void run_tile(Run *run, int from, int to, float *stack, float *total, flo
         case OP_SUM: weigh_tasks(total, stack, op->by_task, run->tasks, n); break;
         case OP_MEAN: sum_tasks(total, stack, run->tasks, n), divide(total, (float)run->tasks, n); break;
         case OP_DISJOINT:
-            if (op->by_task) weighted_disjoint_mean(total, spare, stack, op->by_task, run->tasks, n);
+            if (op->by_task) weighted_disjoint_mean(total, spare, stack, op->by_task, op->value, run->tasks, n);
             else disjoint_mean(total, spare, stack, run->tasks, n);
             break;
         case OP_SCALE: scale(total, op->value, n); break;
+        case OP_CLIP:
+            for (int k = 0; k < run->tasks; k++) clip(stack + (size_t)k * TILE, op->value, n);
+            break;
         case OP_WEIGH:
             for (int k = 0; k < run->tasks; k++) scale(stack + (size_t)k * TILE, op->by_task[k], n);
             break;

@@ -38,6 +38,7 @@ CODES = {
     "band": 9,
     "weigh": 10,
     "rank_drop": 11,
+    "clip": 12,
 }
 STATISTICS = {"none": 0, "upper": 1, "lower": 2, "gram": 3}
 

@@ -54,6 +54,12 @@ def sketched(rows: int, columns: int, rank: int) -> bool:
     return 6 * (rank + OVERSAMPLE) <= min(rows, columns)
 
 
+def truncated_flops(rows: int, columns: int, rank: int) -> float:
+    """Operations of `truncated_svd`, about."""
+    entries, small = rows * columns, min(rows, columns)
+    return 20.0 * rank * entries if sketched(rows, columns, rank) else 6.0 * entries * small + 20.0 * small**3
+
+
 def orthonormal(columns: Float[Tensor, "d k"]) -> Float[Tensor, "d k"]:
     """The polar factor: the nearest matrix with orthonormal columns (rows, where there are more columns than rows)."""
     u, _, vt = svd(columns)

@@ -16,7 +16,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from thetau.methods.consensus import consensus, refuse_patterns, rescaled
 from thetau.methods.fields import (
     Cancelled,
     Coefficient,
@@ -33,6 +32,7 @@ from thetau.methods.fields import (
 )
 from thetau.methods.reductions import Sum
 from thetau.methods.registry import register
+from thetau.methods.sparse import consensus, refuse_patterns, rescaled
 from thetau.parts import Chain, Method, Transform, Varying
 from thetau.transforms import Trim
 

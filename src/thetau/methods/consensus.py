@@ -1,45 +1,91 @@
-"""What the methods that mask task vectors share: how what a mask leaves is rescaled, and TIES's election and mean after any mask."""
+r"""Consensus merging: leave out of a merged vector what serves one task alone, or none.
+
+Wang et al., ICML 2024, <https://arxiv.org/abs/2405.07813>: merge, make each task's TALL mask (`thetau.methods.masks`), keep the entries
+that at least two masks have, multiply by α. As in the authors' code, the masks are made from the whole task vectors and a merged one with
+coefficient 1, TIES ends with a sum in place of its mean (`dis-sum`), and every tensor takes part. The paper tunes λ_t and α on held-out
+data (α in 0.1 … 1); the defaults, λ_t = 0.4 and task arithmetic's 0.3, are for where nothing can be tuned. Entries whose kept deltas
+cancel exactly are as in `ties`.
+
+Use it in place of task arithmetic or TIES when there are many tasks, whose private changes crowd each other out; it needs no data, and no
+pass more than the method it filters.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass, field, replace
 
-from thetau.fields import by_pattern
-from thetau.methods.reductions import DisjointMean, Scale
-from thetau.parts import Chain, Method, Transform, Varying
-from thetau.transforms import Elect, Rescale, Weigh
-
-
-def consensus(
-    masks: tuple[Transform, ...],
-    *,
-    weights: Varying,
-    normalise: bool,
-    cancelled: Literal["zero", "majority", "positive"],
-    scale: Varying,
-) -> Chain:
-    """Masks, then TIES without its trim: weigh, elect a sign, average what agrees, scale."""
-    return Chain(
-        transforms=(*masks, Weigh(weights=weights), Elect(cancelled=cancelled)),
-        reduction=DisjointMean(counting=weights, normalise=normalise),
-        post=(Scale(scale=scale),),
-    )
+from thetau.methods.fields import Cancelled, Coefficient
+from thetau.methods.masks import PAPER, Agreement, Least, Selectivity, TrimTo, signed_sum
+from thetau.methods.nested import over_whole_vectors
+from thetau.methods.reductions import Scale, Sum
+from thetau.methods.registry import register
+from thetau.methods.task_arithmetic import TaskArithmetic
+from thetau.parts import Chain, Method
 
 
-def rescaled(masking: Transform, rescale: str, scope: Literal["vector", "tensor"] = "tensor") -> Transform:
-    """A mask, rescaled to the magnitudes that there were before it where `rescale` says `l1`."""
-    return Rescale(masking=masking, scope=scope) if rescale == "l1" else masking
+def agreed(inner: Chain, owner: str, selectivity: Selectivity, least: int, scale: Coefficient) -> Chain:
+    """A chain, then the entries that enough masks have, then α."""
+    whole = over_whole_vectors(inner, owner)
+    return replace(whole, post=(*whole.post, Agreement(selectivity=selectivity, least=least), Scale(scale=scale)))
 
 
-def refuse_patterns(method: Method, trim: str, **values: Varying) -> None:
-    """Nothing, unless a share varies by pattern where whole vectors are ranked.
+@register("consensus_ta", paper=PAPER)
+@dataclass(frozen=True, kw_only=True)
+class ConsensusTa(Method):
+    r"""$\tau = \alpha\, m \odot \sum_t \tau_t$, $m$ keeping what at least `least` TALL masks have.
 
-    Raises:
-        ValueError: one does; the message names it.
+    - `scale`: α, which multiplies what is kept.
     """
-    for name, value in values.items():
-        if trim == "vector" and by_pattern(value):
-            raise ValueError(
-                f'`{type(method).__name__}({name}=...)` may vary by pattern only with `trim="tensor"`: with `trim="vector"` one cut '
-                f"holds for all tensors. Got {value!r}."
-            )
+
+    selectivity: Selectivity = 0.4
+    least: Least = 2
+    scale: Coefficient = 0.3
+
+    def chain(self) -> Chain:
+        """Sum, consensus, scale."""
+        return agreed(Chain(reduction=Sum()), "ConsensusTa", self.selectivity, self.least, self.scale)
+
+
+@register("consensus_ties", paper=PAPER)
+@dataclass(frozen=True, kw_only=True)
+class ConsensusTies(Method):
+    r"""$\tau = \alpha\, m \odot \tau_\mathrm{TIES}$, the TIES vector a sum, $m$ keeping what at least `least` TALL masks have.
+
+    - `scale`: α, which multiplies what is kept.
+    """
+
+    density: TrimTo = 0.2
+    cancelled: Cancelled = "zero"
+    selectivity: Selectivity = 0.4
+    least: Least = 2
+    scale: Coefficient = 0.3
+
+    def chain(self) -> Chain:
+        """Trim, elect, sum; consensus, scale."""
+        inner = signed_sum(self.density, self.cancelled)
+        return agreed(inner, "ConsensusTies", self.selectivity, self.least, self.scale)
+
+
+@register("consensus", paper=PAPER)
+@dataclass(frozen=True, kw_only=True)
+class Consensus(Method):
+    r"""$\tau = \alpha\, m \odot \tau_m$, $\tau_m$ merged by any method, $m$ keeping what at least `least` TALL masks have.
+
+    Where that method acts on some tensors only, so does the mask.
+
+    - `then`: the method whose merged vector is filtered; its own coefficient counts in the masks.
+    - `scale`: α, which multiplies what is kept.
+    """
+
+    scale: Coefficient = 0.3
+    then: Method = field(default_factory=lambda: TaskArithmetic(scale=1.0))
+    selectivity: Selectivity = 0.4
+    least: Least = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        over_whole_vectors(self.then.chain(), "Consensus")
+
+    def chain(self) -> Chain:
+        """The method, consensus, scale."""
+        return agreed(self.then.chain(), "Consensus", self.selectivity, self.least, self.scale)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from thetau.methods.consensus import consensus, refuse_patterns, rescaled
 from thetau.methods.fields import (
     Cancelled,
     Coefficient,
@@ -29,6 +28,7 @@ from thetau.methods.fields import (
 )
 from thetau.methods.reductions import Sum
 from thetau.methods.registry import register
+from thetau.methods.sparse import consensus, refuse_patterns, rescaled
 from thetau.parts import Chain, Method, Transform, Varying
 from thetau.transforms import Drop, Trim
 

@@ -17,7 +17,6 @@ from itertools import product
 from typing import Annotated
 
 from thetau.fields import each_number
-from thetau.methods.consensus import consensus, rescaled
 from thetau.methods.fields import (
     Cancelled,
     Coefficient,
@@ -32,6 +31,7 @@ from thetau.methods.fields import (
 )
 from thetau.methods.reductions import Sum
 from thetau.methods.registry import register
+from thetau.methods.sparse import consensus, rescaled
 from thetau.parts import Chain, Method, PerPattern, PerTask, Transform, Varying
 from thetau.transforms import RankDrop
 

@@ -34,6 +34,14 @@ Weights = Annotated[
     Varies(task=True, pattern=True),
     "w, what each task's kept entries are multiplied by before a sign is elected; a number, one a task, one a pattern of names, or both.",
 ]
+Shares = Annotated[
+    Varying,
+    Varies(task=True, pattern=True),
+    "w; a number, one a model (a list, or `per_task`), or one a pattern of tensor names (`per_pattern`), or both.",
+]
+Origin = Annotated[
+    Literal["models", "vectors"], "what is merged: the `models`, or the task `vectors`, their differences from the base."
+]
 Normalise = Annotated[
     bool, "divide by the sum of the weights of the tasks that agree; otherwise their weighted entries are added up."
 ]

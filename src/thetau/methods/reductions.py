@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import fsum
 from typing import ClassVar
@@ -9,7 +11,9 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
+from thetau.errors import RecipeError
 from thetau.parts import BlockReduction, Op, PostStage, Site, Varying
+from thetau.statistics import Gram
 from thetau.sums import sum_in_order, weighted_sum
 
 NOTHING = 1e-8  # weights whose sum is smaller are not divided by it
@@ -20,11 +24,23 @@ class Sum(BlockReduction):
     """Σ scale_t · τ_t; the scale varies by task or by pattern.
 
     With `total` the scales are first multiplied until they add up to it at each tensor; where they add up to less than 1e-8 they are
-    multiplied by `total` itself, as in mergekit.
+    multiplied by `total` itself, as in mergekit, or refused without `zero_sums`.
     """
 
     scale: Varying = 1.0
     total: Varying | None = None
+    zero_sums: bool = True
+
+    def check(self, site: Site) -> None:
+        """Scales that add up to 0 cannot be made to add up to anything else."""
+        if self.total is not None and not self.zero_sums and abs(fsum(site.per_task(self.scale))) < NOTHING:
+            raise RecipeError(
+                [
+                    f"the weights add up to 0 at {site.name!r}, so they cannot be normalised. Change one, or do not normalise. "
+                    f"Got {', '.join(f'{weight:g}' for weight in site.per_task(self.scale))}."
+                ],
+                "weights",
+            )
 
     def weights(self, site: Site) -> list[float]:
         """The tasks' scales, in whatever is summed or averaged elsewhere too."""
@@ -85,8 +101,7 @@ class DisjointMean(BlockReduction):
         weights = site.per_task(self.counting)
         if set(weights) == {1.0}:
             return total / sum_in_order(there).clamp(min=1)
-        divisor = weighted_sum(there, weights)
-        return total / divisor.masked_fill_(divisor == 0, 1)
+        return total / nonzero(weighted_sum(there, weights))
 
     def compiles(self, site: Site) -> bool:
         """At any tensor."""
@@ -98,6 +113,45 @@ class DisjointMean(BlockReduction):
         if not self.normalise:
             return [Op("sum", by_task=(1.0,) * len(weights))]
         return [Op("disjoint_mean", by_task=() if set(weights) == {1.0} else tuple(weights))]
+
+
+def nonzero(divisor: Float[Tensor, "*block"]) -> Float[Tensor, "*block"]:
+    """The same tensor with 1 where it was exactly 0."""
+    return divisor.masked_fill_(divisor == 0, 1)
+
+
+class InSpan(BlockReduction):
+    """Σ c_t x_t with coefficients that follow from the inner products of the whole x_t, tensor by tensor.
+
+    Geodesics, means on the sphere and their kin all end in the span of their inputs: the Gram matrix, in float64, is all that they need,
+    every iteration runs over K numbers, and the tensors are read twice, in blocks.
+    """
+
+    @abstractmethod
+    def coefficients(self, gram: Float[Tensor, "task task"], name: str, tasks: tuple[str, ...]) -> list[float]:
+        """One number a task, at the tensor of that name."""
+
+    def requires(self) -> Gram:
+        """Inner products, tensor by tensor."""
+        return Gram(per_tensor=True)
+
+    def prepare(self, result: Mapping[str, Tensor], tasks: tuple[str, ...]) -> dict[str, list[float]]:
+        """The coefficients by tensor."""
+        return {name: self.coefficients(gram, name, tasks) for name, gram in result.items()}
+
+    def reduce(
+        self, stack: Float[Tensor, "task *block"], state: Mapping[str, list[float]], site: Site
+    ) -> Float[Tensor, "*block"]:
+        """The weighted sum of a block."""
+        return weighted_sum(stack, state[site.name])
+
+    def compiles(self, site: Site) -> bool:
+        """At any tensor."""
+        return True
+
+    def program(self, state: Mapping[str, list[float]], site: Site, element: int) -> list[Op]:
+        """The same for the compiled loop."""
+        return [Op("sum", by_task=tuple(state[site.name]))]
 
 
 @dataclass(frozen=True, kw_only=True)

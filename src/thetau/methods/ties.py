@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from thetau.methods.consensus import consensus, refuse_patterns, rescaled
 from thetau.methods.fields import Cancelled, Coefficient, Counted, Densities, Normalise, Ranked, Rescaled, Weights
 from thetau.methods.registry import register
+from thetau.methods.sparse import consensus, refuse_patterns, rescaled
 from thetau.parts import Chain, Method
 from thetau.transforms import Trim
 

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thetau.linalg.svd import orthonormal, sketched, truncated_svd
+from thetau.linalg.svd import orthonormal, truncated_flops, truncated_svd
 from thetau.methods.fields import Coefficient, Elsewhere, Rank, SplitFused, Tensors
 from thetau.methods.reductions import Scale
 from thetau.methods.registry import register
@@ -60,7 +60,7 @@ class TsvM(Method, StreamReduction):
 
     def init(self, d_out: int, d_in: int, tasks: int) -> Parts:
         """Nothing yet."""
-        return Parts(shape=(d_out, d_in), rank=self._rank(d_out, d_in, tasks))
+        return Parts(shape=(d_out, d_in), rank=rank_of(self.rank, min(d_out, d_in), tasks))
 
     def add(self, parts: Parts, vector: Float[Tensor, "d_out d_in"], site: Site) -> Parts:
         """Take in one task."""
@@ -82,16 +82,16 @@ class TsvM(Method, StreamReduction):
         """Operations and working memory of one matrix."""
         d_out, d_in = shape
         entries, small = d_out * d_in, min(d_out, d_in)
-        r = self._rank(d_out, d_in, tasks)
-        whole = 6.0 * entries * small + 20.0 * small**3
-        decompose = 20.0 * r * entries if sketched(d_out, d_in, r) else whole
+        r = rank_of(self.rank, small, tasks)
+        decompose = truncated_flops(d_out, d_in, r)
         width = tasks * r
         procrustes = 6.0 * width * small * (d_out + d_in) + 40.0 * min(width, small) ** 3
         memory = width * (d_out + d_in) + 6 * entries + 4 * small**2 + 2 * width**2
         return Cost(flops=tasks * decompose + procrustes + 2.0 * width * entries, memory=4 * memory)
 
-    def _rank(self, d_out: int, d_in: int, tasks: int) -> int:
-        small = min(d_out, d_in)
-        if self.rank is None:
-            return max(1, small // tasks)
-        return min(small, self.rank if isinstance(self.rank, int) else max(1, int(self.rank * small)))
+
+def rank_of(rank: int | float | None, small: int, tasks: int) -> int:
+    """Singular vectors of each task of a matrix with `small` as its smaller side: a number, a share of it, or by default its K-th part."""
+    if rank is None:
+        return max(1, small // tasks)
+    return min(small, rank if isinstance(rank, int) else max(1, int(rank * small)))

@@ -2,10 +2,13 @@
 
 The bits of |x| as an integer are ordered as |x| itself. Round one counts the upper 16 bits (32,768 bins) and so finds the bins in which
 the wanted entries lie; round two counts the lower 16 bits inside those bins. Counts are integers: no order or blocking can change them.
+Numbers of either sign (`ranked_counts`) are ordered likewise once the bits below the sign are flipped in the negative ones.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, floor
@@ -17,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from thetau.engine.kernels import Result
+from thetau.engine.window import BLOCK
 from thetau.fields import each_number
 from thetau.parts import Site, Statistic, Varying
 
@@ -63,17 +67,8 @@ class MagnitudeQuantile(Statistic):
 
     def add(self, total: Counts | None, stack: Float[Tensor, "task *block"], site: Site, seen: Bin | None) -> Counts:
         """Count a block's magnitudes."""
-        if total is None:
-            cuts, bins = (1, BINS) if seen is None else (seen.upper.shape[1], FINE)
-            total = Counts(torch.zeros(stack.shape[0], cuts, bins, dtype=torch.int64), self._shares(site))
-        bits = stack.reshape(stack.shape[0], -1).float().abs().view(torch.int32)
-        for task, row in enumerate(bits):
-            if seen is None:
-                total.bins[task, 0] += torch.bincount(row >> 16, minlength=BINS)
-                continue
-            for cut, upper in enumerate(seen.upper[task]):
-                total.bins[task, cut] += torch.bincount(row[(row >> 16) == upper] & 0xFFFF, minlength=FINE)
-        return total
+        bins = _count(total.bins if total is not None else None, stack.reshape(len(stack), -1).float().abs(), seen)
+        return Counts(bins, total.shares if total is not None else self._shares(site))
 
     def fold(self, total: Counts, other: Counts) -> Counts:
         """Sum over tensors."""
@@ -87,8 +82,7 @@ class MagnitudeQuantile(Statistic):
             ranks = torch.tensor(wanted, dtype=torch.int64)
             ranks = ranks if self._two else ranks[:, :1]  # the largest is then the largest of all: nothing to look for
             return Bin(*_from_top(total.bins.expand(-1, ranks.shape[1], -1), ranks))
-        lower, _ = _from_top(total.bins, seen.rank)
-        found = ((seen.upper << 16) | lower).to(torch.int32).view(torch.float32).masked_fill(seen.rank == 0, torch.inf)
+        found = _magnitudes(total.bins, seen)
         return found if self._two else torch.cat([found, torch.full_like(found, torch.inf)], 1)
 
     @property
@@ -119,6 +113,69 @@ class MagnitudeQuantile(Statistic):
         return tuple(zip(site.per_task(self.density), site.per_task(self.gamma), strict=True))
 
 
+class Derived(ABC):
+    """A number that is not negative, made of the entries of all tasks at one place, or of the places around it within a row."""
+
+    @abstractmethod
+    def values(self, stack: Float[Tensor, "task *block"], site: Site) -> Float[Tensor, "*block"]:
+        """The numbers of a block of whole rows."""
+
+    @abstractmethod
+    def ranks(self, count: int, positive: int) -> tuple[int, ...]:
+        """Which of a tensor's numbers are looked for, from the largest, which is 1; 0 for none. So many are above 0."""
+
+
+@dataclass(frozen=True)
+class DerivedCounts:
+    """A tensor's numbers by bin, and how many are above 0."""
+
+    bins: Int[Tensor, "1 cut bin"]
+    positive: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DerivedQuantile(Statistic):
+    """The numbers of certain ranks among those that `of` makes of a tensor's stack, exactly, as `MagnitudeQuantile` finds magnitudes.
+
+    Float32 of shape `[rank]`, one such tensor for every tensor; infinite for rank 0.
+    """
+
+    of: Derived
+
+    def add(
+        self, total: DerivedCounts | None, stack: Float[Tensor, "task *block"], site: Site, seen: Bin | None
+    ) -> DerivedCounts:
+        """Count a block's numbers."""
+        values = self.of.values(stack, site).float().reshape(1, -1)
+        bins = _count(total.bins if total is not None else None, values, seen)
+        return DerivedCounts(bins, int((values > 0).sum()) + (total.positive if total is not None else 0))
+
+    def fold(self, total: DerivedCounts, other: DerivedCounts) -> DerivedCounts:
+        """Never called: each tensor stands alone."""
+        raise NotImplementedError
+
+    def finish(self, total: DerivedCounts, seen: Bin | None) -> Bin | Float[Tensor, " rank"]:
+        """After round one the bins, after round two the numbers."""
+        if seen is not None:
+            return _magnitudes(total.bins, seen)[0]
+        ranks = torch.tensor([self.of.ranks(int(total.bins.sum()), total.positive)], dtype=torch.int64)
+        return Bin(*_from_top(total.bins.expand(-1, ranks.shape[1], -1), ranks))
+
+    @property
+    def rounds(self) -> int:
+        """One for the upper bits, one for the lower."""
+        return 2
+
+    @property
+    def per_tensor(self) -> bool:
+        """Always."""
+        return True
+
+    def memory(self, tasks: int, elements: int) -> int:
+        """Counts by rank, with a copy for each tensor in flight, and a block's numbers."""
+        return 8 * FINE * 3 * len(self.of.ranks(1, 1)) + 4 * 4 * min(elements, BLOCK)
+
+
 def kept_count(density: float, n: int, count: Count = "ceil", least: int = 0) -> int:
     """⌈density · n⌉, the density being the decimal number that was written (0.2 of 10 entries is 2, not 3).
 
@@ -139,6 +196,28 @@ def kept_ranks(density: float, gamma: float, n: int, count: Count = "ceil", leas
     return outliers + kept, outliers + 1
 
 
+def _count(
+    bins: Int[Tensor, "group cut bin"] | None, values: Float[Tensor, "group n"], seen: Bin | None
+) -> Int[Tensor, "group cut bin"]:
+    """The counts with more numbers in them: by their upper bits, or by the lower ones of those that lie in the bins found."""
+    if bins is None:
+        cuts, size = (1, BINS) if seen is None else (seen.upper.shape[1], FINE)
+        bins = torch.zeros(len(values), cuts, size, dtype=torch.int64)
+    for group, row in enumerate(values.view(torch.int32)):
+        if seen is None:
+            bins[group, 0] += torch.bincount(row >> 16, minlength=BINS)
+            continue
+        for cut, upper in enumerate(seen.upper[group]):
+            bins[group, cut] += torch.bincount(row[(row >> 16) == upper] & 0xFFFF, minlength=FINE)
+    return bins
+
+
+def _magnitudes(bins: Int[Tensor, "group cut bin"], seen: Bin) -> Float[Tensor, "group cut"]:
+    """What the second round's counts say; infinite for rank 0."""
+    lower, _ = _from_top(bins, seen.rank)
+    return ((seen.upper << 16) | lower).to(torch.int32).view(torch.float32).masked_fill(seen.rank == 0, torch.inf)
+
+
 def _from_top(
     counts: Int[Tensor, "task cut bin"], rank: Int[Tensor, "task cut"]
 ) -> tuple[Int[Tensor, "task cut"], Int[Tensor, "task cut"]]:
@@ -150,3 +229,42 @@ def _from_top(
         place[task, cut] = len(above) - 1 - found
         left[task, cut] = rank[task, cut] - (int(above[found - 1]) if found else 0)
     return place, left
+
+
+def ranked_counts(
+    total: Int[Tensor, "task cut bin"] | None, values: Float[Tensor, "task *block"], seen: Bin | None
+) -> Int[Tensor, "task cut bin"]:
+    """A running total of counts with one more block in it: by the upper 16 bits, and once bins are known by the lower ones inside."""
+    if total is None:
+        total = torch.zeros(len(values), 1 if seen is None else seen.upper.shape[1], FINE, dtype=torch.int64)
+    keys = ordered(values.reshape(len(values), -1))
+    for task, row in enumerate(keys):
+        if seen is None:
+            total[task, 0] += torch.bincount((row >> 16) + BINS, minlength=FINE)
+            continue
+        for cut, upper in enumerate(seen.upper[task]):
+            total[task, cut] += torch.bincount(row[(row >> 16) + BINS == upper] & 0xFFFF, minlength=FINE)
+    return total
+
+
+def ranked_finish(
+    total: Int[Tensor, "task cut bin"], seen: Bin | None, ranks: Callable[[int], tuple[int, ...]]
+) -> Bin | Float[Tensor, "task cut"]:
+    """After the first pass the bins of the ranks (from the top, from 1, given how many entries there are), after the second the entries."""
+    if seen is None:
+        wanted = torch.tensor([ranks(int(count)) for count in total.sum((1, 2))], dtype=torch.int64)
+        return Bin(*_from_top(total.expand(-1, wanted.shape[1], -1), wanted))
+    lower, _ = _from_top(total, seen.rank)
+    return unordered(((seen.upper - BINS) << 16) | lower)
+
+
+def ordered(values: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+    """Integers that are ordered as the numbers are; −0 is 0."""
+    bits = (values.float() + 0.0).view(torch.int32)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+def unordered(keys: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The numbers of such integers."""
+    bits = keys.to(torch.int32)
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(torch.float32)

@@ -8,4 +8,5 @@ from thetau.transforms.rescale import Rescale as Rescale
 from thetau.transforms.share import Share as Share
 from thetau.transforms.stock import StockRatio as StockRatio
 from thetau.transforms.trim import Trim as Trim
+from thetau.transforms.truncate import Truncate as Truncate
 from thetau.transforms.weigh import Weigh as Weigh

@@ -19,7 +19,7 @@ from torch import Tensor
 from thetau.fields import each_number
 from thetau.parts import Op, Site, Transform, Varying
 from thetau.statistics import MagnitudeQuantile
-from thetau.statistics.quantile import Count
+from thetau.statistics.quantile import Count, kept_count
 
 Band = tuple[float, float]
 Cuts = Mapping[str, Band] | Mapping[str, Mapping[str, Band]]
@@ -79,3 +79,13 @@ class Trim(Transform):
     @property
     def _outliers(self) -> bool:
         return any(each_number(self.gamma))
+
+
+def strongest(values: Float[Tensor, "*shape"], density: float) -> Float[Tensor, "*shape"]:
+    """A whole tensor with its ⌈density · n⌉ entries of largest magnitude and zeros elsewhere; equal ones at the cut all stay."""
+    kept = kept_count(density, values.numel())
+    if kept in (0, values.numel()):
+        return values
+    size = values.abs()
+    cut = size.flatten().kthvalue(values.numel() - kept + 1).values
+    return values.masked_fill(size < cut, 0)

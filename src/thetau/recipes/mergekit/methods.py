@@ -12,12 +12,24 @@ from typing import Any, Literal
 
 from thetau.errors import RecipeError
 from thetau.methods import (
+    ArceeFusion,
     Breadcrumbs,
     BreadcrumbsTies,
     DareLinear,
     DareTies,
     Della,
     DellaLinear,
+    Karcher,
+    Linear,
+    ModelStock,
+    Multislerp,
+    Nearswap,
+    Nuslerp,
+    Passthrough,
+    Ram,
+    RamPlus,
+    Sce,
+    Slerp,
     TaskArithmetic,
     Ties,
 )
@@ -25,6 +37,7 @@ from thetau.parts import Method, PerTask, Varying
 
 Values = Mapping[str, Any]
 REQUIRED = object()
+EVEN = 1e-6  # squares whose means add up to less count as equal in mergekit's `sce`
 
 
 @dataclass(frozen=True)
@@ -100,6 +113,14 @@ class Spec:
             return self.build(values, inputs, ids, based)
         except ValueError as error:
             raise RecipeError([str(error)], "parameters") from error
+
+
+def ours(method: Method) -> Spec:
+    """A method of ours, the same at every tensor."""
+    fewest, most = method.takes
+    return Spec(
+        build=lambda values, each, ids, based: method, base="required" if method.needs_base else None, fewest=fewest, most=most
+    )
 
 
 def by_task(key: str, each: Sequence[Values], ids: Sequence[str], change: Callable[[float], float] = float) -> Varying:
@@ -203,6 +224,31 @@ def _task_arithmetic(values: Values, each: Sequence[Values], ids: Sequence[str])
     return TaskArithmetic(**_sums(values, each, ids))
 
 
+def _linear(values: Values, each: Sequence[Values], ids: Sequence[str], based: bool) -> Method:
+    if values["normalize"] and sum(given["weight"] for given in each) == 0:
+        raise ValueError(
+            "the weights add up to 0, and `normalize` divides by their sum. Say `normalize: false`, or other weights."
+        )
+    return Linear(weights=by_task("weight", each, ids), normalise=values["normalize"])
+
+
+def _nuslerp(values: Values, each: Sequence[Values], ids: Sequence[str], based: bool) -> Method:
+    along: Literal["tensor", "rows", "columns"] = (
+        "tensor" if values["nuslerp_flatten"] else "columns" if values["nuslerp_row_wise"] else "rows"
+    )
+    return Nuslerp(weights=by_task("weight", each, ids), of="vectors" if based else "models", along=along)
+
+
+def _multislerp(values: Values, each: Sequence[Values], ids: Sequence[str], based: bool) -> Method:
+    weights = by_task("weight", each, ids)
+    return Multislerp(weights=weights, normalise=values["normalize_weights"], of="vectors" if based else "models")
+
+
+def _sce(values: Values, each: Sequence[Values], ids: Sequence[str], based: bool) -> Method:
+    share = values["select_topk"]
+    return TaskArithmetic(scale=0.0) if share <= 0 else Sce(select_topk=min(1.0, share), even_below=EVEN)
+
+
 _GAMMA = Parameter(float, 0.01)
 _EPSILON = Parameter(float, 0.15)
 
@@ -215,5 +261,63 @@ SPECS: Mapping[str, Spec] = {
     "breadcrumbs_ties": _sparse(_breadcrumbs_ties, normalise=False, rescale=False, gamma=_GAMMA),
     "della": _sparse(_della, normalise=True, rescale=True, epsilon=_EPSILON),
     "della_linear": _sparse(_della_linear, normalise=False, rescale=True, epsilon=_EPSILON),
+    "linear": Spec(build=_linear, shared={"normalize": Parameter(bool, True)}, per_input=_WEIGHT),
+    "slerp": Spec(
+        build=lambda values, each, ids, based: Slerp(t=values["t"]),
+        shared={"t": Parameter(float)},
+        base="required",
+        most=1,
+    ),
+    "nuslerp": Spec(
+        build=_nuslerp,
+        shared={"nuslerp_row_wise": Parameter(bool, False), "nuslerp_flatten": Parameter(bool, True)},
+        per_input=_WEIGHT,
+        base="optional",
+        fewest=2,
+        most=2,
+    ),
+    "multislerp": Spec(
+        build=_multislerp,
+        shared={"normalize_weights": Parameter(bool, True), "eps": Parameter(float, 1e-8)},
+        per_input=_WEIGHT,
+        base="optional",
+    ),
+    "karcher": Spec(
+        build=lambda values, each, ids, based: Karcher(max_iter=values["max_iter"], tol=values["tol"]),
+        shared={"max_iter": Parameter(int, 10), "tol": Parameter(float, 1e-5)},
+    ),
+    "sce": Spec(
+        build=_sce,
+        shared={"int8_mask": Parameter(bool, False), "select_topk": Parameter(float, 1.0)},
+        base="required",
+    ),
+    "model_stock": Spec(
+        build=lambda values, each, ids, based: ModelStock(clamp=False, filter_wise=values["filter_wise"]),
+        shared={"filter_wise": Parameter(bool, False)},
+        base="required",
+        fewest=2,
+    ),
+    "nearswap": Spec(
+        build=lambda values, each, ids, based: Nearswap(t=values["t"]),
+        shared={"t": Parameter(float)},
+        base="required",
+        most=1,
+    ),
+    "arcee_fusion": Spec(build=lambda values, each, ids, based: ArceeFusion(), base="required", most=1),
+    "ram": Spec(
+        build=lambda values, each, ids, based: Ram(epsilon=values["epsilon"]),
+        shared={"epsilon": Parameter(float, 1e-5)},
+        base="required",
+    ),
+    "ramplus_tl": Spec(
+        build=lambda values, each, ids, based: RamPlus(r=values["r"], alpha=values["alpha"], epsilon=values["epsilon"]),
+        shared={"r": Parameter(float, 0.1), "alpha": Parameter(float, 0.2), "epsilon": Parameter(float, 1e-5)},
+        base="required",
+    ),
+    "passthrough": Spec(
+        build=lambda values, each, ids, based: Passthrough(scale=each[0]["scale"]),
+        per_input={"scale": Parameter(float, 1.0)},
+        most=1,
+    ),
 }
 PARAMETERS: tuple[str, ...] = tuple(sorted({key for spec in SPECS.values() for key in (*spec.shared, *spec.per_input)}))

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from thetau.checkpoint import Kind, Source, Spec, kind_of, matches, open_source
@@ -122,7 +123,11 @@ def assemble(
 
 
 class Assembly:
-    """One document on its way to a model."""
+    """One document on its way to a model.
+
+    `fixed` is a method of ours for every tensor, where the recipe is one of ours; `opened` are models that are open already, and `labels`
+    what the recipe calls them.
+    """
 
     def __init__(
         self,
@@ -133,12 +138,17 @@ class Assembly:
         seed: int,
         exclude: Sequence[str],
         engine: Engine,
+        *,
+        fixed: Method | None = None,
+        opened: Mapping[Reference, Source] = MappingProxyType({}),
+        labels: Mapping[Reference, str] = MappingProxyType({}),
     ) -> None:
         self.script, self.where, self.made = script, where, made
         self.seed, self.exclude, self.engine = seed, tuple(exclude), engine
         self.folder, self.template = folder, dict[str, Any]()
         self.found = Findings()
-        self.spec = methods.SPECS.get(script.method)
+        self.fixed, self.opened, self.labels = fixed, opened, labels
+        self.spec = methods.SPECS.get(script.method) if fixed is None else methods.ours(fixed)
         if self.spec is None:
             known = ", ".join(sorted(methods.SPECS))
             raise RecipeError(
@@ -157,7 +167,7 @@ class Assembly:
     def _opened(self) -> dict[Reference, Model]:
         references = self.script.references()
         sources = {reference: self._source(reference) for reference in references}
-        labels = _labels(references)
+        labels = {**_labels(references), **self.labels}
         found: dict[Reference, Model] = {}
         donor: Layout | None = None
         for reference, source in sources.items():
@@ -169,6 +179,8 @@ class Assembly:
         return found
 
     def _source(self, reference: Reference) -> Source:
+        if reference in self.opened:
+            return self.opened[reference]
         named = self.made.get(reference.model.path)
         if named is None:
             return Patchwork.of(reference.open(), label=str(reference))
@@ -185,8 +197,8 @@ class Assembly:
 
     # The whole.
 
-    def patchwork(self) -> Patchwork:
-        """The model.
+    def settled(self) -> tuple[list[modules.Cut], list[Slot]]:
+        """The towers as they are cut, and every output tensor with its inputs and its method.
 
         Raises:
             RecipeError: with all that is wrong.
@@ -196,12 +208,19 @@ class Assembly:
         cuts = self._cuts()
         slots = self._slots(cuts) if not self.found.problems else []
         self._check_idle()
+        self._compare_configs()
         if self.found.problems:
             raise RecipeError(self.found.problems, self.where)
+        return cuts, slots
+
+    def patchwork(self) -> Patchwork:
+        """The model.
+
+        Raises:
+            RecipeError: with all that is wrong.
+        """
+        cuts, slots = self.settled()
         specs = {slot.name: self._spec(slot) for slot in slots}
-        self._compare_configs(slots)
-        if self.found.problems:
-            raise RecipeError(self.found.problems, self.where)
         files = self._files(cuts, slots)
         models = {model.label: model.source for model in self.models.values()}
         return Patchwork(
@@ -562,8 +581,7 @@ class Assembly:
         why = f" Their configs differ in {'; '.join(dict.fromkeys(keys))}." if keys else ""
         self.found.wrong(f"{name}: the models have other shapes: {said}.{why} Models of other architectures cannot be merged.")
 
-    def _compare_configs(self, slots: Sequence[Slot]) -> None:
-        del slots
+    def _compare_configs(self) -> None:
         for model in self.models.values():
             lines = (
                 differences(self.donor.config, model.config)

@@ -1,0 +1,251 @@
+"""One quadratic, fed task by task: what is kept of the tasks is A, B and their sum, whatever their number.
+
+WUDI, SWUDI, OptMerge, ACTMat and ACE all minimise Σ_i w_i ‖(τ − T_i) R_iᵀ‖² in one matrix τ and differ in the weights w_i, in the targets
+T_i, in the rows R_i that stand in for a task's inputs, and in how far they go. The gradient is 2(τA − B) with A = Σ w_i R_iᵀR_i and
+B = Σ w_i T_iR_iᵀR_i.
+
+All solvers move from a start τ₀ by a change Δ, for which the gradient is 2(ΔA − R) with R = B − τ₀A: what is left of B, where the
+tasks' own large terms have cancelled, so that no step loses digits to them. Where all reference rows together are few against d_in
+(twice their number ≤ d_in), A is kept as its factor F, A = FᵀF, and R = CF as C; that is then the cheaper side. A task's own Gram matrix is
+a product in float32, but in float64 where an inverse would enlarge its rounding; whatever cancels in R is
+accumulated in float64, and what of it is rounding alone is zero (`thetau.linalg.rounding`): Adam makes full steps of any residual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import sqrt
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from thetau.linalg.gram import gram_of
+from thetau.linalg.rounding import MARGIN, Spectrum, eps, settled
+from thetau.parts import Cost
+
+Start = Literal["sum", "mean", "zero"]
+PAPER_RMS = 2.4e-4  # rms of the entries of WUDI's task vectors (CLIP ViT-B/32, eight tasks)
+PAPER_EPS = 1e-8
+BETAS = (0.9, 0.999)
+
+
+@dataclass(kw_only=True)
+class Quadratic:
+    """Σ_i w_i ‖(τ − T_i) R_iᵀ‖²: everything that its gradient 2(τA − B) needs.
+
+    `total` is Σ τ_i and `anchor`, where it is kept, Σ w_i T_i. Either `gram` is A `[d_in, d_in]` and `target` is B `[d_out, d_in]`; or
+    `factor` holds the √w_i R_i, the rows of F, and `product` the √w_i T_i R_iᵀ, the columns of M with B = MF. A, B and M are float64.
+    `rows` are the squared lengths of the rows of all T_i, and `exact` is the precision of the products A is made of.
+    """
+
+    total: Float[Tensor, "d_out d_in"]
+    rows: Float[Tensor, " d_out"]
+    exact: torch.dtype
+    anchor: Tensor | None = None
+    gram: Tensor | None = None
+    target: Tensor | None = None
+    factor: list[Tensor] = field(default_factory=list)
+    product: list[Tensor] = field(default_factory=list)
+    weight: float = 0.0
+    squares: float = 0.0
+    tasks: int = 0
+
+    @staticmethod
+    def empty(d_out: int, d_in: int, references: int, exact: torch.dtype, *, anchored: bool = False) -> Quadratic:
+        """That of no task; `references` is how many reference rows all tasks will bring, which settles how A is kept."""
+        total = Quadratic(total=torch.zeros(d_out, d_in), rows=torch.zeros(d_out, dtype=torch.float64), exact=exact)
+        if anchored:
+            total.anchor = torch.zeros(d_out, d_in)
+        if not factored(references, d_in):
+            total.gram = torch.zeros(d_in, d_in, dtype=torch.float64)
+            total.target = torch.zeros(d_out, d_in, dtype=torch.float64)
+        return total
+
+    def take(
+        self,
+        vector: Float[Tensor, "d_out d_in"],
+        reference: Float[Tensor, "row d_in"],
+        weight: float,
+        target: Float[Tensor, "d_out d_in"] | None = None,
+    ) -> None:
+        """One task more, whose target is the vector itself unless it is given."""
+        target = vector if target is None else target
+        squares = target.double().square().sum(1)
+        self.total += vector
+        self.rows += squares
+        if self.anchor is not None:
+            self.anchor.add_(target, alpha=weight)
+        self.weight += weight
+        self.squares += float(squares.sum() if target is vector else vector.double().square().sum())
+        self.tasks += 1
+        rows = reference.to(self.exact) * sqrt(weight)
+        if self.gram is None or self.target is None:
+            self.factor.append(rows)
+            self.product.append(target.double() @ rows.double().T)
+        else:
+            gram = gram_of(rows).double()
+            self.target.addmm_(target.double(), gram)
+            self.gram += gram
+
+    def start(self, where: Start) -> Float[Tensor, "d_out d_in"]:
+        """Σ τ_i, their mean over the tasks that are not zero, or zero; the caller's own copy."""
+        if where == "zero":
+            return torch.zeros_like(self.total)
+        return self.total / max(1, self.tasks) if where == "mean" else self.total.clone()
+
+    def kernel(self, dtype: torch.dtype) -> Float[Tensor, "side side"]:
+        """A, or FFᵀ, which has the same eigenvalues but for zeros; the caller's own copy."""
+        if self.gram is not None:
+            return self.gram.to(dtype, copy=True)
+        rows = torch.cat(self.factor).to(dtype)
+        return rows @ rows.T
+
+    def trace(self) -> float:
+        """tr A."""
+        if self.gram is not None:
+            return float(self.gram.diagonal().double().sum())
+        return float(sum(rows.double().square().sum() for rows in self.factor))
+
+    def numerator(self) -> Float[Tensor, "d_out d_in"]:
+        """B in float64."""
+        if self.target is not None:
+            return self.target
+        return torch.cat(self.product, 1) @ torch.cat(self.factor).double()
+
+    def through(self, left: Float[Tensor, "row d_in"]) -> Float[Tensor, "row side"]:
+        """left · A, or what stands left of F in it, in float64."""
+        if self.gram is not None:
+            return left.double() @ self.gram
+        return left.double() @ torch.cat(self.factor).double().T
+
+    def residual(self, start: Tensor) -> Float[Tensor, "d_out side"]:
+        """R = B − start · A, or C with R = CF; in float64, and zero where it is rounding."""
+        start = start.double()
+        lengths = start.norm(dim=1) + self.rows.sqrt()
+        if self.gram is not None and self.target is not None:
+            residual = torch.addmm(self.target, start, self.gram, alpha=-1)
+            squares = self.gram.diagonal()
+            columns = (squares * squares.sum()).sqrt()
+            return settled(residual, lengths, columns, float(columns.max()), inputs=self.exact)
+        pairs = zip(self.factor, self.product, strict=True)
+        residual = torch.cat([product - start @ rows.double().T for rows, product in pairs], 1)
+        columns = torch.cat([rows.double().norm(dim=1) for rows in self.factor])
+        return settled(residual, lengths, columns, sqrt(self.trace()), inputs=self.exact)
+
+    def moved(self, start: Tensor, change: Float[Tensor, "d_out side"]) -> Float[Tensor, "d_out d_in"]:
+        """Start + change, or start + change · F."""
+        if self.gram is not None:
+            return start + change
+        return torch.addmm(start, change, torch.cat(self.factor).to(start.dtype))
+
+    def inverted(self, residual: Float[Tensor, "row side"], shift: float) -> Float[Tensor, "row side"]:
+        """residual · (A + shift)⁻¹ in float64, the change that a closed form makes.
+
+        Where the shift is below A's own rounding it makes nothing regular: then a direction is left out where its eigenvalue is
+        rounding, of A's float64 sums or of the float32 entries of vectors of low rank.
+        """
+        kernel = self.kernel(torch.float64)
+        if shift > MARGIN * sqrt(len(kernel)) * eps(torch.float64) * self.trace():
+            kernel.diagonal().add_(shift)
+            return torch.cholesky_solve(residual.T, torch.linalg.cholesky(kernel)).T
+        spectrum = Spectrum.of(kernel, margin=MARGIN)
+        return (residual @ spectrum.vectors * spectrum.inverse(shift)) @ spectrum.vectors.T
+
+    def stepped(
+        self, start: Tensor, steps: int, optimiser: Callable[[list[Tensor]], torch.optim.Optimizer], *, loss: float = 1.0
+    ) -> Float[Tensor, "d_out d_in"]:
+        """Where so many steps of an optimiser lead from a start, the objective being divided by `loss`; one product a step."""
+        gram = (self.gram / loss).float() if self.gram is not None else None
+        rows = torch.cat(self.factor).float() / sqrt(loss) if self.factor else None
+        residual = (self.residual(start) / (loss if rows is None else sqrt(loss))).float()
+        change = torch.zeros_like(start, requires_grad=True)
+        change.grad = torch.empty_like(start)
+        stepping = optimiser([change])
+        with torch.no_grad():
+            for _ in range(steps):
+                if gram is not None:
+                    torch.addmm(residual, change, gram, beta=-2, alpha=2, out=change.grad)
+                elif rows is not None:
+                    torch.mm(torch.addmm(residual, change, rows.T, beta=-2, alpha=2), rows, out=change.grad)
+                stepping.step()
+        return start + change.detach()
+
+    def by_adam(self, start: Tensor, steps: int, lr: float, *, absolute: bool, balanced: bool) -> Float[Tensor, "d_out d_in"]:
+        """WUDI's Adam. Unless `absolute`, lr and ε follow the rms of the tensor's entries, so that the result follows their scale."""
+        rms = sqrt(self.squares / (self.tasks * self.total.numel()))
+        unit = 1.0 if absolute else rms / PAPER_RMS
+        # Adam divides out any factor of the loss; unbalanced losses, of fourth order in τ, are so kept from under- and overflow.
+        loss = 1.0 if balanced else self.squares / self.tasks
+        floor = PAPER_EPS * unit ** (1 if balanced else 3) / loss  # scaled as the gradient is
+
+        def adam(values: list[Tensor]) -> torch.optim.Optimizer:
+            return torch.optim.Adam(values, lr=lr * unit, betas=BETAS, eps=floor, fused=True)
+
+        return self.stepped(start, steps, adam, loss=loss)
+
+
+def factored(references: int, d_in: int) -> bool:
+    """Whether A is kept as its factor: where twice as many rows as it is made of are no more than its side."""
+    return 2 * references <= d_in
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a quadratic of one matrix costs, by solver: operations and bytes. `each` is a task's number of reference rows."""
+
+    d_out: int
+    d_in: int
+    tasks: int
+    each: int
+    doubled: bool = False  # products in float64
+
+    @property
+    def entries(self) -> int:
+        """Entries of the matrix."""
+        return self.d_out * self.d_in
+
+    @property
+    def factored(self) -> bool:
+        """Whether A is kept as its factor."""
+        return factored(self.each * self.tasks, self.d_in)
+
+    @property
+    def side(self) -> int:
+        """The side of what is decomposed."""
+        return self.each * self.tasks if self.factored else self.d_in
+
+    @property
+    def step(self) -> float:
+        """Operations of one gradient."""
+        return (4.0 * self.side if self.factored else 2.0 * self.d_in) * self.entries
+
+    def cost(self, solve: float, held: int) -> Cost:
+        """Feeding all tasks, then so many operations with so many floats beside what is kept."""
+        r = self.each * self.tasks
+        if self.factored:
+            build = 4.0 * r * self.entries
+            kept = (2 if self.doubled else 1) * r * self.d_in + 2 * r * self.d_out
+        else:
+            build = self.tasks * 2.0 * (self.each + self.d_out) * self.d_in**2
+            kept = 2 * (self.d_in**2 + self.entries)
+        adding = (
+            3 * self.side * self.d_in + 5 * self.entries
+        )  # a task's Gram matrix in both precisions, its rows and itself in float64
+        return Cost(flops=build + solve, memory=4 * (kept + max(held, adding)))
+
+    def steps(self, steps: int) -> Cost:
+        """So many steps of an optimiser."""
+        return self.cost(steps * (self.step + 20.0 * self.entries), 7 * self.entries + self.side * self.d_in)
+
+    def inverse(self, *, regular: bool) -> Cost:
+        """A closed form: by Cholesky where A is made `regular` by a shift, else by an eigendecomposition."""
+        return self.cost(
+            (self.side**3 / 3 if regular else 9.0 * self.side**3) + 4.0 * self.step, 8 * self.side**2 + 10 * self.entries
+        )
+
+    def spectrum(self) -> Cost:
+        """A filter of the spectrum: one eigendecomposition."""
+        return self.cost(9.0 * self.side**3 + 4.0 * self.step, (10 if self.doubled else 5) * self.side**2 + 10 * self.entries)
