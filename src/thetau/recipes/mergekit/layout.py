@@ -19,14 +19,16 @@ from thetau.checkpoint.naming import place_of
 VISION = re.compile(r"vision|visual|image|vit(?:\.|$)", re.IGNORECASE)
 AUDIO = re.compile(r"audio|speech", re.IGNORECASE)
 BRIDGE = re.compile(r"projector|merger|mm_|multi_modal|connector|resampler|qformer", re.IGNORECASE)
-_MORE_TOKENS = re.compile(r"(?:^|[._])mtp(?:[._]|$)", re.IGNORECASE)  # heads that predict several tokens, with layers of their own
+_MORE_TOKENS = re.compile(
+    r"(?:^|[._])mtp(?:[._]|$)", re.IGNORECASE
+)  # heads that predict several tokens, with layers of their own
 _INNER = re.compile(r"^(.+?)\.(\d+)\.")
 _AFTER = re.compile(
     r"(?:^|\.)(?:norm|norm_f|ln_f|final_\w*norm\w*|final_layernorm|post_\w*norm\w*|layernorm_post|layer_norm|lm_head|embed_out|output|output_layer|score"
     r"|pooler|classifier|pre_classifier|cls|qa_outputs|heads?|vocab_\w+|proj_out|\w*_projection|vision_adapter|ln_post|logit_scale|layernorm)(?:\.|$)"
 )
 _BEFORE = re.compile(r"embed|(?:^|\.)(?:conv|patch|pre_layrnorm|ln_pre|layernorm_pre)")
-_HEAD_TOO = re.compile(r"(?:^|\.)embed_out\.(?:weight|bias)$")  # of GPT-NeoX
+_HEAD_TOO = re.compile(r"(?:^|\.)(?:embed_out|vocab_projector)\.(?:weight|bias)$")  # of GPT-NeoX and DistilBERT
 
 
 @dataclass(frozen=True)
@@ -75,14 +77,42 @@ class Layout:
         """The names inside a container's layers."""
         return {place.rest for place in self.places.values() if place.container == container}
 
+    def further(self, name: str) -> bool:
+        """Whether a loose tensor belongs to heads for further tokens, which a model can do without."""
+        return name in self.beyond or _MORE_TOKENS.search(name) is not None
+
+    def reading(self) -> list[str]:
+        """The containers of the model's main part, that is none for images or sound and no bridge from them; all where only such are there."""
+        found = [container for container in self.depth if not aside(container)]
+        return found or list(self.depth)
+
     def tower(self, name: str) -> str | None:
-        """The container that a loose tensor belongs to: the one whose name shares most of the words before; None where none does, or
-        several alike."""
-        words = name.split(".")
-        shared = {container: _beginning(words, container.split(".")) for container in self.depth}
-        most = max(shared.values(), default=0)
-        best = [container for container, count in shared.items() if count == most]
-        return best[0] if len(best) == 1 and (most or len(shared) == 1) else None
+        """The container that a loose tensor belongs to; None for what several share.
+
+        It is the one whose name shares most words at its beginning; what is for images or sound goes by its words to such a tower.
+        """
+        if name in self.beyond:
+            return self.beyond[name].container
+        reading = self.reading()
+        others = [container for container in self.depth if container not in reading and not BRIDGE.search(container)]
+        for kind in (VISION, AUDIO):
+            mine = [container for container in others if kind.search(container)]
+            if kind.search(name) and mine:
+                return _nearest(name, mine) or mine[0]
+        return _nearest(name, reading) or (reading[0] if len(reading) == 1 else None)
+
+
+def aside(container: str) -> bool:
+    """Whether a container is for images or sound, or a bridge from them."""
+    return any(kind.search(container) for kind in (VISION, AUDIO, BRIDGE))
+
+
+def _nearest(name: str, containers: Sequence[str]) -> str | None:
+    """The one container whose name shares most words with another name's beginning; None where several do, or none."""
+    shared = {container: _beginning(name.split("."), container.split(".")) for container in containers}
+    most = max(shared.values(), default=0)
+    best = [container for container, count in shared.items() if count == most]
+    return best[0] if most and len(best) == 1 else None
 
 
 def _place(name: str) -> Place | None:
