@@ -22,6 +22,7 @@ BRIDGE = re.compile(r"projector|merger|mm_|multi_modal|connector|resampler|qform
 _MORE_TOKENS = re.compile(
     r"(?:^|[._])mtp(?:[._]|$)", re.IGNORECASE
 )  # heads that predict several tokens, with layers of their own
+_FIRST_ONLY = re.compile(r"relative_attention_bias|(?:^|\.)ln0\.")  # stands in layer 0 for all layers: T5's, RWKV's
 _INNER = re.compile(r"^(.+?)\.(\d+)\.")
 _AFTER = re.compile(
     r"(?:^|\.)(?:norm|norm_f|ln_f|final_\w*norm\w*|final_layernorm|post_\w*norm\w*|layernorm_post|layer_norm|lm_head|embed_out|output|output_layer|score"
@@ -63,14 +64,17 @@ class Layout:
                 numbers.setdefault(place.container or "", set()).add(place.index)
         whole = {container: len(seen) for container, seen in numbers.items() if seen == set(range(len(seen)))}
         depth = {container: min(count, depth_of(config, container) or count) for container, count in whole.items()}
+        later = {(place.container, place.rest) for place in found.values() if place is not None and place.index}
         places, beyond = {}, {}
         for name, place in found.items():
             place = place or _inside(name, whole)
-            places[name] = place if place is not None and place.container in whole else Place(None, 0, name)
-            container, index = places[name].container, places[name].index
-            if container is not None and index >= depth[container]:
-                beyond[name] = Place(container, index - depth[container], places[name].rest)
-                places[name] = Place(None, 0, name)
+            places[name] = Place(None, 0, name)
+            if place is None or place.container is None or place.container not in whole:
+                continue
+            if place.index >= depth[place.container]:
+                beyond[name] = Place(place.container, place.index - depth[place.container], place.rest)
+            elif not _FIRST_ONLY.search(place.rest) or (place.container, place.rest) in later:
+                places[name] = place
         return cls(places, depth, beyond)
 
     def rests(self, container: str) -> set[str]:
