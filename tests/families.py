@@ -11,11 +11,33 @@ TOKENS = {"vocab_size": 40, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id"
 IMAGE = {"image_size": 16, "patch_size": 8}
 TEXT = {**GROUPED, **TOKENS}
 EXPERTS = {**TEXT, "moe_intermediate_size": 8, "num_experts": 2, "num_experts_per_tok": 1}
-LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8, "n_group": 1, "topk_group": 1}
-ROUTED = {"n_routed_experts": 2, "num_experts_per_tok": 1, "n_shared_experts": 1, "moe_intermediate_size": 8, "first_k_dense_replace": 1}
+LATENT = {
+    "q_lora_rank": 8,
+    "kv_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 8,
+    "n_group": 1,
+    "topk_group": 1,
+}
+ROUTED = {
+    "n_routed_experts": 2,
+    "num_experts_per_tok": 1,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 8,
+    "first_k_dense_replace": 1,
+}
 GPT2 = {"n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": 32, "vocab_size": 40, "bos_token_id": 1, "eos_token_id": 2}
 SEEN = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24, **IMAGE}
-QWEN_VISION = {"depth": 3, "embed_dim": 16, "hidden_size": 16, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 1, "temporal_patch_size": 1}
+QWEN_VISION = {
+    "depth": 3,
+    "embed_dim": 16,
+    "hidden_size": 16,
+    "num_heads": 2,
+    "patch_size": 4,
+    "spatial_merge_size": 1,
+    "temporal_patch_size": 1,
+}
 MROPE = {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}}
 MARKS = {"image_token_id": 35, "video_token_id": 36, "vision_start_token_id": 37, "vision_end_token_id": 38}
 T5 = {"vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 3, "num_decoder_layers": 3, "num_heads": 2}
@@ -28,7 +50,11 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama-classifier": ("LlamaForSequenceClassification", "LlamaConfig", {**TEXT, "num_labels": 3}),
     "mistral": ("MistralForCausalLM", "MistralConfig", TEXT),
     "mixtral": ("MixtralForCausalLM", "MixtralConfig", {**TEXT, "num_local_experts": 2, "num_experts_per_tok": 1}),
-    "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", {**TEXT, "max_window_layers": 1, "use_sliding_window": True, "sliding_window": 8}),
+    "qwen2": (
+        "Qwen2ForCausalLM",
+        "Qwen2Config",
+        {**TEXT, "max_window_layers": 1, "use_sliding_window": True, "sliding_window": 8},
+    ),
     "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", {**HEADS, **TOKENS}),
     "qwen2-moe": ("Qwen2MoeForCausalLM", "Qwen2MoeConfig", {**EXPERTS, "shared_expert_intermediate_size": 8}),
     "qwen3-moe": ("Qwen3MoeForCausalLM", "Qwen3MoeConfig", {**EXPERTS, "head_dim": 8}),
@@ -70,7 +96,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "deepseek-v2": ("DeepseekV2ForCausalLM", "DeepseekV2Config", {**WIDE, **TOKENS, **ROUTED, **LATENT}),
     "deepseek-v3": ("DeepseekV3ForCausalLM", "DeepseekV3Config", {**WIDE, **TOKENS, **ROUTED, **LATENT}),
     "mamba": ("MambaForCausalLM", "MambaConfig", {"hidden_size": 16, "num_hidden_layers": 3, "state_size": 4, "vocab_size": 40}),
-    "stablelm": ("StableLmForCausalLM", "StableLmConfig", {**WIDE, **TOKENS}),
+    "stablelm": ("StableLmForCausalLM", "StableLmConfig", TEXT),
     "starcoder2": ("Starcoder2ForCausalLM", "Starcoder2Config", TEXT),
     "granite": ("GraniteForCausalLM", "GraniteConfig", TEXT),
     "granite-hybrid": (
@@ -110,13 +136,21 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "roberta-mlm": ("RobertaForMaskedLM", "RobertaConfig", {**WIDE, **TOKENS}),
     "roberta-classifier": ("RobertaForSequenceClassification", "RobertaConfig", {**WIDE, **TOKENS, "num_labels": 3}),
     "roberta-tokens": ("RobertaForTokenClassification", "RobertaConfig", {**WIDE, **TOKENS, "num_labels": 3}),
-    "distilbert-mlm": ("DistilBertForMaskedLM", "DistilBertConfig", {"dim": 16, "n_layers": 3, "n_heads": 2, "hidden_dim": 24, **SMALL}),
+    "distilbert-mlm": (
+        "DistilBertForMaskedLM",
+        "DistilBertConfig",
+        {"dim": 16, "n_layers": 3, "n_heads": 2, "hidden_dim": 24, **SMALL},
+    ),
     "distilbert-classifier": (
         "DistilBertForSequenceClassification",
         "DistilBertConfig",
         {"dim": 16, "n_layers": 3, "n_heads": 2, "hidden_dim": 24, "num_labels": 3, **SMALL},
     ),
-    "modernbert": ("ModernBertForMaskedLM", "ModernBertConfig", {**WIDE, **TOKENS, "global_attn_every_n_layers": 2, "reference_compile": False}),
+    "modernbert": (
+        "ModernBertForMaskedLM",
+        "ModernBertConfig",
+        {**WIDE, **TOKENS, "global_attn_every_n_layers": 2, "reference_compile": False},
+    ),
     "vit": ("ViTForImageClassification", "ViTConfig", {**SEEN, "num_labels": 3}),
     "dinov2": ("Dinov2Model", "Dinov2Config", SEEN),
 }
@@ -168,15 +202,32 @@ TOWERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gemma3-vl": (
         "Gemma3ForConditionalGeneration",
         "Gemma3Config",
-        {"text_config": {**HEADS, **TOKENS}, "vision_config": SEEN, "mm_tokens_per_image": 4, "image_token_index": 35, "boi_token_index": 36, "eoi_token_index": 37},
+        {
+            "text_config": {**HEADS, **TOKENS},
+            "vision_config": SEEN,
+            "mm_tokens_per_image": 4,
+            "image_token_index": 35,
+            "boi_token_index": 36,
+            "eoi_token_index": 37,
+        },
     ),
-    "qwen2-vl": ("Qwen2VLForConditionalGeneration", "Qwen2VLConfig", {"text_config": {**TEXT, **MROPE}, "vision_config": QWEN_VISION, **MARKS}),
+    "qwen2-vl": (
+        "Qwen2VLForConditionalGeneration",
+        "Qwen2VLConfig",
+        {"text_config": {**TEXT, **MROPE}, "vision_config": QWEN_VISION, **MARKS},
+    ),
     "qwen2.5-vl": (
         "Qwen2_5_VLForConditionalGeneration",
         "Qwen2_5_VLConfig",
         {
             "text_config": {**TEXT, **MROPE},
-            "vision_config": {**QWEN_VISION, "out_hidden_size": 16, "intermediate_size": 24, "window_size": 8, "fullatt_block_indexes": [1]},
+            "vision_config": {
+                **QWEN_VISION,
+                "out_hidden_size": 16,
+                "intermediate_size": 24,
+                "window_size": 8,
+                "fullatt_block_indexes": [1],
+            },
             **MARKS,
         },
     ),
@@ -185,18 +236,32 @@ TOWERS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Qwen3VLConfig",
         {
             "text_config": {**HEADS, **TOKENS, **MROPE},
-            "vision_config": {**QWEN_VISION, "out_hidden_size": 16, "intermediate_size": 24, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]},
+            "vision_config": {
+                **QWEN_VISION,
+                "out_hidden_size": 16,
+                "intermediate_size": 24,
+                "num_position_embeddings": 16,
+                "deepstack_visual_indexes": [0, 1, 2],
+            },
             **MARKS,
         },
     ),
     "llava": (
         "LlavaForConditionalGeneration",
         "LlavaConfig",
-        {"text_config": {"model_type": "llama", **TEXT}, "vision_config": {"model_type": "clip_vision_model", **SEEN, "projection_dim": 8}, "image_token_index": 35},
+        {
+            "text_config": {"model_type": "llama", **TEXT},
+            "vision_config": {"model_type": "clip_vision_model", **SEEN, "projection_dim": 8},
+            "image_token_index": 35,
+        },
     ),
     "mistral3": (
         "Mistral3ForConditionalGeneration",
         "Mistral3Config",
-        {"text_config": {"model_type": "mistral", **HEADS, **TOKENS}, "vision_config": {"model_type": "pixtral", **SEEN, "head_dim": 8}, "image_token_index": 35},
+        {
+            "text_config": {"model_type": "mistral", **HEADS, **TOKENS},
+            "vision_config": {"model_type": "pixtral", **SEEN, "head_dim": 8},
+            "image_token_index": 35,
+        },
     ),
 }
