@@ -17,7 +17,7 @@ import thetau
 from thetau.checkpoint import open_source
 from thetau.engine.executor import Engine
 from thetau.errors import AlignmentError, CheckpointError, RecipeError, ThetauError
-from thetau.facade import Expression
+from thetau.facade import Expression, ThetauWarning
 from thetau.recipes.mergekit.moe import is_moe, moe
 from thetau.recipes.mergekit.moe.gates import Drawn
 from tiny import WORDS, one_thread  # noqa: F401
@@ -85,8 +85,7 @@ def experts(paths: list[str], **more: Any) -> list[dict[str, Any]]:
 
 def written(document: dict[str, Any], folder: Path, **options: Any) -> Path:
     made = moe(document, **options)
-    with pytest.MonkeyPatch.context():
-        Expression(((1.0, made),), reference=made).save(folder)
+    Expression(((1.0, made),), reference=made).save(folder)
     return folder
 
 
@@ -354,7 +353,7 @@ def test_gates_that_are_nearly_parallel_are_warned_of_with_their_layers(models: 
         {"source_model": paths[2], "positive_prompts": ["dog cat meow purr"]},
     ]
     made = moe({"base_model": paths[0], "experts": given, "gate_mode": "cheap_embed"})
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(ThetauWarning) as caught:
         Expression(((1.0, made),), reference=made).save(tmp_path / "out")
     assert any("experts 0 and 1 are nearly parallel in every layer" in str(one.message) for one in caught)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, field_validator
 
 from thetau.errors import RecipeError, nearest
 from thetau.recipes.mergekit.reference import Reference, parse
@@ -17,7 +17,7 @@ GateMode = Literal["hidden", "hidden_last", "hidden_avg", "cheap_embed", "random
 DRAWN = ("random", "uniform_random")
 
 
-def _model(value: Any, info: ValidationInfo) -> Reference:
+def _model(value: Any, info: Any) -> Reference:
     try:
         return parse(value, "it", (info.context or {}).get("folder"))
     except RecipeError as error:
