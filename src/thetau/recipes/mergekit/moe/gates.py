@@ -40,6 +40,8 @@ class _Builder:
         self.where = ""
 
     def states(self, source: Source, prompts: Sequence[str], view: View) -> Tensor:
+        if not self.where:
+            raise CheckpointError("Nothing here runs models, which gates from prompts need. Import `thetau.facade` first.")
         module, _, function = self.where.partition(":")
         build: States = import_module(module).__dict__[function]
         return build(source, prompts, view)
