@@ -32,6 +32,7 @@ from thetau.methods import build, name_of, plain
 from thetau.parts import EachTask, Method, PerTask
 from thetau.recipes.arranged import arrange
 from thetau.recipes.loading import read_mapping, split_method
+from thetau.recipes.mergekit.moe.gates import bring_states
 from thetau.recipes.mergekit.recipe import KEY, MergekitRecipe
 from thetau.recipes.schema import Recipe
 from thetau.statistics import Gram
@@ -41,6 +42,7 @@ from thetau.vectors.combination import require_vector
 from thetau.vectors.identity import identities
 
 bring_tree("thetau.models.roles:tree_roles")
+bring_states("thetau.models.gates:prompt_states")
 
 Openable = str | os.PathLike[str] | Mapping[str, Any] | nn.Module
 
