@@ -83,6 +83,7 @@ VARIANTS: dict[str, Any] = {
     "model_stock-rows": methods.ModelStock(filter_wise=True),
     "ramplus-vector": methods.RamPlus(scope="vector", epsilon=1e-2, r=0.5, alpha=1.0),
     "sce-select": methods.Sce(select_topk=0.3, even_below=1e-6),
+    "inverse_norm-tensor": methods.InverseNorm(lengths="tensor"),
     "passthrough-scaled": methods.Passthrough(scale=0.5),
     "breadcrumbs-vector": methods.Breadcrumbs(trim="vector", density=0.5, gamma=0.2),
     "consensus-ties": methods.Consensus(then=Ties(trim="tensor", cancelled="majority"), selectivity=0.2),
