@@ -65,9 +65,20 @@ class Model:
         """Whether the first axis of one of its tensors counts tokens."""
         return is_vocabulary(own, self.source.specs[own].shape, self.token_rows)
 
+    @cached_property
+    def layers(self) -> Mapping[str, Mapping[int, Sequence[str]]]:
+        """By the donor's container and layer's number, the names inside the layer."""
+        found: dict[str, dict[int, list[str]]] = {}
+        for said, own in self.names.items():
+            place = self.layout.places[own]
+            if place.container is not None:
+                container = said.removesuffix(f".{place.index}.{place.rest}")
+                found.setdefault(container, {}).setdefault(place.index, []).append(place.rest)
+        return found
+
     def depth(self, container: str) -> int:
         """How many layers it has there."""
-        return len({name.removeprefix(f"{container}.").split(".")[0] for name in self.names if name.startswith(f"{container}.")})
+        return len(self.layers.get(container, {}))
 
 
 @dataclass(frozen=True)
@@ -84,14 +95,24 @@ class Slot:
 class Findings:
     """What is wrong, what deserves a second look, and what is only said."""
 
-    problems: list[str] = field(default_factory=list)
+    _at: dict[str, list[str]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def wrong(self, problem: str) -> None:
-        """Note a problem once."""
-        if problem not in self.problems:
-            self.problems.append(problem)
+    def wrong(self, problem: str, name: str | None = None) -> None:
+        """Note a problem once; `name` is a tensor at which it was found."""
+        self._at.setdefault(problem, [])
+        if name is not None:
+            self._at[problem].append(name)
+
+    @property
+    def problems(self) -> list[str]:
+        """Each with the tensors at which it was found."""
+        return [problem + self._where(names) for problem, names in self._at.items()]
+
+    def _where(self, names: Sequence[str]) -> str:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        return f" At {names[0]}{more}." if names else ""
 
 
 def assemble(
@@ -147,6 +168,7 @@ class Assembly:
         self.seed, self.exclude, self.engine = seed, tuple(exclude), engine
         self.folder, self.template = folder, dict[str, Any]()
         self.found = Findings()
+        self._known_rests: dict[str, list[str]] = {}
         self.fixed, self.opened, self.labels = fixed, opened, labels
         self.spec = methods.SPECS.get(script.method) if fixed is None else methods.ours(fixed)
         if self.spec is None:
@@ -381,22 +403,24 @@ class Assembly:
         """The tensors of an output layer; those that only some inputs have are a problem."""
         container = cut.tower.container
         assert container is not None
+        if layer.prefix in self._known_rests:
+            return self._known_rests[layer.prefix]
         known: dict[str, list[str]] = {}
         for one, index in zip(layer.slice.sources, layer.indices, strict=True):
             model = self.models[one.model]
-            prefix = f"{container}.{index}."
-            for said in model.names:
-                if said.startswith(prefix):
-                    known.setdefault(said.removeprefix(prefix), []).append(model.label)
+            for rest in model.layers.get(container, {}).get(index, ()):
+                known.setdefault(rest, []).append(model.label)
         labels = [self.models[one.model].label for one in layer.slice.sources]
         for rest, holders in known.items():
             lacking = [label for label in labels if label not in holders]
             if lacking:
                 self.found.wrong(
-                    f"{self._at(layer.slice.where)}: {layer.prefix}{rest}: {', '.join(lacking)} has no such tensor, {holders[0]} has. "
-                    "Models of other architectures cannot be merged."
+                    f"{self._at(layer.slice.where)}: {', '.join(lacking)} has no such tensor, {holders[0]} has. Models of other architectures "
+                    "cannot be merged.",
+                    f"{layer.prefix}{rest}",
                 )
-        return list(known)
+        self._known_rests[layer.prefix] = list(known)
+        return self._known_rests[layer.prefix]
 
     def _heads(self, cuts: Sequence[modules.Cut], taken: set[str]) -> list[Slot | None]:
         """Loose tensors that some model has and the donor has not: an output head of its own, beside a donor that ties it."""
@@ -471,7 +495,7 @@ class Assembly:
             method = spec.method(shared, each, [ids[index] for index in tasks], based=base is not None)
         except RecipeError as error:
             for problem in error.problems:
-                self.found.wrong(f"{self._at(piece.where)}: {name}: {problem}")
+                self.found.wrong(f"{self._at(piece.where)}: {problem}", name)
             return None
         if method is None:  # nothing besides the base: it stays
             assert base is not None
@@ -579,7 +603,7 @@ class Assembly:
         others = [model for _, model, _ in inputs[1:]]
         keys = [line for model in others for line in differences(inputs[0][1].config, model.config)]
         why = f" Their configs differ in {'; '.join(dict.fromkeys(keys))}." if keys else ""
-        self.found.wrong(f"{name}: the models have other shapes: {said}.{why} Models of other architectures cannot be merged.")
+        self.found.wrong(f"the models have other shapes: {said}.{why} Models of other architectures cannot be merged.", name)
 
     def _compare_configs(self) -> None:
         for model in self.models.values():
