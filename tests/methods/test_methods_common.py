@@ -226,7 +226,7 @@ def test_where_all_agree_the_result_is_what_they_agree_on(variant: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_only_what_is_random_hangs_on_the_seed(variant: str) -> None:
-    base, tuned = models(SHAPES, TASKS)
+    base, tuned = models(SHAPES, TASKS[: Case(method=VARIANTS[variant]).fits(len(TASKS))])
     first, other = (merged(base, tuned, VARIANTS[variant], seed=seed) for seed in (0, 1))
     randomised = "drop=" in repr(VARIANTS[variant]) or "reference='random'" in repr(VARIANTS[variant])
     assert randomised == any(not torch.equal(first[name], other[name]) for name in base)
