@@ -35,8 +35,8 @@ class Importance(Derived):
     """|θ₁ − θ₀| · KL(softmax θ₁ ‖ softmax θ₀), of a stack that holds the base first."""
 
     def values(self, stack: Float[Tensor, "2 *block"], site: Site) -> Float[Tensor, "*block"]:
-        """A block's importances."""
-        base, other = stack
+        """A block's importances, in float32, as they are there: beside the cut one rounding decides."""
+        base, other = stack.float()
         size: Tensor = (other - base).abs()
         if len(site.shape) < 2:
             return size

@@ -30,7 +30,9 @@ def convert(recipe: MergekitRecipe) -> dict[str, Any]:
     """
     if len(recipe.scripts) != 1:
         raise RecipeError(
-            [f"it holds {len(recipe.scripts)} documents that build on one another; ours is one. Convert each, and save what they share."],
+            [
+                f"it holds {len(recipe.scripts)} documents that build on one another; ours is one. Convert each, and save what they share."
+            ],
             recipe.where,
         )
     script = recipe.scripts[0]
@@ -42,14 +44,17 @@ def convert(recipe: MergekitRecipe) -> dict[str, Any]:
     paths = {assembly.models[reference].label: str(reference) for reference in assembly.models}
     based = any(slot.base is not None for slot in slots)
     used = list(dict.fromkeys(model.label for slot in slots if slot.method is not None for _, model, _ in slot.inputs))
-    content["models"] = [path if Path(path).name == label else {"path": path, "name": label} for label, path in paths.items() if label in used]
+    content["models"] = [
+        path if Path(path).name == label else {"path": path, "name": label} for label, path in paths.items() if label in used
+    ]
     content["method"] = _method(slots, [name for cut in cuts for name in cut.tower.tensors], recipe.where)
     sliced = {name: module for name, module in script.modules.items() if module.slices}
     if None in sliced:
         content["slices"] = [_slice(piece, assembly, based) for piece in sliced[None].slices]
     elif list(script.modules) != [None]:
         content["modules"] = {
-            name: [_slice(piece, assembly, based) for piece in _cut(cuts, module).slices] for name, module in script.modules.items()
+            name: [_slice(piece, assembly, based) for piece in _cut(cuts, module).slices]
+            for name, module in script.modules.items()
         }
     for key, value in (("tokenizer", script.tokenizer), ("chat_template", script.chat_template), ("dtype", recipe.dtype)):
         if value is not None:
@@ -82,7 +87,9 @@ def _method(slots: Sequence[Slot], names: Sequence[str], where: str) -> dict[str
         raise RecipeError(["nothing is merged: every tensor is the base's."], where)
     kinds = {one["name"] for one in said.values()}
     if len(kinds) > 1:
-        raise RecipeError([f"its tensors are merged by several methods of ours ({', '.join(sorted(kinds))}); a recipe of ours has one."], where)
+        raise RecipeError(
+            [f"its tensors are merged by several methods of ours ({', '.join(sorted(kinds))}); a recipe of ours has one."], where
+        )
     method: dict[str, Any] = {"name": kinds.pop()}
     for key in next(iter(said.values())):
         if key != "name":
@@ -95,13 +102,17 @@ def _field(key: str, values: Mapping[str, Any], where: str) -> Any:
     if all(value == first for value in values.values()):
         return first
     tasks = list(dict.fromkeys(task for value in values.values() if isinstance(value, Mapping) for task in value["per_task"]))
-    numbers = [one for value in values.values() for one in (value["per_task"].values() if isinstance(value, Mapping) else [value])]
+    numbers = [
+        one for value in values.values() for one in (value["per_task"].values() if isinstance(value, Mapping) else [value])
+    ]
     if not all(isinstance(one, int | float) and not isinstance(one, bool) for one in numbers):
         raise RecipeError([f"`{key}` differs between tensors, and ours cannot vary it so. Got {first!r} and others."], where)
     if not tasks:
         return _patterns(values)
     by_task = {
-        task: _patterns({name: value["per_task"].get(task, 0.0) if isinstance(value, Mapping) else value for name, value in values.items()})
+        task: _patterns(
+            {name: value["per_task"].get(task, 0.0) if isinstance(value, Mapping) else value for name, value in values.items()}
+        )
         for task in tasks
     }
     return {"per_task": by_task}
