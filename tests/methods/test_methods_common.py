@@ -121,6 +121,20 @@ VARIANTS: dict[str, Any] = {
     "bilateral-right": Bilateral(p=0.0, start="mean", precondition=True),
     "bilateral-random": Bilateral(reference="random"),
     "tsv_m-linear": methods.TsvM(tensors="linear", split_fused=True, rank=2),
+    "star-rank": methods.Star(rank=4, eta=0.7),
+    "cart-rank": methods.Cart(rank=3, residual=-0.5, tensors="linear", elsewhere="sum", split_fused=True),
+    "dc_merge-linear": methods.DcMerge(rank=4, smoothing="linear", keep=2.0),
+    "dc_merge-average": methods.DcMerge(rank=0.2, smoothing="average", split_fused=True),
+    "svc-tsv_m": methods.Svc(then=TsvM(), alpha=1.0),
+    "svc-ties": methods.Svc(then=Ties(), matrices="linear"),
+    "svc-split": methods.Svc(then=Wudi(solver="gradient_flow", split_fused=True)),
+    "svc-awd": methods.Svc(then=Awd()),
+    "larv-tanh": methods.Larv(then=Ties(), gate="tanh"),
+    "larv-tsv_m": methods.Larv(then=TsvM(), tiers=(0.8, 1.2)),
+    "larv-svc": methods.Larv(then=methods.Svc(then=DareTies(drop=0.5))),
+    "svc-larv": methods.Svc(then=methods.Larv()),
+    "awd-svc": Awd(then=methods.Svc(then=Ties())),
+    "awd-larv": Awd(then=methods.Larv(then=Wudi(solver="gradient_flow"))),
     "awd-tensor": Awd(scope="tensor", tensors=("layers.0.mlp*",)),
     "awd-row": Awd(scope="row", tensors=("layers.0.mlp*",)),
     "awd-adam": Awd(solver="adam", elsewhere="mean"),
@@ -130,6 +144,11 @@ VARIANTS: dict[str, Any] = {
 }
 VARIANTS = {name: quick(method) for name, method in VARIANTS.items()}
 ALPHA = "α‖δ‖ stands beside cosines, so α belongs to the scale of the vectors: see `test_awd_doubles_with_half_of_alpha`"
+NEGATIVE = "SVC measures the merged vector with its λ: one of -3 turns against every task, so that each counts as α"
+OF_THE_BASE = "LARV weighs the merged vector against the base's own weights, and a base of zeros is another one"
+BLOCKS = "LARV scales every tensor of a block, what is averaged outside the selection too"
+SVC = {"linear_in_scale": NEGATIVE}
+LARV = {"saved_vectors": OF_THE_BASE}
 UNIT = "ε is a length in the unit of the weights"
 PROPORTIONS = "with `total` only the proportions of the scales count"
 EPSILON = "the authors' ε is absolute: `relative` is for that"
@@ -147,6 +166,10 @@ EXEMPT = {  # variant: check: reason
     "doge_ta": {"doubling": ETA},
     "doge_ta-cg": {"doubling": ETA},
     "doge_ta-split": {"doubling": ETA},
+    **dict.fromkeys(("svc", "svc-tsv_m", "svc-ties", "svc-split", "svc-awd", "awd-svc"), SVC),
+    **dict.fromkeys(("larv", "larv-tanh", "awd-larv"), LARV),
+    "larv-tsv_m": {**LARV, "selection": BLOCKS},
+    **{variant: {**SVC, **LARV} for variant in ("larv-svc", "svc-larv")},
 }
 TASKS = ("zebra", "ape", "Cat")  # sorted otherwise than given
 

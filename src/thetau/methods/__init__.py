@@ -9,11 +9,13 @@ from thetau.methods.awd import Awd as Awd
 from thetau.methods.bilateral import Bilateral as Bilateral
 from thetau.methods.breadcrumbs import Breadcrumbs as Breadcrumbs
 from thetau.methods.breadcrumbs import BreadcrumbsTies as BreadcrumbsTies
+from thetau.methods.cart import Cart as Cart
 from thetau.methods.consensus import Consensus as Consensus
 from thetau.methods.consensus import ConsensusTa as ConsensusTa
 from thetau.methods.consensus import ConsensusTies as ConsensusTies
 from thetau.methods.dare import DareLinear as DareLinear
 from thetau.methods.dare import DareTies as DareTies
+from thetau.methods.dc_merge import DcMerge as DcMerge
 from thetau.methods.della import Della as Della
 from thetau.methods.della import DellaLinear as DellaLinear
 from thetau.methods.doge_ta import DogeTa as DogeTa
@@ -24,6 +26,7 @@ from thetau.methods.iso import IsoC as IsoC
 from thetau.methods.iso import IsoCts as IsoCts
 from thetau.methods.karcher import Karcher as Karcher
 from thetau.methods.karcher import Multislerp as Multislerp
+from thetau.methods.larv import Larv as Larv
 from thetau.methods.linear import Linear as Linear
 from thetau.methods.localize_stitch import LocalizeStitch as LocalizeStitch
 from thetau.methods.magmax import MagMax as MagMax
@@ -46,6 +49,8 @@ from thetau.methods.registry import plain as plain
 from thetau.methods.registry import register as register
 from thetau.methods.sce import Sce as Sce
 from thetau.methods.slerp import Slerp as Slerp
+from thetau.methods.star import Star as Star
+from thetau.methods.svc import Svc as Svc
 from thetau.methods.swudi import Swudi as Swudi
 from thetau.methods.swudi import SwudiA as SwudiA
 from thetau.methods.tall_masks import TallMasks as TallMasks

@@ -28,9 +28,8 @@ from torch import Tensor
 
 from thetau.linalg.descent import descend
 from thetau.linalg.rounding import PIECE
-from thetau.linalg.svd import svd, truncated_flops, truncated_svd
+from thetau.linalg.svd import seen, svd, truncated_flops, truncated_svd
 from thetau.methods.fields import AtLeast, Coefficient, Density, Elsewhere, Positive, SplitFused, Tensors, Within
-from thetau.methods.iso import seen
 from thetau.methods.reductions import Scale
 from thetau.methods.registry import register
 from thetau.parts import Chain, Cost, Method, Selection, Site, WholeReduction

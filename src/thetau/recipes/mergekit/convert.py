@@ -56,9 +56,8 @@ def convert(recipe: MergekitRecipe) -> dict[str, Any]:
             name: [_slice(piece, assembly, based) for piece in _cut(cuts, module).slices]
             for name, module in script.modules.items()
         }
-    for key, value in (("tokenizer", script.tokenizer), ("chat_template", script.chat_template), ("dtype", recipe.dtype)):
-        if value is not None:
-            content[key] = value
+    beside = {"tokenizer": script.tokenizer, "chat_template": script.chat_template, "dtype": recipe.dtype}
+    content |= {key: value for key, value in beside.items() if value is not None}
     if recipe.exclude:
         content["exclude"] = list(recipe.exclude)
     if recipe.seed:

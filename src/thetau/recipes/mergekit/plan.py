@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from thetau.checkpoint import Kind, Source, Spec, kind_of, matches, open_source
+from thetau.checkpoint import Kind, Source, Spec, check_patterns, kind_of, matches, open_source
 from thetau.checkpoint.arranged import Arranged, Piece
 from thetau.checkpoint.config import differences, has_config, read_config, with_depth
 from thetau.engine.executor import Engine
@@ -290,7 +290,7 @@ class Assembly:
         }
         merge = Merge(
             tasks,
-            first.method.chain(),
+            methods.narrowed(first.method, tuple(tasks), names).chain(),
             label=f"{self.script.method} of {len(tasks)} models" + (f", {len(names)} tensors" if groups > 1 else ""),
             seed=self.seed,
             engine=self.engine,
@@ -587,6 +587,9 @@ class Assembly:
     def _check_idle(self) -> None:
         if self.found.problems:
             return
+        for key, given in methods.patterns(self.fixed) if self.fixed is not None else ():
+            for problem in check_patterns(given, self.resolver.names, f"method.{key}"):
+                self.found.wrong(problem)
         for place, problem in self.resolver.idle():
             self.found.wrong(f"{self._at(place)}: {problem}")
 
