@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
-from commands import run as run_command
 from thetau.errors import RecipeError
 from thetau.facade import from_recipe
 from thetau.recipes import load
@@ -57,28 +56,12 @@ def keep(folder: Path, state: Mapping[str, Tensor], **config: Any) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tensors]]:
-    """A base of four layers and three that are close to it, as folders beside one another."""
-    folder = tmp_path_factory.mktemp("models")
-    base = weights(4, 0)
-    states = {"base": base, **{name: weights(4, seed, near=base) for seed, name in enumerate("abc", 1)}}
-    for name, state in states.items():
-        keep(folder / name, state)
-    return folder, states
-
-
 @dataclass(frozen=True)
 class Ended:
     """A command that has ended."""
 
     exit_code: int
     output: str
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
-    return lambda *arguments: Ended(*run_command(capsys, *arguments))
 
 
 def written(folder: Path, recipe: Mapping[str, Any] | str) -> Path:

@@ -10,13 +10,12 @@ import pytest
 import torch
 import yaml
 
-from foreign import Ended, Tensors, close, entry, keep, models, run, weights, written
+from foreign import Ended, Tensors, close, entry, keep, weights, written
 from thetau.errors import RecipeError
 from thetau.facade import from_recipe
 from thetau.recipes import MergekitRecipe, from_mapping, load
 from thetau.recipes.mergekit.convert import convert
 
-__all__ = ["models", "run"]
 FILTERED = [{"filter": "self_attn", "value": [0.1, 0.6, 0.3]}, {"filter": "norm", "value": 0.9}, {"value": 0.2}]
 THREE = [
     entry("a", weight=FILTERED, density=[0.2, 0.9]),
@@ -58,13 +57,13 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_converted_recipe_gives_the_same_bits(
-    models: tuple[Path, dict[str, Tensors]], name: str, run: Callable[..., Ended]
+    llamas: tuple[Path, dict[str, Tensors]], name: str, command: Callable[..., Ended]
 ) -> None:
-    folder, _ = models
+    folder, _ = llamas
     theirs = written(folder, CASES[name])
     ours = folder / f"{name}.yaml"
     ours.unlink(missing_ok=True)
-    done = run("convert", str(theirs), "-o", str(ours))
+    done = command("convert", str(theirs), "-o", str(ours))
     assert done.exit_code == 0, done.output
     got, want = from_recipe(load(ours)).state_dict(), from_recipe(load(theirs)).state_dict()
     assert sorted(got) == sorted(want)
@@ -72,8 +71,8 @@ def test_a_converted_recipe_gives_the_same_bits(
     assert "method" in yaml.safe_load(ours.read_text())
 
 
-def test_what_ours_cannot_say_is_named(models: tuple[Path, dict[str, Tensors]]) -> None:
-    folder, _ = models
+def test_what_ours_cannot_say_is_named(llamas: tuple[Path, dict[str, Tensors]]) -> None:
+    folder, _ = llamas
 
     def refused(recipe: Mapping[str, Any] | str) -> str:
         loaded = load(written(folder, recipe))
@@ -89,10 +88,10 @@ def test_what_ours_cannot_say_is_named(models: tuple[Path, dict[str, Tensors]]) 
 
 
 def test_our_methods_take_slices_of_layers(
-    models: tuple[Path, dict[str, Tensors]], run: Callable[..., Ended], tmp_path: Path
+    llamas: tuple[Path, dict[str, Tensors]], command: Callable[..., Ended], tmp_path: Path
 ) -> None:
     """A whole-vector TIES over the layers that were taken; values by task hold where the task is."""
-    folder, states = models
+    folder, states = llamas
     content = {
         "base": str(folder / "base"),
         "models": [{"path": str(folder / name), "name": name} for name in "ab"],
@@ -116,13 +115,13 @@ def test_our_methods_take_slices_of_layers(
             close(tensor, base[name] + 0.5 * (a[name] - base[name]) + 0.25 * (b[name] - base[name]))
     recipe = tmp_path / "ours.yaml"
     recipe.write_text(yaml.safe_dump(content))
-    done = run("merge", str(recipe), "-o", str(tmp_path / "out"))
+    done = command("merge", str(recipe), "-o", str(tmp_path / "out"))
     assert done.exit_code == 0, done.output
-    assert run("verify", str(tmp_path / "out"), "--again").exit_code == 0
+    assert command("verify", str(tmp_path / "out"), "--again").exit_code == 0
 
 
-def test_wrong_arrangements_are_refused_together(models: tuple[Path, dict[str, Tensors]]) -> None:
-    folder, _ = models
+def test_wrong_arrangements_are_refused_together(llamas: tuple[Path, dict[str, Tensors]]) -> None:
+    folder, _ = llamas
     content: dict[str, Any] = {
         "base": str(folder / "base"),
         "models": [str(folder / "a")],
@@ -156,9 +155,9 @@ def test_wrong_arrangements_are_refused_together(models: tuple[Path, dict[str, T
         from_recipe(from_mapping(content))
 
 
-def test_a_recipe_without_a_base(models: tuple[Path, dict[str, Tensors]], tmp_path: Path, run: Callable[..., Ended]) -> None:
+def test_a_recipe_without_a_base(llamas: tuple[Path, dict[str, Tensors]], tmp_path: Path, command: Callable[..., Ended]) -> None:
     """Methods over models need none: names, dtypes and config are the first model's."""
-    folder, states = models
+    folder, states = llamas
     content = {
         "models": [str(folder / "a"), str(folder / "b")],
         "method": {"name": "linear", "weights": {"per_task": {"a": 3, "b": 1}}},

@@ -47,6 +47,8 @@ class MergekitRecipe:
             RecipeError: everything that they can tell is wrong, with line and column.
         """
         if self.mixture:
+            if self.exclude:
+                raise RecipeError(["a mixture of experts leaves no tensor out: take `--exclude` away."], self.where)
             return moe(self.documents[0], self.where, self.folder, seed=self.seed, engine=engine)
         return assemble(self.scripts, self.where, folder=self.folder, seed=self.seed, exclude=self.exclude, engine=engine)
 
