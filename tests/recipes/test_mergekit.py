@@ -327,7 +327,6 @@ def test_models_of_another_architecture_are_refused_with_the_keys_that_differ(
     keep(tmp_path / "less", less)
     found = problems(tmp_path, {**recipe, "models": [entry("less", weight=1)]})
     assert "less lacks 4 tensors that base has: model.layers.0.self_attn.o_proj.weight" in found[0]
-oj.weight and 3 more.")
     grown = {name: torch.cat([t, t[:1]]) if t.shape == (VOCABULARY, HIDDEN) else t for name, t in states["a"].items()}
     keep(tmp_path / "grown", grown)
     found = problems(tmp_path, {**recipe, "models": [entry("grown", weight=1)]})
