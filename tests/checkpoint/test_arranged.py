@@ -85,7 +85,7 @@ def test_rows_that_are_not_there_are_refused(tmp_path: Path) -> None:
 def test_a_patchwork_is_a_model_like_any_other(tmp_path: Path) -> None:
     """Each tensor of its own part; saved, read again, subtracted from and merged with others."""
     one, first = stored(tmp_path, "one", 1)
-    second = {name: tensor + 0.1 * torch.arange(6) for name, tensor in first.items()}
+    second = {name: tensor + 0.05 * torch.arange(6) for name, tensor in first.items()}
     save_file(second, tmp_path / "two.safetensors")
     two = open_source(str(tmp_path / "two.safetensors"))
     ground = Combination(((1.0, one),), reference=one)
