@@ -127,11 +127,16 @@ class Arranged(Source):
 
     def origins(self) -> Sequence[Source]:
         """The sources below, each once, in the order of the pieces."""
+        return self._origins
+
+    @cached_property
+    def _origins(self) -> tuple[Source, ...]:
+        """Found once: a walk over all pieces, asked for at every tensor."""
         found: dict[str, Source] = {}
         for piece in self.pieces.values():
             for source, _ in piece.places:
                 found.setdefault(source.key, source)
-        return list(found.values())
+        return tuple(found.values())
 
     def fingerprint(self) -> str:
         """Of the sources' fingerprints and of the arrangement."""
