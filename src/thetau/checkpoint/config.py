@@ -89,7 +89,9 @@ def depth_of(config: Mapping[str, Any], container: str) -> int | None:
     return said.pop() if len(said) == 1 else None
 
 
-_INDICES = re.compile(r"_(?:indexes|indices|idxs|ids)$|^(?:mlp_only|moe|hybrid|attn|attention)_layers?$")  # the numbers of some layers
+_INDICES = re.compile(
+    r"_(?:indexes|indices|idxs|ids)$|^(?:mlp_only|moe|hybrid|attn|attention)_layers?$"
+)  # the numbers of some layers
 _FIRST = ("first_k_dense_replace", "max_window_layers")  # so many layers, from the first one, are of another kind than the others
 _KINDS = ("layer_types",)  # what counts where both are given
 
@@ -125,7 +127,12 @@ def with_depth(config: Mapping[str, Any], container: str, layers: Sequence[int])
 
 def _by_layer(key: str, value: Any, before: int, layers: Sequence[int], table: Mapping[str, Any]) -> Any:
     """An entry of a config after its layers were rearranged; as it is, where it says nothing of single layers."""
-    if isinstance(value, list) and _INDICES.search(key) and value and all(type(one) is int and 0 <= one < before for one in value):
+    if (
+        isinstance(value, list)
+        and _INDICES.search(key)
+        and value
+        and all(type(one) is int and 0 <= one < before for one in value)
+    ):
         return [place for place, layer in enumerate(layers) if layer in value]
     if isinstance(value, list) and len(value) == before and "layer" in key:
         return [value[layer] for layer in layers]
@@ -158,6 +165,15 @@ ALIKE = (  # entries that may differ between models whose weights can be merged
     "finetuning_task",
     "num_labels",
 )
+
+
+def part_like(config: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a config that describes a model of the other's type: `text_config`, where the other is such a text model."""
+    kind = other.get("model_type")
+    if kind is None or config.get("model_type") == kind:
+        return config
+    parts = [part for part in config.values() if isinstance(part, Mapping) and part.get("model_type") == kind]
+    return parts[0] if len(parts) == 1 else config
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -29,7 +29,9 @@ _AFTER = re.compile(
     r"|pooler|classifier|pre_classifier|cls|qa_outputs|heads?|vocab_\w+|proj_out|\w*_projection|vision_adapter|ln_post|logit_scale|layernorm)(?:\.|$)"
 )
 _BEFORE = re.compile(r"embed|(?:^|\.)(?:conv|patch|pre_layrnorm|ln_pre|layernorm_pre)")
-_HEAD_TOO = re.compile(r"(?:^|\.)(?:embed_out|vocab_projector)\.|^decoder\.(?:weight|bias)$")  # of GPT-NeoX, DistilBERT, ModernBERT
+_HEAD_TOO = re.compile(
+    r"(?:^|\.)(?:embed_out|vocab_projector)\.|^decoder\.(?:weight|bias)$"
+)  # of GPT-NeoX, DistilBERT, ModernBERT
 
 
 @dataclass(frozen=True)

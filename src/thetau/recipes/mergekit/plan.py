@@ -16,7 +16,7 @@ from typing import Any
 
 from thetau.checkpoint import Kind, Source, Spec, kind_of, matches, open_source
 from thetau.checkpoint.arranged import Arranged, Piece
-from thetau.checkpoint.config import differences, has_config, read_config, with_depth
+from thetau.checkpoint.config import differences, has_config, part_like, read_config, with_depth
 from thetau.engine.executor import Engine
 from thetau.engine.merge import Merge
 from thetau.engine.patchwork import Patch, Patchwork
@@ -320,7 +320,7 @@ class Assembly:
                 self.found.wrong(f"{self._at(module.where)}: {problem}")
                 continue
             if name is None:
-                chosen = [tower for tower in chosen if not self._stays(tower, module)]
+                chosen = self._moved(chosen, module)
             found += [modules.Cut(tower, module, self._slices(module, tower)) for tower in chosen]
         taken = {tensor for cut in found for tensor in cut.tower.tensors}
         left = [tensor for tensor in self.donor.source.specs if tensor not in taken]
@@ -331,13 +331,19 @@ class Assembly:
             )
         return found
 
-    def _stays(self, tower: modules.Tower, module: Module) -> bool:
-        """Whether a tower for images or sound stays as it is, because some model has no such tower."""
-        lacking = [self.models[one.model].label for one in module.models if not self.models[one.model].holds(tower)]
-        if tower.role == "text_decoder" or not lacking:
-            return False
-        self.found.warnings.append(f"{', '.join(lacking)} has no {tower.name!r}, which stays as in {self.donor.label}.")
-        return True
+    def _moved(self, towers: Sequence[modules.Tower], module: Module) -> list[modules.Tower]:
+        """The towers that all models have; one for images or sound that some model lacks stays as it is."""
+        stays: dict[str, list[str]] = {}
+        found = []
+        for tower in towers:
+            lacking = [self.models[one.model].label for one in module.models if not self.models[one.model].holds(tower)]
+            if lacking and tower.role != "text_decoder":
+                stays.setdefault(", ".join(lacking), []).append(repr(tower.name))
+            else:
+                found.append(tower)
+        for labels, names in stays.items():
+            self.found.warnings.append(f"{labels} has no {', '.join(names)}: they stay as in {self.donor.label}.")
+        return found
 
     def _slices(self, module: Module, tower: modules.Tower) -> tuple[Slice, ...]:
         if module.slices:
@@ -640,7 +646,7 @@ class Assembly:
     def _compare_configs(self) -> None:
         for model in self.models.values():
             lines = (
-                differences(self.donor.config, model.config)
+                differences(part_like(self.donor.config, model.config), part_like(model.config, self.donor.config))
                 if model is not self.donor and self.donor.config and model.config
                 else []
             )
