@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from families import FAMILIES, TOWERS
-from thetau.errors import RecipeError
+from thetau.errors import RecipeError, ThetauError
 from thetau.facade import from_recipe
 from thetau.recipes import MergekitRecipe, load
 from tiny import one_thread  # noqa: F401
@@ -230,6 +230,36 @@ def test_layers_of_two_models_one_after_the_other(key: str, pair: Pair, tmp_path
     plain.load_state_dict(want)
     close(got.state_dict(), plain.state_dict())
     torch.testing.assert_close(run(got), run(plain), rtol=1e-5, atol=1e-6)
+
+
+def test_layers_whose_kind_goes_by_their_number(pair: Pair, tmp_path: Path) -> None:
+    """Older configs give a rule in place of a list: what falls out of step is said."""
+    live, _ = pair("gemma2")
+    config = {name: value for name, value in live.config.items() if name != "layer_types"}
+    a = with_tensors(live, tmp_path / "a", {})
+    (a.folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+    def slices(*ranges: list[int]) -> dict[str, Any]:
+        return {
+            "merge_method": "passthrough",
+            "slices": [{"sources": [{"model": str(a.folder), "layer_range": one}]} for one in ranges],
+        }
+
+    with pytest.warns(UserWarning, match=r"gives layers their kind by their number \(`model_type: gemma2`\)"):
+        merge(slices([0, 2], [1, 3]), tmp_path, "out")
+    merge(slices([0, 2], [0, 3]), tmp_path, "in_step")
+
+
+def test_kinds_of_layers_that_cannot_be_said(pair: Pair, tmp_path: Path) -> None:
+    """DeepSeek's first layers are dense, so many of them: no dense one can stand behind another kind."""
+    a, _ = pair("deepseek-v3")
+    slices = [{"sources": [{"model": str(a.folder), "layer_range": one}]} for one in ([1, 3], [0, 1])]
+    with pytest.raises(ThetauError, match=r"`first_k_dense_replace: 1` says that the first layers are of another kind"):
+        merge({"merge_method": "passthrough", "slices": slices}, tmp_path)
+    out = merge({"merge_method": "passthrough", "slices": slices[:1]}, tmp_path)
+    config = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    assert (config["num_hidden_layers"], config["first_k_dense_replace"]) == (2, 0)
+    opened(out)
 
 
 # Several towers.

@@ -16,7 +16,7 @@ from typing import Any
 
 from thetau.checkpoint import Kind, Source, Spec, kind_of, matches, open_source
 from thetau.checkpoint.arranged import Arranged, Piece
-from thetau.checkpoint.config import differences, has_config, part_like, read_config, with_depth
+from thetau.checkpoint.config import differences, has_config, out_of_step, part_like, read_config, with_depth
 from thetau.engine.executor import Engine
 from thetau.engine.merge import Merge
 from thetau.engine.patchwork import Patch, Patchwork
@@ -673,6 +673,11 @@ class Assembly:
             origin = [layer.indices[0] for layer in cut.layers()]
             if origin != list(range(self.donor.depth(container))):
                 changed = with_depth(changed, container, origin)
+                self.found.warnings += [
+                    f"the config of {self.donor.label} gives layers their kind by their number (`{said}`): some of {container!r} get another "
+                    "kind than they had. Take ranges that keep the rhythm, or say each layer's kind in the config (`layer_types`)."
+                    for said in out_of_step(config, container, origin)
+                ]
         names = {slot.name for slot in slots}
         if changed.get("tie_word_embeddings") and any(is_head(name) and name not in self.donor.names for name in names):
             changed = {**changed, "tie_word_embeddings": False}
