@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from thetau.checkpoint import Kind, Source, Spec, kind_of, matches, open_source
+from thetau.checkpoint import Kind, Source, Spec, check_patterns, kind_of, matches, open_source
 from thetau.checkpoint.arranged import Arranged, Piece
 from thetau.checkpoint.config import differences, has_config, out_of_step, part_like, read_config, with_depth
 from thetau.engine.executor import Engine
@@ -26,7 +26,7 @@ from thetau.parts import Method
 from thetau.recipes.mergekit import methods, modules
 from thetau.recipes.mergekit.layout import Layout, is_head, renamed
 from thetau.recipes.mergekit.reference import Reference, parse
-from thetau.recipes.mergekit.schema import Input, Module, Script, Settings, Slice, Where
+from thetau.recipes.mergekit.schema import Choice, Input, Module, Script, Settings, Slice, Where
 from thetau.recipes.mergekit.settings import Resolver, unknown
 from thetau.recipes.mergekit.tokens import (
     Speaker,
@@ -43,6 +43,7 @@ from thetau.recipes.mergekit.tokens import (
 from thetau.vectors import Combination
 
 SHOWN = 6
+SHARES = ("density", "select_topk")
 
 
 @dataclass(frozen=True)
@@ -99,14 +100,30 @@ class Slot:
 class Findings:
     """What is wrong, what deserves a second look, and what is only said."""
 
-    problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    _found: dict[str, dict[str, None]] = field(default_factory=dict)
 
-    def wrong(self, problem: str) -> None:
-        """Note a problem once."""
-        if problem not in self.problems:
-            self.problems.append(problem)
+    def wrong(self, problem: str, tensor: str | None = None) -> None:
+        """Note a problem once; of one that many tensors have, `{}` in it stands for their names."""
+        names = self._found.setdefault(problem, {})
+        if tensor is not None:
+            names[tensor] = None
+
+    def warn(self, warning: str) -> None:
+        """Note a warning once."""
+        if warning not in self.warnings:
+            self.warnings.append(warning)
+
+    def note(self, note: str) -> None:
+        """Note what is only said, once."""
+        if note not in self.notes:
+            self.notes.append(note)
+
+    @property
+    def problems(self) -> list[str]:
+        """All problems, each once."""
+        return [problem.replace("{}", _several([*names])) if names else problem for problem, names in self._found.items()]
 
 
 def assemble(
@@ -122,7 +139,6 @@ def assemble(
 
     Raises:
         RecipeError: everything that headers and configs can tell is wrong, with line and column.
-        CheckpointError, AlignmentError: a model cannot be opened.
     """
     made: dict[str, Source] = {}
     result: Patchwork | None = None
@@ -181,7 +197,15 @@ class Assembly:
 
     def _opened(self) -> dict[Reference, Model]:
         references = self.script.references()
-        sources = {reference: self._source(reference) for reference in references}
+        sources: dict[Reference, Source] = {}
+        problems = []
+        for reference in references:
+            try:
+                sources[reference] = self._source(reference)
+            except (CheckpointError, AlignmentError) as error:
+                problems.append(f"{self._at(self.script.place(reference))}: {error}")
+        if problems:
+            raise RecipeError(problems, self.where)
         labels = {**_labels(references), **self.labels}
         found: dict[Reference, Model] = {}
         donor: Layout | None = None
@@ -283,7 +307,7 @@ class Assembly:
         }
         merge = Merge(
             tasks,
-            first.method.chain(),
+            methods.narrowed(first.method, tuple(tasks), names).chain(),
             label=f"{self.script.method} of {len(tasks)} models" + (f", {len(names)} tensors" if groups > 1 else ""),
             seed=self.seed,
             engine=self.engine,
@@ -361,7 +385,13 @@ class Assembly:
             inputs.append(Input(self.script.base, ("base_model",)))
         container = tower.container
         depths = {one.model: self.models[one.model].depth(container) for one in inputs} if container is not None else {}
-        if len(set(depths.values())) > 1:
+        if 0 in depths.values() and any(depths.values()):
+            lacking = next(self.models[model] for model, count in depths.items() if count == 0)
+            having = next(self.models[model] for model, count in depths.items() if count)
+            self.found.wrong(
+                f"{self._at(module.where)}: {lacking.label} has no layers {container!r}, {having.label} has.{_apart([having, lacking])}"
+            )
+        elif len(set(depths.values())) > 1:
             said = ", ".join(f"{self.models[model].label} {count}" for model, count in depths.items())
             self.found.wrong(
                 f"{self._at(module.where)}: the models have different numbers of layers in {container!r}: {said}. Use `slices`."
@@ -480,6 +510,7 @@ class Assembly:
         base_reference = piece.base or self.script.base
         inputs: list[tuple[Input, Model, str]] = []
         lacking: list[Model] = []
+        called = []  # each input's name of the tensor, with its own layer's number: what filters under a model are asked about
         for position, one in enumerate(piece.sources):
             model = self.models[one.model]
             said = f"{cut.tower.container}.{layer.indices[position]}.{rest}" if layer is not None else name
@@ -487,6 +518,7 @@ class Assembly:
             if own is None:
                 lacking.append(model)
             else:
+                called.append(said)
                 inputs.append((one, model, own))
         name = name if layer is not None else cut.placed(name)
         if not self._floating(inputs) or matches(name, self.exclude) or (lacking and self._optional(inputs)):
@@ -507,15 +539,17 @@ class Assembly:
         levels = [piece.parameters, cut.module.parameters, self.script.parameters]
         shared = {key: self.resolver.value(key, levels, name, t) for key in spec.shared}
         each = [
-            {key: self.resolver.value(key, [inputs[index][0].parameters, *levels], name, t) for key in spec.per_input}
+            {key: self.resolver.value(key, [inputs[index][0].parameters, *levels], called[index], t) for key in spec.per_input}
             for index in tasks
         ]
         try:
             method = spec.method(shared, each, [ids[index] for index in tasks], based=base is not None)
         except RecipeError as error:
             for problem in error.problems:
-                self.found.wrong(f"{self._at(piece.where)}: {name}: {problem}")
+                self.found.wrong(f"{self._at(piece.where)}: {{}}: {problem}", name)
             return None
+        for remark in spec.remarks(shared, each):
+            self.found.note(f"{self._at(piece.where)}: {remark}")
         if method is None:  # nothing besides the base: it stays
             assert base is not None
             return Slot(name, ((base[0].label, *base),), None, None)
@@ -621,10 +655,37 @@ class Assembly:
                     self.found.warnings.append(
                         f"{self._at(setting.where)}: `{key}` is a setting of the whole merge; under a model it has no effect. Put it under `parameters`."
                     )
+                for choice in setting.choices:
+                    self._check_share(key, choice)
+        if spec.base is not None:
+            self._check_base_settings(spec)
+
+    def _check_share(self, key: str, choice: Choice) -> None:
+        """Warn of a density outside [0, 1]: nothing more than everything can be kept."""
+        values = choice.value if isinstance(choice.value, tuple) else (choice.value,)
+        outside = [value for value in values if isinstance(value, int | float) and not 0 <= value <= 1]
+        if key in SHARES and outside:
+            kept = "everything" if outside[0] > 1 else "nothing"
+            self.found.warn(f"{self._at(choice.where)}: `{key}` is a share, from 0 to 1. Got {outside[0]!r}: {kept} is kept.")
+
+    def _check_base_settings(self, spec: methods.Spec) -> None:
+        """Warn of what is set under the base, which has no vector of its own."""
+        for module in self.script.modules.values():
+            inputs = [(one, self.script.base) for one in module.models]
+            inputs += [(one, piece.base or self.script.base) for piece in module.slices for one in piece.sources]
+            for one, base in inputs:
+                for key in spec.per_input if one.model == base else ():
+                    if key in one.parameters:
+                        self.found.warn(
+                            f"{self._at(one.parameters[key].where)}: `{key}` has no effect under the base, whose vector is zero."
+                        )
 
     def _check_idle(self) -> None:
         if self.found.problems:
             return
+        for key, given in methods.patterns(self.fixed) if self.fixed is not None else ():
+            for problem in check_patterns(given, self.resolver.names, f"method.{key}"):
+                self.found.wrong(problem)
         for place, problem in self.resolver.idle():
             self.found.wrong(f"{self._at(place)}: {problem}")
 
@@ -638,10 +699,8 @@ class Assembly:
                 rows = {model.label: shape[0] for (_, model, _), shape in zip(inputs, shapes, strict=True)}
                 self.found.wrong(unequal(name, rows))
             return
-        others = [model for _, model, _ in inputs[1:]]
-        keys = [line for model in others for line in differences(inputs[0][1].config, model.config)]
-        why = f" Their configs differ in {'; '.join(dict.fromkeys(keys))}." if keys else ""
-        self.found.wrong(f"{name}: the models have other shapes: {said}.{why} Models of other architectures cannot be merged.")
+        apart = _apart([model for _, model, _ in inputs])
+        self.found.wrong(f"{{}}: the models have other shapes.{apart}", f"{name} ({said})")
 
     def _compare_configs(self) -> None:
         for model in self.models.values():
@@ -696,6 +755,20 @@ class Assembly:
     def _generation(self) -> dict[str, Any] | None:
         folder = self.donor.source.folder
         return read_config(folder, "generation_config.json") if has_config(folder, "generation_config.json") and folder else None
+
+
+def _several(names: Sequence[str]) -> str:
+    """The first name, and how many more there are."""
+    more = len(names) - 1
+    return names[0] + (f" and {more} other tensor{'s' if more > 1 else ''}" if more else "")
+
+
+def _apart(models: Sequence[Model]) -> str:
+    """A sentence on where the models' configs differ, and that models of other architectures do not go together."""
+    keys = [line for model in models[1:] for line in differences(models[0].config, model.config)]
+    shown = "; ".join(list(dict.fromkeys(keys))[:SHOWN]) + (" …" if len(keys) > SHOWN else "")
+    why = f" Their configs differ in {shown}." if keys else ""
+    return f"{why} Models of other architectures cannot be merged."
 
 
 def script_name(script: Script) -> str:
