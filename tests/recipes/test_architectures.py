@@ -375,6 +375,30 @@ def test_a_text_model_into_the_text_tower_of_another(named: bool, pair: Pair, tm
     close(got.state_dict(), want)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(("key", "prefix"), [("gpt2", "transformer."), ("bert-classifier", "bert."), ("mamba", "backbone.")])
+def test_a_model_whose_names_lack_the_leading_word(key: str, prefix: str, turned: bool, pair: Pair, tmp_path: Path) -> None:
+    """`h.0…` against `transformer.h.0…`, `encoder.layer.0…` against `bert.encoder.layer.0…`, without a head."""
+    a, b = pair(key)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    state = {name.removeprefix(prefix): value for name, value in state_of(b.folder).items() if name.startswith(prefix)}
+    save_file(state, bare / "model.safetensors", metadata={"format": "pt"})
+    (bare / "config.json").write_text(json.dumps(b.config), encoding="utf-8")
+    pairs = (replace(b, folder=bare), a) if turned else (a, replace(b, folder=bare))
+    got = state_of(merge(recipe_of(*pairs), tmp_path, exclude=("classifier.*",)))
+    one, other = state_of(a.folder), state_of(b.folder)
+    lists = layer_lists(a.model)
+    shared = {name for name in one if name.startswith(prefix)}
+    first, second = (other, one) if turned else (one, other)
+    want = {name: mean(first[name], second[name], depth_of(name, lists)) for name in shared}
+    if turned:
+        want = {name.removeprefix(prefix): value for name, value in want.items()}
+    else:
+        want |= {name: one[name] for name in set(one) - shared}  # the head stays
+    close(got, want)
+
+
 # What mergekit leaves out without a word.
 
 
