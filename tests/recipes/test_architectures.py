@@ -530,7 +530,7 @@ def test_the_config_is_that_of_the_base_or_the_first_model(based: bool, pair: Pa
     models = [{"model": str(one.folder), "parameters": {"weight": 1.0}} for one in (a, b, c)]
     recipe: dict[str, Any] = {"merge_method": "linear", "models": models}
     if based:
-        recipe |= {"merge_method": "task_arithmetic", "base_model": str(b.folder)}
+        recipe |= {"merge_method": "task_arithmetic", "base_model": str(b.folder), "models": [models[0], models[2]]}
     for number in range(3):
         out = merge(recipe, tmp_path, f"out{number}")
         config = out / "config.json"
