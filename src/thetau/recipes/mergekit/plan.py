@@ -429,6 +429,9 @@ class Assembly:
         ]
         heads = self._heads(cuts, taken)
         self._tell_lacking()
+        everything = {*taken, *(name for model in self.models.values() for name in (*model.names, *model.source.specs))}
+        for problem in check_patterns(self.exclude, everything, "exclude"):
+            self.found.wrong(problem)
         return [slot for slot in (*before, *layers, *after, *heads, *rest) if slot is not None]
 
     def _names(self, cuts: Sequence[modules.Cut]) -> list[str]:
