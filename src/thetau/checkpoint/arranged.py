@@ -109,6 +109,11 @@ class Arranged(Source):
         }
         for name, piece in self.pieces.items():
             _check(name, piece, label)
+        found: dict[str, Source] = {}
+        for piece in self.pieces.values():
+            for source, _ in piece.places:
+                found.setdefault(source.key, source)
+        self._origins = tuple(found.values())
         self.key = f"arranged:{self._digest(lambda source: source.key)}"
         self._paddings: dict[str, Tensor] = {}
 
@@ -128,15 +133,6 @@ class Arranged(Source):
     def origins(self) -> Sequence[Source]:
         """The sources below, each once, in the order of the pieces."""
         return self._origins
-
-    @cached_property
-    def _origins(self) -> tuple[Source, ...]:
-        """Found once: a walk over all pieces, asked for at every tensor."""
-        found: dict[str, Source] = {}
-        for piece in self.pieces.values():
-            for source, _ in piece.places:
-                found.setdefault(source.key, source)
-        return tuple(found.values())
 
     def fingerprint(self) -> str:
         """Of the sources' fingerprints and of the arrangement."""
