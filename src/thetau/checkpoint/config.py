@@ -149,6 +149,43 @@ def _by_layer(key: str, value: Any, before: int, layers: Sequence[int], table: M
     return value
 
 
+_RULES = {  # every so many layers one is of another kind, unless a list says it layer by layer
+    "sliding_window_pattern": "layer_types",
+    "global_attn_every_n_layers": "layer_types",
+    "full_attention_interval": "layer_types",
+    "attn_layer_period": "layers_block_type",
+    "expert_layer_period": "",
+    "decoder_sparse_step": "",
+    "moe_layer_freq": "",
+    "no_rope_layer_interval": "no_rope_layers",
+    "interleave_moe_layer_step": "moe_layers",
+}
+_UNSAID = {"gemma2": 2}  # a rule that older configs do not even state
+
+
+def out_of_step(config: Mapping[str, Any], container: str, layers: Sequence[int]) -> list[str]:
+    """The entries that give layers their kind by their number, where layers arranged so get another kind than they had.
+
+    Examples:
+        >>> out_of_step({"num_hidden_layers": 4, "sliding_window_pattern": 2}, "model.layers", [0, 1, 1, 2])
+        ['sliding_window_pattern: 2']
+        >>> out_of_step({"num_hidden_layers": 4, "sliding_window_pattern": 2}, "model.layers", [0, 1, 0, 1])
+        []
+    """
+    found = []
+    for where in depth_entries(config, container):
+        table = config
+        for key in where[:-1]:
+            table = table[key]
+        rules = {key: table.get(key) for key, said in _RULES.items() if not table.get(said)}
+        if "layer_types" not in table and not any(rules.values()):
+            rules["model_type"] = _UNSAID.get(str(table.get("model_type")))
+        for key, every in rules.items():
+            if type(every) is int and every > 1 and any((layer - place) % every for place, layer in enumerate(layers)):
+                found.append(f"{key}: {table[key]}")
+    return found
+
+
 ALIKE = (  # entries that may differ between models whose weights can be merged
     "_name_or_path",
     "architectures",
@@ -165,6 +202,15 @@ ALIKE = (  # entries that may differ between models whose weights can be merged
     "finetuning_task",
     "num_labels",
 )
+
+
+def part_like(config: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a config that describes a model of the other's type: `text_config`, where the other is such a text model."""
+    kind = other.get("model_type")
+    if kind is None or config.get("model_type") == kind:
+        return config
+    parts = [part for part in config.values() if isinstance(part, Mapping) and part.get("model_type") == kind]
+    return parts[0] if len(parts) == 1 else config
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

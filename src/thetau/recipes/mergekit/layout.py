@@ -28,8 +28,11 @@ _AFTER = re.compile(
     r"(?:^|\.)(?:norm|norm_f|ln_f|final_\w*norm\w*|final_layernorm|post_\w*norm\w*|layernorm_post|layer_norm|lm_head|embed_out|output|output_layer|score"
     r"|pooler|classifier|pre_classifier|cls|qa_outputs|heads?|vocab_\w+|proj_out|\w*_projection|vision_adapter|ln_post|logit_scale|layernorm)(?:\.|$)"
 )
+_LAST_NORM = re.compile(r"(?:^|\.)embedding_norm\.")  # LFM2's norm behind its layers, whatever its name says
 _BEFORE = re.compile(r"embed|(?:^|\.)(?:conv|patch|pre_layrnorm|ln_pre|layernorm_pre)")
-_HEAD_TOO = re.compile(r"(?:^|\.)(?:embed_out|vocab_projector)\.(?:weight|bias)$")  # of GPT-NeoX and DistilBERT
+_HEAD_TOO = re.compile(
+    r"(?:^|\.)(?:embed_out|vocab_projector)\.|^decoder\.(?:weight|bias)$"
+)  # of GPT-NeoX, DistilBERT, ModernBERT
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ def _inside(name: str, containers: Collection[str]) -> Place | None:
 
 def is_after(name: str, shape: tuple[int, ...]) -> bool:
     """Whether a loose tensor comes after the layers: final norms, poolers, heads."""
-    if is_head(name):
+    if is_head(name) or _LAST_NORM.search(name):
         return True
     if kind_of(name, shape) is Kind.EMBEDDING or _BEFORE.search(name) or BRIDGE.search(name):
         return False

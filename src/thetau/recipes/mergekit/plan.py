@@ -16,7 +16,7 @@ from typing import Any
 
 from thetau.checkpoint import Kind, Source, Spec, check_patterns, kind_of, matches, open_source
 from thetau.checkpoint.arranged import Arranged, Piece
-from thetau.checkpoint.config import differences, has_config, read_config, with_depth
+from thetau.checkpoint.config import differences, has_config, out_of_step, part_like, read_config, with_depth
 from thetau.engine.executor import Engine
 from thetau.engine.merge import Merge
 from thetau.engine.patchwork import Patch, Patchwork
@@ -355,7 +355,7 @@ class Assembly:
                 self.found.wrong(f"{self._at(module.where)}: {problem}")
                 continue
             if name is None:
-                chosen = [tower for tower in chosen if not self._stays(tower, module)]
+                chosen = self._moved(chosen, module)
             found += [modules.Cut(tower, module, self._slices(module, tower)) for tower in chosen]
         taken = {tensor for cut in found for tensor in cut.tower.tensors}
         left = [tensor for tensor in self.donor.source.specs if tensor not in taken]
@@ -366,13 +366,19 @@ class Assembly:
             )
         return found
 
-    def _stays(self, tower: modules.Tower, module: Module) -> bool:
-        """Whether a tower for images or sound stays as it is, because some model has no such tower."""
-        lacking = [self.models[one.model].label for one in module.models if not self.models[one.model].holds(tower)]
-        if tower.role == "text_decoder" or not lacking:
-            return False
-        self.found.warnings.append(f"{', '.join(lacking)} has no {tower.name!r}, which stays as in {self.donor.label}.")
-        return True
+    def _moved(self, towers: Sequence[modules.Tower], module: Module) -> list[modules.Tower]:
+        """The towers that all models have; one for images or sound that some model lacks stays as it is."""
+        stays: dict[str, list[str]] = {}
+        found = []
+        for tower in towers:
+            lacking = [self.models[one.model].label for one in module.models if not self.models[one.model].holds(tower)]
+            if lacking and tower.role != "text_decoder":
+                stays.setdefault(", ".join(lacking), []).append(repr(tower.name))
+            else:
+                found.append(tower)
+        for labels, names in stays.items():
+            self.found.warnings.append(f"{labels} has no {', '.join(names)}: they stay as in {self.donor.label}.")
+        return found
 
     def _slices(self, module: Module, tower: modules.Tower) -> tuple[Slice, ...]:
         if module.slices:
@@ -434,6 +440,9 @@ class Assembly:
         ]
         heads = self._heads(cuts, taken)
         self._tell_lacking()
+        everything = {*taken, *(name for model in self.models.values() for name in (*model.names, *model.source.specs))}
+        for problem in check_patterns(self.exclude, everything, "exclude"):
+            self.found.wrong(problem)
         return [slot for slot in (*before, *layers, *after, *heads, *rest) if slot is not None]
 
     def _names(self, cuts: Sequence[modules.Cut]) -> list[str]:
@@ -710,7 +719,7 @@ class Assembly:
     def _compare_configs(self) -> None:
         for model in self.models.values():
             lines = (
-                differences(self.donor.config, model.config)
+                differences(part_like(self.donor.config, model.config), part_like(model.config, self.donor.config))
                 if model is not self.donor and self.donor.config and model.config
                 else []
             )
@@ -737,6 +746,11 @@ class Assembly:
             origin = [layer.indices[0] for layer in cut.layers()]
             if origin != list(range(self.donor.depth(container))):
                 changed = with_depth(changed, container, origin)
+                self.found.warnings += [
+                    f"the config of {self.donor.label} gives layers their kind by their number (`{said}`): some of {container!r} get another "
+                    "kind than they had. Take ranges that keep the rhythm, or say each layer's kind in the config (`layer_types`)."
+                    for said in out_of_step(config, container, origin)
+                ]
         names = {slot.name for slot in slots}
         if changed.get("tie_word_embeddings") and any(is_head(name) and name not in self.donor.names for name in names):
             changed = {**changed, "tie_word_embeddings": False}
