@@ -13,18 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shutil
 import statistics
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
-from experiments.common import EXPERIMENTS, write_result
+from experiments.common import EXPERIMENTS, floor, machine, timed, write_result
 
 SHAPES = {  # hidden, intermediate, layers, vocabulary
     "tiny": (256, 704, 4, 8000),
@@ -102,55 +98,6 @@ def places(folder: Path, size: str) -> list[Path]:
     return [folder / size / name for name in ("base", *(f"m{index}" for index in range(MODELS)))]
 
 
-def floor(paths: list[Path], out: Path) -> float:
-    """Seconds to read every input and write and sync an output of the base's size."""
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir()
-    buffer = bytearray(1 << 22)
-    view = memoryview(buffer)
-    begin = time.perf_counter()
-    with open(out / "model.safetensors", "wb", buffering=0) as target:
-        for number, path in enumerate(paths):
-            with open(path / "model.safetensors", "rb", buffering=0) as source:
-                while count := source.readinto(buffer):
-                    if number == 0:
-                        target.write(view[:count])
-        os.fsync(target.fileno())
-    return time.perf_counter() - begin
-
-
-def run(arguments: list[str], out: Path) -> tuple[float, float, float]:
-    """Seconds, largest anonymous memory and peak resident memory of a command, in GB.
-
-    This process imports nothing large: a child's peak begins at its parent's.
-    """
-    shutil.rmtree(out, ignore_errors=True)
-    begin = time.perf_counter()
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    largest = [0]
-    watcher = threading.Thread(target=_watch, args=(process.pid, largest))
-    watcher.start()
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - begin
-    watcher.join()
-    if status != 0:
-        raise SystemExit(f"{' '.join(arguments)}\n{process.stderr.read().decode() if process.stderr else ''}")
-    return seconds, largest[0] / 1e6, usage.ru_maxrss / 1e6
-
-
-def _watch(pid: int, largest: list[int]) -> None:
-    while True:
-        try:
-            text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-        except OSError:
-            return
-        found = [int(line.split()[1]) for line in text.splitlines() if line.startswith("RssAnon")]
-        if not found:  # it has ended
-            return
-        largest[0] = max(largest[0], found[0])
-        time.sleep(0.01)
-
-
 def mergekit_config(given: dict[str, Any], paths: list[Path], file: Path) -> None:
     """The same merge as mergekit writes it."""
     parameters = {key: value for key, value in given.items() if key != "merge_method"}
@@ -204,12 +151,12 @@ def main() -> None:
             floors.append(floor(paths, out))
             method, other = METHODS[name]
             fields = [argument for field in method[1:] for argument in ("--set", field)]
-            ours[name].append(run([*thetau, "--method", method[0], *fields], out))
+            ours[name].append(timed([*thetau, "--method", method[0], *fields], out))
             if options.mergekit and other is not None and number < options.mergekit_runs:
                 mergekit_config(other, paths, config)
                 command = [options.mergekit, "-m", "mergekit.scripts.run_yaml", str(config), str(out), "--no-copy-tokenizer"]
-                theirs[name].append(run(command, out))
-        start = statistics.median(run([sys.executable, "-c", "import torch, thetau.facade"], out)[0] for _ in range(3))
+                theirs[name].append(timed(command, out))
+        start = statistics.median(timed([sys.executable, "-c", "import torch, thetau.facade"], out)[0] for _ in range(3))
         write(options, floors, start, ours, theirs)
     shutil.rmtree(out, ignore_errors=True)
 
@@ -242,11 +189,7 @@ def write(options: argparse.Namespace, floors: list[float], start: float, ours: 
         "runs": len(next(iter(ours.values()))),
         "floor_seconds": least,
         "start_seconds": start,
-        "machine": {
-            "cores": len(os.sched_getaffinity(0)),
-            "processor": platform.processor() or platform.machine(),
-            "python": platform.python_version(),
-        },
+        "machine": machine(),
         "methods": rows,
     }
     print(f"floor {least:.2f} s, start-up {start:.2f} s")

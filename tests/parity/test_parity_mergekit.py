@@ -14,6 +14,7 @@ from synthetic import State, differences, merged, merged_vector, models
 from thetau.errors import RecipeError
 from thetau.methods import (
     ArceeFusion,
+    InverseNorm,
     Karcher,
     Linear,
     ModelStock,
@@ -368,6 +369,25 @@ def test_ram_of_equal_and_of_disjoint_vectors(method: Any) -> None:
     left = {name: tensor * (torch.arange(tensor.numel()) % 2 == 0).reshape(tensor.shape) for name, tensor in tau.items()}
     right = {name: tensor - left[name] for name, tensor in tau.items()}
     close(merged_vector(zero, {"x": left, "y": right}, method), tau, atol=1.1e-5)
+
+
+# Coefficients by inverse norm.
+
+
+@pytest.mark.parametrize("lengths", ["vector", "tensor"])
+def test_inverse_norm(lengths: Any) -> None:
+    """All parts of the sum are of one length; a vector of zeros takes no part."""
+    base, tuned = models(SMALL, TASKS)
+    tuned["c"] = {name: base[name] + 7 * (tensor - base[name]) for name, tensor in tuned["c"].items()}
+    tau = differences(base, tuned)
+    want = {}
+    for name in SMALL:
+        names = [name] if lengths == "tensor" else list(SMALL)
+        inverse = {task: 1 / math.sqrt(sum(float(tau[task][n].double().square().sum()) for n in names)) for task in TASKS}
+        want[name] = 0.6 * sum(inverse[task] * tau[task][name].double() for task in TASKS) / sum(inverse.values())
+    method = InverseNorm(lengths=lengths, scale=0.6)
+    close(merged_vector(base, tuned, method), want, atol=1e-7)
+    close(merged_vector(base, {**tuned, "none": base}, method), want, atol=1e-7)
 
 
 # SCE.

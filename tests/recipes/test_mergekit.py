@@ -3,116 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import load_file
 
 import thetau
-from commands import run as run_command
+from foreign import HIDDEN, VOCABULARY, Ended, Tensors, close, entry, keep, merged, problems, weights, written
 from thetau.engine.executor import Engine
 from thetau.engine.planning import plan
 from thetau.errors import RecipeError
 from thetau.facade import complete, from_recipe
 from thetau.recipes import MergekitRecipe, load
 
-HIDDEN, INNER, VOCABULARY = 8, 12, 20
-Tensors = dict[str, Tensor]
-
-
-def weights(layers: int, seed: int, *, near: Mapping[str, Tensor] | None = None, head: bool = True) -> Tensors:
-    """A Llama-shaped model; one close to another where `near` is given."""
-    generator = torch.Generator().manual_seed(seed)
-    shapes = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN), "model.norm.weight": (HIDDEN,)}
-    for layer in range(layers):
-        for part in ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj"):
-            rows = (HIDDEN, INNER) if part.endswith("down_proj") else (HIDDEN, HIDDEN)
-            shapes[f"model.layers.{layer}.{part}.weight"] = rows
-        shapes[f"model.layers.{layer}.input_layernorm.weight"] = (HIDDEN,)
-    if head:
-        shapes["lm_head.weight"] = (VOCABULARY, HIDDEN)
-    fresh = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-    return fresh if near is None else {name: near[name] + 0.1 * tensor for name, tensor in fresh.items() if name in near}
-
-
-def keep(folder: Path, state: Mapping[str, Tensor], **config: Any) -> Path:
-    folder.mkdir(parents=True)
-    save_file(dict(state), folder / "model.safetensors", metadata={"format": "pt"})
-    layers = 1 + max(int(name.split(".")[2]) for name in state if name.startswith("model.layers."))
-    said = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "num_hidden_layers": layers,
-        "hidden_size": HIDDEN,
-        "intermediate_size": INNER,
-        "vocab_size": state["model.embed_tokens.weight"].shape[0],
-        "layer_types": [f"kind {layer}" for layer in range(layers)],
-        "tie_word_embeddings": "lm_head.weight" not in state,
-        **config,
-    }
-    (folder / "config.json").write_text(json.dumps(said))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tensors]]:
-    """A base of four layers and three that are close to it, as folders beside one another."""
-    folder = tmp_path_factory.mktemp("models")
-    base = weights(4, 0)
-    states = {"base": base, **{name: weights(4, seed, near=base) for seed, name in enumerate("abc", 1)}}
-    for name, state in states.items():
-        keep(folder / name, state)
-    return folder, states
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A command that has ended."""
-
-    exit_code: int
-    output: str
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
-    return lambda *arguments: Ended(*run_command(capsys, *arguments))
-
-
-def written(folder: Path, recipe: Mapping[str, Any] | str) -> Path:
-    path = folder / "recipe.yml"
-    path.write_text(recipe if isinstance(recipe, str) else yaml.safe_dump(dict(recipe), sort_keys=False))
-    return path
-
-
-def merged(folder: Path, recipe: Mapping[str, Any] | str, **options: Any) -> Tensors:
-    return from_recipe(load(written(folder, recipe)), **options).state_dict()
-
-
-def problems(folder: Path, recipe: Mapping[str, Any] | str) -> list[str]:
-    with pytest.raises(RecipeError) as caught:
-        from_recipe(load(written(folder, recipe)))
-    return list(caught.value.problems)
-
-
-def entry(model: str, **parameters: Any) -> dict[str, Any]:
-    return {"model": model, "parameters": parameters} if parameters else {"model": model}
-
-
-def close(got: Tensor, want: Tensor) -> None:
-    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
-
-
 # What parameters mean.
 
 
-def test_a_gradient_is_spread_over_the_layers_and_filters_are_asked_in_order(models: tuple[Path, dict[str, Tensors]]) -> None:
-    folder, states = models
+def test_a_gradient_is_spread_over_the_layers_and_filters_are_asked_in_order(llamas: tuple[Path, dict[str, Tensors]]) -> None:
+    folder, states = llamas
     weight = [{"filter": "self_attn", "value": [0.0, 0.6, 0.3]}, {"filter": r"down_proj\.w.*t$", "value": 0.9}, {"value": 0.2}]
     got = merged(
         folder,
@@ -128,8 +40,8 @@ def test_a_gradient_is_spread_over_the_layers_and_filters_are_asked_in_order(mod
         close(tensor, states["base"][name] + factor * (states["a"][name] - states["base"][name]))
 
 
-def test_parameters_count_at_the_nearest_level(models: tuple[Path, dict[str, Tensors]]) -> None:
-    folder, states = models
+def test_parameters_count_at_the_nearest_level(llamas: tuple[Path, dict[str, Tensors]]) -> None:
+    folder, states = llamas
     sources = [{"model": m, "layer_range": [0, 2]} for m in ("base", "a")]
     late = [
         {"model": "base", "layer_range": [2, 4]},
@@ -151,9 +63,9 @@ def test_parameters_count_at_the_nearest_level(models: tuple[Path, dict[str, Ten
 
 
 def test_a_plain_recipe_runs_from_the_command_line_and_is_recorded(
-    run: Callable[..., Ended], models: tuple[Path, dict[str, Tensors]], tmp_path: Path
+    command: Callable[..., Ended], llamas: tuple[Path, dict[str, Tensors]], tmp_path: Path
 ) -> None:
-    folder, states = models
+    folder, states = llamas
     recipe = written(
         folder,
         {
@@ -163,7 +75,7 @@ def test_a_plain_recipe_runs_from_the_command_line_and_is_recorded(
             "out_dtype": "float32",
         },
     )
-    done = run("merge", str(recipe), "-o", str(tmp_path / "out"), "--seed", "7")
+    done = command("merge", str(recipe), "-o", str(tmp_path / "out"), "--seed", "7")
     assert done.exit_code == 0, done.output
     out = load_file(tmp_path / "out" / "model.safetensors")
     for name, tensor in out.items():
@@ -172,23 +84,23 @@ def test_a_plain_recipe_runs_from_the_command_line_and_is_recorded(
     assert record["recipe"]["mergekit"][0]["merge_method"] == "linear"
     assert record["seed"] == record["recipe"]["seed"] == 7
     assert {Path(one["path"]).name for one in record["inputs"]} == {"a", "b"}
-    assert run("verify", str(tmp_path / "out"), "--again").exit_code == 0
-    assert run("verify", str(tmp_path / "out"), "--recipe", str(recipe)).exit_code == 1, "another seed"
-    assert "recipe: `seed`" in run("verify", str(tmp_path / "out"), "--recipe", str(recipe)).output
-    dry = run("merge", str(recipe), "--dry-run")
+    assert command("verify", str(tmp_path / "out"), "--again").exit_code == 0
+    assert command("verify", str(tmp_path / "out"), "--recipe", str(recipe)).exit_code == 1, "another seed"
+    assert "recipe: `seed`" in command("verify", str(tmp_path / "out"), "--recipe", str(recipe)).output
+    dry = command("merge", str(recipe), "--dry-run")
     assert dry.exit_code == 0
     assert "merge and write" in dry.output
 
 
 def test_options_that_the_recipe_says_itself_are_refused(
-    run: Callable[..., Ended], models: tuple[Path, dict[str, Tensors]]
+    command: Callable[..., Ended], llamas: tuple[Path, dict[str, Tensors]]
 ) -> None:
-    folder, _ = models
+    folder, _ = llamas
     recipe = written(folder, {"merge_method": "linear", "models": [entry("a", weight=1)]})
-    done = run("merge", str(recipe), "--base", "base", "-o", str(folder / "never"))
+    done = command("merge", str(recipe), "--base", "base", "-o", str(folder / "never"))
     assert done.exit_code == 1
     assert "`--base` does not go with a recipe of mergekit's" in done.output
-    assert run("merge", str(recipe), "--dtype", "bf16", "-o", str(folder / "never")).exit_code == 1
+    assert command("merge", str(recipe), "--dtype", "bf16", "-o", str(folder / "never")).exit_code == 1
     kept = load(recipe)
     assert isinstance(kept, MergekitRecipe)
     assert complete(kept)["mergekit"] == [{"merge_method": "linear", "models": [entry("a", weight=1)]}]
@@ -198,10 +110,10 @@ def test_options_that_the_recipe_says_itself_are_refused(
 
 
 def test_a_frankenmerge_takes_its_layers_one_after_another(
-    run: Callable[..., Ended], models: tuple[Path, dict[str, Tensors]], tmp_path: Path
+    command: Callable[..., Ended], llamas: tuple[Path, dict[str, Tensors]], tmp_path: Path
 ) -> None:
     """Depth up-scaling with scaled sub-blocks: layers twice, embeddings of the first slice, norm and head of the last one."""
-    folder, states = models
+    folder, states = llamas
     scaled = {"scale": [{"filter": "o_proj", "value": 0.0}, {"filter": "down_proj", "value": 0.5}, {"value": 1.0}]}
     recipe = {
         "merge_method": "passthrough",
@@ -211,7 +123,7 @@ def test_a_frankenmerge_takes_its_layers_one_after_another(
             {"sources": [{"model": "b", "layer_range": [3, 4]}]},
         ],
     }
-    done = run("merge", str(written(folder, recipe)), "-o", str(tmp_path / "out"))
+    done = command("merge", str(written(folder, recipe)), "-o", str(tmp_path / "out"))
     assert done.exit_code == 0, done.output
     got = load_file(tmp_path / "out" / "model.safetensors")
     origin = [("a", 0, 1.0), ("a", 1, 1.0), ("a", 2, 1.0), ("a", 1, 0.5), ("a", 2, 0.5), ("b", 3, 1.0)]
@@ -226,11 +138,11 @@ def test_a_frankenmerge_takes_its_layers_one_after_another(
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["num_hidden_layers"] == 6
     assert config["layer_types"] == [f"kind {number}" for _, number, _ in origin]
-    assert run("verify", str(tmp_path / "out")).exit_code == 0
+    assert command("verify", str(tmp_path / "out")).exit_code == 0
 
 
-def test_slices_of_models_of_other_depths(models: tuple[Path, dict[str, Tensors]]) -> None:
-    folder, states = models
+def test_slices_of_models_of_other_depths(llamas: tuple[Path, dict[str, Tensors]]) -> None:
+    folder, states = llamas
     deep = weights(6, 9)
     deep |= {name: tensor for name, tensor in states["base"].items() if tensor.shape == deep[name].shape}
     if not (folder / "deep").exists():
@@ -252,9 +164,9 @@ def test_slices_of_models_of_other_depths(models: tuple[Path, dict[str, Tensors]
     assert "different numbers of layers in 'model.layers': base 4, deep 6. Use `slices`." in problems(folder, whole)[0]
 
 
-def test_the_same_model_twice_counts_twice_and_is_said(models: tuple[Path, dict[str, Tensors]]) -> None:
+def test_the_same_model_twice_counts_twice_and_is_said(llamas: tuple[Path, dict[str, Tensors]]) -> None:
     """mergekit keys its inputs by model, so that one of the two is lost."""
-    folder, states = models
+    folder, states = llamas
     recipe = {"merge_method": "linear", "models": [entry("a", weight=1), entry("b", weight=1), entry("a", weight=2)]}
     with pytest.warns(thetau.ThetauWarning, match=r"a stands twice; it counts twice\."):
         got = merged(folder, recipe)
@@ -271,9 +183,9 @@ def test_the_same_model_twice_counts_twice_and_is_said(models: tuple[Path, dict[
 
 
 def test_documents_build_on_one_another_without_an_intermediate_model(
-    run: Callable[..., Ended], models: tuple[Path, dict[str, Tensors]], tmp_path: Path
+    command: Callable[..., Ended], llamas: tuple[Path, dict[str, Tensors]], tmp_path: Path
 ) -> None:
-    folder, states = models
+    folder, states = llamas
     text = """
 name: halves
 merge_method: linear
@@ -287,20 +199,20 @@ models:
   - {model: halves, parameters: {weight: 0.5}}
   - {model: c, parameters: {weight: 0.5}}
 """
-    done = run("merge", str(written(folder, text)), "-o", str(tmp_path / "out"))
+    done = command("merge", str(written(folder, text)), "-o", str(tmp_path / "out"))
     assert done.exit_code == 0, done.output
     for name, tensor in load_file(tmp_path / "out" / "model.safetensors").items():
         base, a, b, c = (states[one][name] for one in ("base", "a", "b", "c"))
         close(tensor, base + 0.5 * ((a + b) / 2 - base) + 0.5 * (c - base))
-    assert run("verify", str(tmp_path / "out"), "--again").exit_code == 0
+    assert command("verify", str(tmp_path / "out"), "--again").exit_code == 0
     circle = text.replace("model: a,", "model: end,").replace("---\n", "---\nname: end\n")
     assert "build on one another in a circle" in problems(folder, circle)[0]
     apart = text.replace("model: halves", "model: c")
     assert "several documents are results on which nothing builds" in problems(folder, apart)[0]
 
 
-def test_aliases_are_written_out_and_bombs_refused(models: tuple[Path, dict[str, Tensors]]) -> None:
-    folder, states = models
+def test_aliases_are_written_out_and_bombs_refused(llamas: tuple[Path, dict[str, Tensors]]) -> None:
+    folder, states = llamas
     text = "merge_method: linear\nmodels:\n  - {model: a, parameters: &same {weight: 1}}\n  - {model: b, parameters: *same}\n"
     name = "lm_head.weight"
     close(merged(folder, text)[name], (states["a"][name] + states["b"][name]) / 2)
@@ -315,10 +227,10 @@ def test_aliases_are_written_out_and_bombs_refused(models: tuple[Path, dict[str,
 
 
 def test_one_model_has_a_head_of_its_own(
-    run: Callable[..., Ended], models: tuple[Path, dict[str, Tensors]], tmp_path: Path
+    command: Callable[..., Ended], llamas: tuple[Path, dict[str, Tensors]], tmp_path: Path
 ) -> None:
     """The base ties its head to the embedding and the other does not: the result has a head, and its config says so."""
-    _, states = models
+    _, states = llamas
     base = {name: tensor for name, tensor in states["base"].items() if name != "lm_head.weight"}
     keep(tmp_path / "tied", base)
     keep(tmp_path / "own", states["a"])
@@ -327,7 +239,7 @@ def test_one_model_has_a_head_of_its_own(
         "base_model": "tied",
         "models": [entry("own", weight=0.5)],
     }
-    done = run("merge", str(written(tmp_path, recipe)), "-o", str(tmp_path / "out"))
+    done = command("merge", str(written(tmp_path, recipe)), "-o", str(tmp_path / "out"))
     assert done.exit_code == 0, done.output
     assert "'lm_head.weight' of its own" in done.output
     got = load_file(tmp_path / "out" / "model.safetensors")
@@ -365,15 +277,15 @@ def test_one_model_has_a_head_of_its_own(
         ({"merge_method": "slerp"}, "`slerp` needs a base: `base_model` is missing."),
         (
             {"merge_method": "slerp", "base_model": "base", "parameters": {"t": 0.5}},
-            "takes 1 models besides the base. Got 2: a, b. At model.embed_tokens.weight and ",
+            "model.embed_tokens.weight and 18 other tensors: the method takes 1 model besides the base. Got 2: a, b.",
         ),
         ({"merge_method": "nuslerp", "models": [entry("a", weight=1)]}, "takes 2 models besides the base. Got 1: a."),
         ({"tokenizer_source": "base", "tokenizer": {"source": "union"}}, "`tokenizer` and `tokenizer_source` say the same"),
         ({"models": [{"model": "a", "layer_range": [0, 2]}]}, "unknown key 'layer_range'."),
     ],
 )
-def test_every_mistake_has_its_place(models: tuple[Path, dict[str, Tensors]], change: dict[str, Any], said: str) -> None:
-    folder, _ = models
+def test_every_mistake_has_its_place(llamas: tuple[Path, dict[str, Tensors]], change: dict[str, Any], said: str) -> None:
+    folder, _ = llamas
     recipe = {"merge_method": "linear", "models": [entry("a", weight=1), entry("b", weight=1)], "dtype": "float32", **change}
     if "merge_methd" in change or "merge_method" in change or "parameters" in change:
         recipe["models"] = change.get("models", [entry("a", weight=1), entry("b", weight=1)])
@@ -385,15 +297,15 @@ def test_every_mistake_has_its_place(models: tuple[Path, dict[str, Tensors]], ch
 
 
 def test_a_config_is_the_bases_or_the_first_models_and_what_differs_is_said(
-    run: Callable[..., Ended], models: tuple[Path, dict[str, Tensors]], tmp_path: Path
+    command: Callable[..., Ended], llamas: tuple[Path, dict[str, Tensors]], tmp_path: Path
 ) -> None:
     """mergekit takes the config of a model that hash order chooses where there is no base."""
-    _, states = models
+    _, states = llamas
     keep(tmp_path / "first", states["a"], rope_theta=10000.0)
     keep(tmp_path / "second", states["b"], rope_theta=50000.0)
     for order in (("first", "second"), ("second", "first")):
         recipe = {"merge_method": "linear", "models": [entry(name, weight=1) for name in order]}
-        done = run("merge", str(written(tmp_path, recipe)), "-o", str(tmp_path / f"out {order[0]}"))
+        done = command("merge", str(written(tmp_path, recipe)), "-o", str(tmp_path / f"out {order[0]}"))
         assert done.exit_code == 0, done.output
         config = json.loads((tmp_path / f"out {order[0]}" / "config.json").read_text())
         assert config["rope_theta"] == (10000.0 if order[0] == "first" else 50000.0)
@@ -402,21 +314,20 @@ def test_a_config_is_the_bases_or_the_first_models_and_what_differs_is_said(
 
 
 def test_models_of_another_architecture_are_refused_with_the_keys_that_differ(
-    models: tuple[Path, dict[str, Tensors]], tmp_path: Path
+    llamas: tuple[Path, dict[str, Tensors]], tmp_path: Path
 ) -> None:
-    _, states = models
+    _, states = llamas
     wide = {name: torch.cat([tensor, tensor]) if "q_proj" in name else tensor for name, tensor in states["a"].items()}
     keep(tmp_path / "wide", wide, num_attention_heads=16)
     keep(tmp_path / "base", states["base"], num_attention_heads=8)
     recipe = {"merge_method": "ties", "base_model": "base", "models": [entry("wide", weight=1)]}
     found = problems(tmp_path, recipe)
-    assert "the models have other shapes: wide [16, 8], base [8, 8]" in found[0]
+    assert "q_proj.weight (wide [16, 8], base [8, 8]) and 3 other tensors: the models have other shapes" in found[0]
     assert "num_attention_heads: " in found[0]
     less = {name: tensor for name, tensor in states["a"].items() if "o_proj" not in name}
     keep(tmp_path / "less", less)
     found = problems(tmp_path, {**recipe, "models": [entry("less", weight=1)]})
-    assert "less has no such tensor, base has." in found[0]
-    assert found[0].endswith("At model.layers.0.self_attn.o_proj.weight and 3 more.")
+    assert "less lacks 4 tensors that base has: model.layers.0.self_attn.o_proj.weight" in found[0]
     grown = {name: torch.cat([t, t[:1]]) if t.shape == (VOCABULARY, HIDDEN) else t for name, t in states["a"].items()}
     keep(tmp_path / "grown", grown)
     found = problems(tmp_path, {**recipe, "models": [entry("grown", weight=1)]})
@@ -425,9 +336,9 @@ def test_models_of_another_architecture_are_refused_with_the_keys_that_differ(
 
 
 def test_nan_in_a_model_is_refused_and_a_stranger_noticed(
-    run: Callable[..., Ended], models: tuple[Path, dict[str, Tensors]], tmp_path: Path
+    command: Callable[..., Ended], llamas: tuple[Path, dict[str, Tensors]], tmp_path: Path
 ) -> None:
-    _, states = models
+    _, states = llamas
     keep(tmp_path / "base", states["base"])
     bad = {name: tensor.clone() for name, tensor in states["a"].items()}
     bad["model.layers.1.mlp.down_proj.weight"][0, 0] = float("nan")
@@ -440,27 +351,27 @@ def test_nan_in_a_model_is_refused_and_a_stranger_noticed(
             **base,
             "models": [entry("bad", weight=1) if method in ("linear", "ties") else entry("bad")],
         }
-        done = run("merge", str(written(tmp_path, {**recipe, "parameters": extra})), "-o", str(tmp_path / "out"))
+        done = command("merge", str(written(tmp_path, {**recipe, "parameters": extra})), "-o", str(tmp_path / "out"))
         assert done.exit_code == 1, method
         assert "'model.layers.1.mlp.down_proj.weight' holds 1 NaN" in done.output, done.output
         assert not (tmp_path / "out").exists()
     recipe = {"merge_method": "slerp", "base_model": "base", "models": [entry("stranger")], "parameters": {"t": 0.5}}
-    done = run("merge", str(written(tmp_path, recipe)), "-o", str(tmp_path / "out"))
+    done = command("merge", str(written(tmp_path, recipe)), "-o", str(tmp_path / "out"))
     assert done.exit_code == 0
     assert "stranger: lies 1.4" in done.output
     assert "They are probably not related." in done.output
 
 
 def test_what_means_nothing_to_a_method_is_said(
-    run: Callable[..., Ended], models: tuple[Path, dict[str, Tensors]], tmp_path: Path
+    command: Callable[..., Ended], llamas: tuple[Path, dict[str, Tensors]], tmp_path: Path
 ) -> None:
-    folder, _ = models
+    folder, _ = llamas
     recipe = {
         "merge_method": "linear",
         "models": [entry("a", weight=1, normalize=False), entry("b", weight=1)],
         "parameters": {"int8_mask": True},
     }
-    done = run("merge", str(written(folder, recipe)), "-o", str(tmp_path / "out"))
+    done = command("merge", str(written(folder, recipe)), "-o", str(tmp_path / "out"))
     assert done.exit_code == 0, done.output
     assert "`int8_mask` means nothing to linear, there as here." in done.output
     assert "`normalize` is a setting of the whole merge; under a model it has no effect." in done.output
@@ -469,8 +380,8 @@ def test_what_means_nothing_to_a_method_is_said(
 # Cost.
 
 
-def test_the_plan_is_the_loops_and_reads_each_input_once(models: tuple[Path, dict[str, Tensors]]) -> None:
-    folder, states = models
+def test_the_plan_is_the_loops_and_reads_each_input_once(llamas: tuple[Path, dict[str, Tensors]]) -> None:
+    folder, states = llamas
     size = sum(tensor.nbytes for tensor in states["base"].values())
     recipe = {"merge_method": "ties", "base_model": "base", "models": [entry(n, weight=1, density=0.5) for n in "abc"]}
     walks = plan(from_recipe(load(written(folder, recipe))), engine=Engine()).passes
@@ -481,9 +392,9 @@ def test_the_plan_is_the_loops_and_reads_each_input_once(models: tuple[Path, dic
 
 
 def test_the_same_bits_from_any_workers_resumed_and_in_memory(
-    run: Callable[..., Ended], models: tuple[Path, dict[str, Tensors]], tmp_path: Path
+    command: Callable[..., Ended], llamas: tuple[Path, dict[str, Tensors]], tmp_path: Path
 ) -> None:
-    folder, _ = models
+    folder, _ = llamas
     recipe = written(
         folder,
         {
@@ -497,7 +408,7 @@ def test_the_same_bits_from_any_workers_resumed_and_in_memory(
     from_recipe(load(recipe)).save(tmp_path / "out", engine=Engine(workers=2))
     got = load_file(tmp_path / "out" / "model.safetensors")
     assert all(torch.equal(got[name], tensor) for name, tensor in want.items())
-    again = run("merge", str(recipe), "-o", str(tmp_path / "again"), "--resume")
+    again = command("merge", str(recipe), "-o", str(tmp_path / "again"), "--resume")
     assert again.exit_code == 0, again.output
     assert (tmp_path / "again" / "model.safetensors").read_bytes()[-64:] == (tmp_path / "out" / "model.safetensors").read_bytes()[
         -64:

@@ -120,6 +120,11 @@ class Source(ABC):
         """The sources that this one is computed from; none where it is stored."""
         return ()
 
+    @property
+    def abreast(self) -> int:
+        """How many sources are read side by side for one tensor."""
+        return len(self.children())
+
     def prepare(self) -> None:  # noqa: B027  nothing, where it is stored
         """Do once what must be done before the first row."""
 
@@ -171,34 +176,34 @@ class Source(ABC):
 def leaves(sources: Iterable[Source]) -> list[Source]:
     """Every stored source below some sources, each once."""
     found: dict[str, Source] = {}
-
-    def visit(source: Source) -> None:
-        for child in source.children():
-            visit(child)
-        for origin in source.origins():
-            if origin is not source:
-                visit(origin)
-            elif not source.children():
-                found.setdefault(origin.key, origin)
-
     for source in sources:
-        visit(source)
+        _find_stored(source, found)
     return list(found.values())
+
+
+def _find_stored(source: Source, found: dict[str, Source]) -> None:
+    for child in source.children():
+        _find_stored(child, found)
+    for origin in source.origins():
+        if origin is not source:
+            _find_stored(origin, found)
+        elif not source.children():
+            found.setdefault(origin.key, origin)
 
 
 def computed(sources: Iterable[Source]) -> list[Source]:
     """Every computed source among and below some sources, each once, those below first."""
     found: dict[str, Source] = {}
-
-    def visit(source: Source) -> None:
-        for child in source.children():
-            visit(child)
-        if source.children():
-            found.setdefault(source.key, source)
-
     for source in sources:
-        visit(source)
+        _find_computed(source, found)
     return list(found.values())
+
+
+def _find_computed(source: Source, found: dict[str, Source]) -> None:
+    for child in source.children():
+        _find_computed(child, found)
+    if source.children():
+        found.setdefault(source.key, source)
 
 
 def span(spec: Spec, start: int, stop: int | None) -> tuple[int, int]:

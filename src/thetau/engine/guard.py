@@ -139,8 +139,8 @@ def strangers(
     for label, model in models.items():
         apart, whole, count = 0.0, 0.0, 0
         for name in (name for name in largest if name in names[model.key]):
-            spec = base.specs[name]
-            rows = max(1, min(spec.rows, SAMPLE // max(1, spec.row_elements)))
+            spec, there = base.specs[name], model.specs[names[model.key][name]]
+            rows = min(spec.rows, there.rows, max(1, SAMPLE // max(1, spec.row_elements)))
             ours, theirs = base.read(names[base.key][name], 0, rows), model.read(names[model.key][name], 0, rows)
             if ours.shape == theirs.shape:
                 apart += float((theirs.double() - ours.double()).square().sum())

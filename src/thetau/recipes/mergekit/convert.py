@@ -28,6 +28,10 @@ def convert(recipe: MergekitRecipe) -> dict[str, Any]:
     Raises:
         RecipeError: the recipe cannot be run, or says something that ours cannot say; the message names it.
     """
+    if recipe.mixture:
+        raise RecipeError(
+            ["it makes a mixture of experts, which ours cannot say. `thetau merge` runs it as it is."], recipe.where
+        )
     if len(recipe.scripts) != 1:
         raise RecipeError(
             [

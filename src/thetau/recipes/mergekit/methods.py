@@ -6,11 +6,13 @@ its rescaling keeps the sum of magnitudes: settings of our methods, so that a re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from thetau.checkpoint import matches
 from thetau.errors import RecipeError
+from thetau.fields import declared
 from thetau.methods import (
     ArceeFusion,
     Breadcrumbs,
@@ -33,7 +35,7 @@ from thetau.methods import (
     TaskArithmetic,
     Ties,
 )
-from thetau.parts import Method, PerTask, Varying
+from thetau.parts import Method, PerPattern, PerTask, Varying
 
 Values = Mapping[str, Any]
 REQUIRED = object()
@@ -67,6 +69,7 @@ class Parameter:
 
 _KINDS: Mapping[type, str] = {float: "a number", int: "an integer", bool: "true or false"}
 _WEIGHT = {"weight": Parameter(float)}
+_TINY = 1e-8  # a sum of weights below this counts as 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +78,7 @@ class Spec:
 
     - `base`: whether one of the models is the base (`required`), can be (`optional`), or counts as any other (None).
     - `fewest`, `most`: models besides the base.
+    - `remark`: a sentence that the values at a tensor deserve, if any.
     - `build`: ours, from the shared values, those of each input, and the inputs' identities; `based` says whether there is a base.
     """
 
@@ -84,6 +88,14 @@ class Spec:
     base: Literal["required", "optional"] | None = None
     fewest: int = 1
     most: int | None = None
+    remark: Callable[[Values, Sequence[Values]], str | None] = lambda shared, each: None
+
+    def remarks(self, shared: Values, each: Sequence[Values]) -> list[str]:
+        """What deserves to be said of the values that hold at a tensor, besides errors."""
+        values = {key: parameter.read(key, shared.get(key), "") for key, parameter in self.shared.items()}
+        inputs = [{key: parameter.read(key, given.get(key), "") for key, parameter in self.per_input.items()} for given in each]
+        said = self.remark(values, inputs)
+        return [said] if said else []
 
     def method(self, shared: Values, each: Sequence[Values], ids: Sequence[str], *, based: bool) -> Method | None:
         """Ours with the values that hold at a tensor; None where nothing stands beside the base, which then stays.
@@ -103,7 +115,8 @@ class Spec:
                 else f"at most {self.most}"
             )
             beside = " besides the base" if self.base is not None else ""
-            raise RecipeError([f"takes {takes} models{beside}. Got {count}: {', '.join(ids) or 'none'}."], "models")
+            models = "model" if takes == "1" else "models"
+            raise RecipeError([f"the method takes {takes} {models}{beside}. Got {count}: {', '.join(ids) or 'none'}."], "models")
         values = {key: parameter.read(key, shared.get(key), "") for key, parameter in self.shared.items()}
         inputs = [
             {key: parameter.read(key, given.get(key), f" for {name}") for key, parameter in self.per_input.items()}
@@ -119,8 +132,70 @@ def ours(method: Method) -> Spec:
     """A method of ours, the same at every tensor."""
     fewest, most = method.takes
     return Spec(
-        build=lambda values, each, ids, based: method, base="required" if method.needs_base else None, fewest=fewest, most=most
+        build=lambda values, each, ids, based: narrowed(method, ids),
+        base="required" if method.needs_base else None,
+        fewest=fewest,
+        most=most,
     )
+
+
+def narrowed(method: Method, ids: Sequence[str], names: Sequence[str] | None = None) -> Method:
+    """The method for some of the tasks and tensors: values by task and by pattern without those of others."""
+    changed: dict[str, Any] = {}
+    for name in declared(type(method)):
+        value = method.__dict__[name]
+        if isinstance(value, PerTask):
+            changed[name] = PerTask({task: _fitting(number, names) for task, number in value.values.items() if task in ids})
+        elif isinstance(value, PerPattern):
+            changed[name] = _fitting(value, names)
+        elif isinstance(value, Method):
+            changed[name] = narrowed(value, ids, names)
+    return replace(method, **changed) if changed else method  # type: ignore[type-var]
+
+
+def joined(chosen: Mapping[str, Method]) -> Method | None:
+    """One method for tensors with methods of one kind, by name: numbers that differ go by tensor; None where others do."""
+    first = next(iter(chosen.values()))
+    changed: dict[str, Any] = {}
+    for key in declared(type(first)):
+        values = {name: method.__dict__[key] for name, method in chosen.items()}
+        one = values[next(iter(values))]
+        if all(value == one for value in values.values()):
+            continue
+        tasks = list(dict.fromkeys(task for value in values.values() if isinstance(value, PerTask) for task in value.values))
+        by_task: dict[str, dict[str, Any]] = {
+            task: {name: value.values.get(task) if isinstance(value, PerTask) else value for name, value in values.items()}
+            for task in tasks
+        } or {"": values}
+        if not all(type(number) in (int, float) for numbers in by_task.values() for number in numbers.values()):
+            return None
+        spread = {
+            task: PerPattern({name: float(number) for name, number in numbers.items()}) for task, numbers in by_task.items()
+        }
+        changed[key] = PerTask(spread) if tasks else spread[""]
+    try:
+        return replace(first, **changed) if changed else first  # type: ignore[type-var]
+    except ValueError:  # a field that cannot vary by tensor
+        return None
+
+
+def _fitting(value: Any, names: Sequence[str] | None) -> Any:
+    if names is None or not isinstance(value, PerPattern):
+        return value
+    known = frozenset(names)
+    fits = {pattern: pattern in known or any(matches(one, [pattern]) for one in names) for pattern in value.values}
+    return PerPattern({pattern: number for pattern, number in value.values.items() if fits[pattern]})
+
+
+def patterns(method: Method) -> Iterator[tuple[str, list[str]]]:
+    """Each field that varies by pattern, and its patterns."""
+    for name in declared(type(method)):
+        value = method.__dict__[name]
+        for one in value.values.values() if isinstance(value, PerTask) else [value]:
+            if isinstance(one, PerPattern):
+                yield name, list(one.values)
+        if isinstance(value, Method):
+            yield from patterns(value)
 
 
 def by_task(key: str, each: Sequence[Values], ids: Sequence[str], change: Callable[[float], float] = float) -> Varying:
@@ -134,6 +209,7 @@ def _kept(each: Sequence[Values]) -> list[dict[str, Any]]:
     return [
         {
             **given,
+            "said": given["weight"],
             "weight": 0.0 if given["density"] <= 0 else given["weight"],
             "density": min(1.0, given["density"]) if given["density"] > 0 else 1.0,
         }
@@ -142,9 +218,20 @@ def _kept(each: Sequence[Values]) -> list[dict[str, Any]]:
 
 
 def _sums(values: Values, each: Sequence[Values], ids: Sequence[str]) -> dict[str, Any]:
-    """`scale` and `total` of a weighted sum."""
+    """`scale` and `total` of a weighted sum.
+
+    Raises:
+        ValueError: it is to be divided by weights that cancel.
+    """
+    _check_sum(values, each)
     scale = by_task("weight", each, ids, lambda weight: weight * (1.0 if values["normalize"] else values["lambda"]))
-    return {"scale": scale, "total": values["lambda"] if values["normalize"] else None}
+    if not values["normalize"]:
+        return {"scale": scale, "total": None}
+    kept, whole = sum(given["weight"] for given in each), sum(given["said"] for given in each)
+    return {
+        "scale": scale,
+        "total": values["lambda"] * (kept / whole if kept != whole and whole else 1.0),
+    }  # of density 0 still divides
 
 
 def _elects(values: Values, each: Sequence[Values], ids: Sequence[str]) -> dict[str, Any]:
@@ -209,6 +296,18 @@ def _breadcrumbs_ties(values: Values, each: Sequence[Values], ids: Sequence[str]
 
 
 def _ranked(each: Sequence[Values], ids: Sequence[str]) -> dict[str, Any]:
+    """`drop` and `epsilon`, which is the whole width of the probabilities here and half of it there.
+
+    Raises:
+        ValueError: probabilities would leave (0, 1).
+    """
+    each = [{**given, "epsilon": 0.0 if given["density"] >= 1 else given["epsilon"]} for given in each]
+    for name, given in zip(ids, each, strict=True):
+        density, epsilon = given["density"], given["epsilon"]
+        if density < 1 and not (epsilon < density and density + epsilon < 1):
+            raise ValueError(
+                f"`density` - `epsilon` and `density` + `epsilon` must lie in (0, 1). Got {density:g} and {epsilon:g} for {name}."
+            )
     return {"drop": by_task("density", each, ids, _drop), "epsilon": by_task("epsilon", each, ids, lambda given: 2 * given)}
 
 
@@ -224,11 +323,25 @@ def _task_arithmetic(values: Values, each: Sequence[Values], ids: Sequence[str])
     return TaskArithmetic(**_sums(values, each, ids))
 
 
-def _linear(values: Values, each: Sequence[Values], ids: Sequence[str], based: bool) -> Method:
-    if values["normalize"] and sum(given["weight"] for given in each) == 0:
+def _check_sum(values: Values, each: Sequence[Values], *, least: int = 1) -> None:
+    """Raise where weights are to be divided by a sum of 0, of at least so many that are not 0 themselves."""
+    weights = [given["weight"] for given in each]
+    if values["normalize"] and abs(sum(weights)) < _TINY and sum(weight != 0 for weight in weights) >= least:
         raise ValueError(
             "the weights add up to 0, and `normalize` divides by their sum. Say `normalize: false`, or other weights."
         )
+
+
+def _divided(values: Values, each: Sequence[Values]) -> str | None:
+    """That weights which do not add up to 1 are divided by their sum: `linear` does so unless told otherwise."""
+    total = sum(given["weight"] for given in each)
+    if not values["normalize"] or abs(total - 1) < 1e-3:
+        return None
+    return f"the weights add up to {total:.4g} and are divided by it. Say `normalize: false` to add them as they are."
+
+
+def _linear(values: Values, each: Sequence[Values], ids: Sequence[str], based: bool) -> Method:
+    _check_sum(values, each, least=0)
     return Linear(weights=by_task("weight", each, ids), normalise=values["normalize"])
 
 
@@ -261,7 +374,7 @@ SPECS: Mapping[str, Spec] = {
     "breadcrumbs_ties": _sparse(_breadcrumbs_ties, normalise=False, rescale=False, gamma=_GAMMA),
     "della": _sparse(_della, normalise=True, rescale=True, epsilon=_EPSILON),
     "della_linear": _sparse(_della_linear, normalise=False, rescale=True, epsilon=_EPSILON),
-    "linear": Spec(build=_linear, shared={"normalize": Parameter(bool, True)}, per_input=_WEIGHT),
+    "linear": Spec(build=_linear, shared={"normalize": Parameter(bool, True)}, per_input=_WEIGHT, remark=_divided),
     "slerp": Spec(
         build=lambda values, each, ids, based: Slerp(t=values["t"]),
         shared={"t": Parameter(float)},

@@ -14,9 +14,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from thetau.checkpoint import Kind, Source, Spec, kind_of, matches, open_source
+from thetau.checkpoint import Kind, Source, Spec, check_patterns, kind_of, matches, open_source
 from thetau.checkpoint.arranged import Arranged, Piece
-from thetau.checkpoint.config import differences, has_config, read_config, with_depth
+from thetau.checkpoint.config import differences, has_config, out_of_step, part_like, read_config, with_depth
 from thetau.engine.executor import Engine
 from thetau.engine.merge import Merge
 from thetau.engine.patchwork import Patch, Patchwork
@@ -24,9 +24,9 @@ from thetau.errors import AlignmentError, CheckpointError, RecipeError, nearest
 from thetau.methods import plain
 from thetau.parts import Method
 from thetau.recipes.mergekit import methods, modules
-from thetau.recipes.mergekit.layout import Layout, renamed
+from thetau.recipes.mergekit.layout import Layout, is_head, renamed
 from thetau.recipes.mergekit.reference import Reference, parse
-from thetau.recipes.mergekit.schema import Input, Module, Script, Settings, Slice, Where
+from thetau.recipes.mergekit.schema import Choice, Input, Module, Script, Settings, Slice, Where
 from thetau.recipes.mergekit.settings import Resolver, unknown
 from thetau.recipes.mergekit.tokens import (
     Speaker,
@@ -43,6 +43,7 @@ from thetau.recipes.mergekit.tokens import (
 from thetau.vectors import Combination
 
 SHOWN = 6
+SHARES = ("density", "select_topk")
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Model:
 
     @cached_property
     def layers(self) -> Mapping[str, Mapping[int, Sequence[str]]]:
-        """By the donor's container and layer's number, the names inside the layer."""
+        """The names inside each layer of each container, by the donor's name of the container."""
         found: dict[str, dict[int, list[str]]] = {}
         for said, own in self.names.items():
             place = self.layout.places[own]
@@ -78,7 +79,11 @@ class Model:
 
     def depth(self, container: str) -> int:
         """How many layers it has there."""
-        return len(self.layers.get(container, {}))
+        return len(self.layers.get(container, ()))
+
+    def holds(self, tower: modules.Tower) -> bool:
+        """Whether it has any tensor of a tower."""
+        return any(name in self.names for name in tower.tensors)
 
 
 @dataclass(frozen=True)
@@ -95,24 +100,30 @@ class Slot:
 class Findings:
     """What is wrong, what deserves a second look, and what is only said."""
 
-    _at: dict[str, list[str]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    _found: dict[str, dict[str, None]] = field(default_factory=dict)
 
-    def wrong(self, problem: str, name: str | None = None) -> None:
-        """Note a problem once; `name` is a tensor at which it was found."""
-        self._at.setdefault(problem, [])
-        if name is not None:
-            self._at[problem].append(name)
+    def wrong(self, problem: str, tensor: str | None = None) -> None:
+        """Note a problem once; of one that many tensors have, `{}` in it stands for their names."""
+        names = self._found.setdefault(problem, {})
+        if tensor is not None:
+            names[tensor] = None
+
+    def warn(self, warning: str) -> None:
+        """Note a warning once."""
+        if warning not in self.warnings:
+            self.warnings.append(warning)
+
+    def note(self, note: str) -> None:
+        """Note what is only said, once."""
+        if note not in self.notes:
+            self.notes.append(note)
 
     @property
     def problems(self) -> list[str]:
-        """Each with the tensors at which it was found."""
-        return [problem + self._where(names) for problem, names in self._at.items()]
-
-    def _where(self, names: Sequence[str]) -> str:
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        return f" At {names[0]}{more}." if names else ""
+        """All problems, each once."""
+        return [problem.replace("{}", _several([*names])) if names else problem for problem, names in self._found.items()]
 
 
 def assemble(
@@ -128,7 +139,6 @@ def assemble(
 
     Raises:
         RecipeError: everything that headers and configs can tell is wrong, with line and column.
-        CheckpointError, AlignmentError: a model cannot be opened.
     """
     made: dict[str, Source] = {}
     result: Patchwork | None = None
@@ -168,7 +178,6 @@ class Assembly:
         self.seed, self.exclude, self.engine = seed, tuple(exclude), engine
         self.folder, self.template = folder, dict[str, Any]()
         self.found = Findings()
-        self._known_rests: dict[str, list[str]] = {}
         self.fixed, self.opened, self.labels = fixed, opened, labels
         self.spec = methods.SPECS.get(script.method) if fixed is None else methods.ours(fixed)
         if self.spec is None:
@@ -188,15 +197,23 @@ class Assembly:
 
     def _opened(self) -> dict[Reference, Model]:
         references = self.script.references()
-        sources = {reference: self._source(reference) for reference in references}
+        sources: dict[Reference, Source] = {}
+        problems = []
+        for reference in references:
+            try:
+                sources[reference] = self._source(reference)
+            except (CheckpointError, AlignmentError) as error:
+                problems.append(f"{self._at(self.script.place(reference))}: {error}")
+        if problems:
+            raise RecipeError(problems, self.where)
         labels = {**_labels(references), **self.labels}
         found: dict[Reference, Model] = {}
         donor: Layout | None = None
         for reference, source in sources.items():
-            layout = Layout.of(source)
+            config = self._config(source)
+            layout = Layout.of(source, config)
             donor = donor or layout
             names = {said: own for own, said in renamed(donor, layout).items()}
-            config = self._config(source)
             found[reference] = Model(labels[reference], source, layout, names, config)
         return found
 
@@ -258,15 +275,26 @@ class Assembly:
         )
 
     def _patches(self, slots: Sequence[Slot], specs: Mapping[str, Spec]) -> list[Patch]:
+        """One merge for all tensors of the same models, base and kind of method; a number that differs between them goes by name."""
         groups: dict[tuple[Any, ...], list[Slot]] = {}
         for slot in slots:
-            said = json.dumps(plain(slot.method), sort_keys=True) if slot.method is not None else ""
             ids = tuple(identity for identity, _, _ in slot.inputs)
-            key = (ids, slot.base[0].label if slot.base else None, said)
+            key = (ids, slot.base[0].label if slot.base else None, type(slot.method))
             groups.setdefault(key, []).append(slot)
-        return [self._patch(group, len(groups)) for group in groups.values()]
+        found = []
+        for group in groups.values():
+            chosen = {slot.name: slot.method for slot in group if slot.method is not None}
+            shared = methods.joined(chosen) if chosen else None
+            if shared is not None or not chosen:
+                found.append((group, shared))
+                continue
+            apart: dict[str, list[Slot]] = {}
+            for slot in group:
+                apart.setdefault(json.dumps(plain(chosen[slot.name]), sort_keys=True), []).append(slot)
+            found += [(some, chosen[some[0].name]) for some in apart.values()]
+        return [self._patch(group, method, len(found)) for group, method in found]
 
-    def _patch(self, slots: Sequence[Slot], groups: int) -> Patch:
+    def _patch(self, slots: Sequence[Slot], method: Method | None, groups: int) -> Patch:
         first = slots[0]
         names = tuple(slot.name for slot in slots)
         arranged = [
@@ -277,7 +305,7 @@ class Assembly:
             )
             for index, (_, model, _) in enumerate(first.inputs)
         ]
-        if first.method is None:
+        if method is None:
             return Patch(Combination(((1.0, arranged[0]),), reference=arranged[0]), names)
         base = arranged[0]
         if first.base is not None:
@@ -290,7 +318,7 @@ class Assembly:
         }
         merge = Merge(
             tasks,
-            first.method.chain(),
+            methods.narrowed(method, tuple(tasks), names).chain(),
             label=f"{self.script.method} of {len(tasks)} models" + (f", {len(names)} tensors" if groups > 1 else ""),
             seed=self.seed,
             engine=self.engine,
@@ -326,6 +354,8 @@ class Assembly:
             if problem:
                 self.found.wrong(f"{self._at(module.where)}: {problem}")
                 continue
+            if name is None:
+                chosen = self._moved(chosen, module)
             found += [modules.Cut(tower, module, self._slices(module, tower)) for tower in chosen]
         taken = {tensor for cut in found for tensor in cut.tower.tensors}
         left = [tensor for tensor in self.donor.source.specs if tensor not in taken]
@@ -334,6 +364,20 @@ class Assembly:
                 f"{len(left)} tensors of towers that the recipe does not name are taken from {self.donor.label}: "
                 f"{', '.join(left[:SHOWN])}{' …' if len(left) > SHOWN else ''}"
             )
+        return found
+
+    def _moved(self, towers: Sequence[modules.Tower], module: Module) -> list[modules.Tower]:
+        """The towers that all models have; one for images or sound that some model lacks stays as it is."""
+        stays: dict[str, list[str]] = {}
+        found = []
+        for tower in towers:
+            lacking = [self.models[one.model].label for one in module.models if not self.models[one.model].holds(tower)]
+            if lacking and tower.role != "text_decoder":
+                stays.setdefault(", ".join(lacking), []).append(repr(tower.name))
+            else:
+                found.append(tower)
+        for labels, names in stays.items():
+            self.found.warnings.append(f"{labels} has no {', '.join(names)}: they stay as in {self.donor.label}.")
         return found
 
     def _slices(self, module: Module, tower: modules.Tower) -> tuple[Slice, ...]:
@@ -352,7 +396,13 @@ class Assembly:
             inputs.append(Input(self.script.base, ("base_model",)))
         container = tower.container
         depths = {one.model: self.models[one.model].depth(container) for one in inputs} if container is not None else {}
-        if len(set(depths.values())) > 1:
+        if 0 in depths.values() and any(depths.values()):
+            lacking = next(self.models[model] for model, count in depths.items() if count == 0)
+            having = next(self.models[model] for model, count in depths.items() if count)
+            self.found.wrong(
+                f"{self._at(module.where)}: {lacking.label} has no layers {container!r}, {having.label} has.{_apart([having, lacking])}"
+            )
+        elif len(set(depths.values())) > 1:
             said = ", ".join(f"{self.models[model].label} {count}" for model, count in depths.items())
             self.found.wrong(
                 f"{self._at(module.where)}: the models have different numbers of layers in {container!r}: {said}. Use `slices`."
@@ -373,6 +423,7 @@ class Assembly:
 
     def _slots(self, cuts: Sequence[modules.Cut]) -> list[Slot]:
         before, layers, after = [], [], []
+        self.lacking: dict[str, dict[str, str]] = {}  # by model, then tensor: who has it
         self.resolver = Resolver(self._names(cuts))
         for cut in cuts:
             before += [self._slot(name, cut, cut.slices[0], 0.0, None) for name in cut.tower.before]
@@ -388,59 +439,69 @@ class Assembly:
             if name not in taken and name not in towers
         ]
         heads = self._heads(cuts, taken)
+        self._tell_lacking()
+        everything = {*taken, *(name for model in self.models.values() for name in (*model.names, *model.source.specs))}
+        for problem in check_patterns(self.exclude, everything, "exclude"):
+            self.found.wrong(problem)
         return [slot for slot in (*before, *layers, *after, *heads, *rest) if slot is not None]
 
     def _names(self, cuts: Sequence[modules.Cut]) -> list[str]:
         """Every name that a filter can be asked about."""
         found: dict[str, None] = {}
         for cut in cuts:
-            found.update(dict.fromkeys((*cut.tower.before, *cut.tower.after)))
+            found.update(dict.fromkeys(cut.placed(name) for name in (*cut.tower.before, *cut.tower.after)))
             for layer in cut.layers():
                 found.update(dict.fromkeys(f"{layer.prefix}{rest}" for rest in self._rests(cut, layer)))
         return list(found)
 
     def _rests(self, cut: modules.Cut, layer: modules.Layer) -> list[str]:
-        """The tensors of an output layer; those that only some inputs have are a problem."""
+        """The tensors of an output layer, of any of its inputs."""
         container = cut.tower.container
         assert container is not None
-        if layer.prefix in self._known_rests:
-            return self._known_rests[layer.prefix]
-        known: dict[str, list[str]] = {}
+        known: dict[str, None] = {}
         for one, index in zip(layer.slice.sources, layer.indices, strict=True):
-            model = self.models[one.model]
-            for rest in model.layers.get(container, {}).get(index, ()):
-                known.setdefault(rest, []).append(model.label)
-        labels = [self.models[one.model].label for one in layer.slice.sources]
-        for rest, holders in known.items():
-            lacking = [label for label in labels if label not in holders]
-            if lacking:
-                self.found.wrong(
-                    f"{self._at(layer.slice.where)}: {', '.join(lacking)} has no such tensor, {holders[0]} has. Models of other architectures "
-                    "cannot be merged.",
-                    f"{layer.prefix}{rest}",
-                )
-        self._known_rests[layer.prefix] = list(known)
-        return self._known_rests[layer.prefix]
+            known.update(dict.fromkeys(self.models[one.model].layers.get(container, {}).get(index, ())))
+        return list(known)
+
+    def _lacks(self, label: str, name: str, holder: str) -> None:
+        """Note a tensor that a model has not and another has; all are told together."""
+        if not matches(name, self.exclude):
+            self.lacking.setdefault(label, {})[name] = holder
+
+    def _tell_lacking(self) -> None:
+        """A problem for each model that lacks tensors."""
+        for label, names in self.lacking.items():
+            some = ", ".join(list(names)[:SHOWN]) + (" …" if len(names) > SHOWN else "")
+            fused = any(name.endswith(("experts.gate_up_proj", "experts.down_proj")) for name in names)
+            why = (
+                "One keeps its experts in one tensor, the other each by itself: save one of them anew with the other's version of transformers."
+                if fused
+                else f"Leave them out with `--exclude PATTERN`: they stay as in {self.donor.label} where it has them. Or take models of one architecture."
+            )
+            self.found.wrong(f"{label} lacks {len(names)} tensors that {next(iter(names.values()))} has: {some}. {why}")
 
     def _heads(self, cuts: Sequence[modules.Cut], taken: set[str]) -> list[Slot | None]:
         """Loose tensors that some model has and the donor has not: an output head of its own, beside a donor that ties it."""
         found: list[Slot | None] = []
         for model in self.models.values():
             for said, own in model.names.items():
-                place = model.layout.places[own]
-                if said in taken or said in self.donor.names or place.container is not None:
+                if said in taken or said in self.donor.names or model.layout.places[own].container is not None:
                     continue
                 taken.add(said)
-                shape = model.source.specs[own].shape
-                if kind_of(said, shape) is Kind.HEAD and self._find(self.donor, said) is not None:
+                if matches(said, self.exclude) or model.layout.further(own):
+                    self.found.notes.append(f"{model.label}: {said!r}, which {self.donor.label} has not, is left out.")
+                elif is_head(said) and self._find(self.donor, said) is not None:
                     found.append(self._slot(said, cuts[0], cuts[0].slices[-1], 0.0, None))
                     self.found.notes.append(
                         f"{model.label} has {said!r} of its own; where the others tie it to the embedding, that counts."
                     )
                 else:
-                    self.found.wrong(
-                        f"{model.label} has {said!r}, which {self.donor.label} has not. Models of other architectures cannot be merged."
-                    )
+                    self._lacks(self.donor.label, said, model.label)
+            for container, inside in model.layers.items():
+                if container not in self.donor.layout.depth:
+                    for index, rests in inside.items():
+                        for rest in rests:
+                            self._lacks(self.donor.label, f"{container}.{index}.{rest}", model.label)
         return found
 
     def _find(self, model: Model, said: str) -> str | None:
@@ -448,7 +509,7 @@ class Assembly:
         own = model.names.get(said)
         if own is not None:
             return own
-        if kind_of(said, (2, 2)) is not Kind.HEAD:
+        if not is_head(said):
             return None
         for name, spec in model.source.specs.items():
             if spec.dtype.is_floating_point and model.by_token(name) and kind_of(name, spec.shape) is Kind.EMBEDDING:
@@ -462,20 +523,24 @@ class Assembly:
         assert spec is not None
         base_reference = piece.base or self.script.base
         inputs: list[tuple[Input, Model, str]] = []
+        lacking: list[Model] = []
+        called = []  # each input's name of the tensor, with its own layer's number: what filters under a model are asked about
         for position, one in enumerate(piece.sources):
             model = self.models[one.model]
             said = f"{cut.tower.container}.{layer.indices[position]}.{rest}" if layer is not None else name
             own = self._find(model, said)
             if own is None:
-                if layer is None:
-                    self.found.wrong(
-                        f"{model.label} has no tensor {said!r}, which {self.donor.label} has. Exclude it, or take another model."
-                    )
-                return None
-            inputs.append((one, model, own))
-        if not self._floating(inputs) or matches(name, self.exclude):
-            kept = next((entry for entry in inputs if entry[0].model == base_reference), inputs[0])
-            return Slot(name, ((kept[1].label, kept[1], kept[2]),), None, None)
+                lacking.append(model)
+            else:
+                called.append(said)
+                inputs.append((one, model, own))
+        name = name if layer is not None else cut.placed(name)
+        if not self._floating(inputs) or matches(name, self.exclude) or (lacking and self._optional(inputs)):
+            return self._kept(name, inputs, base_reference, lacking)
+        if lacking:
+            for model in lacking:
+                self._lacks(model.label, name, inputs[0][1].label if inputs else self.donor.label)
+            return None
         ids = _identities([model.label for _, model, _ in inputs])
         over = [index for index, (one, _, _) in enumerate(inputs) if one.model == base_reference] if spec.base else []
         base = (inputs[over[0]][1], inputs[over[0]][2]) if over else None
@@ -488,19 +553,39 @@ class Assembly:
         levels = [piece.parameters, cut.module.parameters, self.script.parameters]
         shared = {key: self.resolver.value(key, levels, name, t) for key in spec.shared}
         each = [
-            {key: self.resolver.value(key, [inputs[index][0].parameters, *levels], name, t) for key in spec.per_input}
+            {key: self.resolver.value(key, [inputs[index][0].parameters, *levels], called[index], t) for key in spec.per_input}
             for index in tasks
         ]
         try:
             method = spec.method(shared, each, [ids[index] for index in tasks], based=base is not None)
         except RecipeError as error:
             for problem in error.problems:
-                self.found.wrong(f"{self._at(piece.where)}: {problem}", name)
+                self.found.wrong(f"{self._at(piece.where)}: {{}}: {problem}", name)
             return None
+        for remark in spec.remarks(shared, each):
+            self.found.note(f"{self._at(piece.where)}: {remark}")
         if method is None:  # nothing besides the base: it stays
             assert base is not None
             return Slot(name, ((base[0].label, *base),), None, None)
         return Slot(name, tuple((ids[index], inputs[index][1], inputs[index][2]) for index in tasks), base, method)
+
+    def _optional(self, inputs: Iterable[tuple[Input, Model, str]]) -> bool:
+        """Whether a tensor is one that a model can do without."""
+        return all(model.layout.further(own) for _, model, own in inputs)
+
+    def _kept(
+        self, name: str, inputs: Sequence[tuple[Input, Model, str]], base: Reference | None, lacking: Sequence[Model]
+    ) -> Slot | None:
+        """A tensor that is not merged: as in the base, or the first model; left out where that has none."""
+        if any(model is self.donor for model in lacking) or not inputs:
+            self.found.notes.append(f"{name!r}, which {self.donor.label} has not, is left out.")
+            return None
+        if lacking:
+            self.found.notes.append(
+                f"{', '.join(model.label for model in lacking)} has no {name!r}; it stays as in {inputs[0][1].label}."
+            )
+        _, model, own = next((entry for entry in inputs if entry[0].model == base), inputs[0])
+        return Slot(name, ((model.label, model, own),), None, None)
 
     def _floating(self, inputs: Iterable[tuple[Input, Model, str]]) -> bool:
         return all(model.source.specs[own].dtype.is_floating_point for _, model, own in inputs)
@@ -545,9 +630,10 @@ class Assembly:
         known = self.models.get(reference) or self.lenders.get(reference)
         if known is None:
             source = self._source(reference)
-            layout = Layout.of(source)
+            config = self._config(source)
+            layout = Layout.of(source, config)
             names = {name: own for own, name in renamed(self.donor.layout, layout).items()}
-            known = self.lenders[reference] = Model(str(reference), source, layout, names, self._config(source))
+            known = self.lenders[reference] = Model(str(reference), source, layout, names, config)
         return known.label
 
     def _speaker(self, model: Model, *, merged: bool) -> Speaker:
@@ -583,10 +669,37 @@ class Assembly:
                     self.found.warnings.append(
                         f"{self._at(setting.where)}: `{key}` is a setting of the whole merge; under a model it has no effect. Put it under `parameters`."
                     )
+                for choice in setting.choices:
+                    self._check_share(key, choice)
+        if spec.base is not None:
+            self._check_base_settings(spec)
+
+    def _check_share(self, key: str, choice: Choice) -> None:
+        """Warn of a density outside [0, 1]: nothing more than everything can be kept."""
+        values = choice.value if isinstance(choice.value, tuple) else (choice.value,)
+        outside = [value for value in values if isinstance(value, int | float) and not 0 <= value <= 1]
+        if key in SHARES and outside:
+            kept = "everything" if outside[0] > 1 else "nothing"
+            self.found.warn(f"{self._at(choice.where)}: `{key}` is a share, from 0 to 1. Got {outside[0]!r}: {kept} is kept.")
+
+    def _check_base_settings(self, spec: methods.Spec) -> None:
+        """Warn of what is set under the base, which has no vector of its own."""
+        for module in self.script.modules.values():
+            inputs = [(one, self.script.base) for one in module.models]
+            inputs += [(one, piece.base or self.script.base) for piece in module.slices for one in piece.sources]
+            for one, base in inputs:
+                for key in spec.per_input if one.model == base else ():
+                    if key in one.parameters:
+                        self.found.warn(
+                            f"{self._at(one.parameters[key].where)}: `{key}` has no effect under the base, whose vector is zero."
+                        )
 
     def _check_idle(self) -> None:
         if self.found.problems:
             return
+        for key, given in methods.patterns(self.fixed) if self.fixed is not None else ():
+            for problem in check_patterns(given, self.resolver.names, f"method.{key}"):
+                self.found.wrong(problem)
         for place, problem in self.resolver.idle():
             self.found.wrong(f"{self._at(place)}: {problem}")
 
@@ -600,15 +713,13 @@ class Assembly:
                 rows = {model.label: shape[0] for (_, model, _), shape in zip(inputs, shapes, strict=True)}
                 self.found.wrong(unequal(name, rows))
             return
-        others = [model for _, model, _ in inputs[1:]]
-        keys = [line for model in others for line in differences(inputs[0][1].config, model.config)]
-        why = f" Their configs differ in {'; '.join(dict.fromkeys(keys))}." if keys else ""
-        self.found.wrong(f"the models have other shapes: {said}.{why} Models of other architectures cannot be merged.", name)
+        apart = _apart([model for _, model, _ in inputs])
+        self.found.wrong(f"{{}}: the models have other shapes.{apart}", f"{name} ({said})")
 
     def _compare_configs(self) -> None:
         for model in self.models.values():
             lines = (
-                differences(self.donor.config, model.config)
+                differences(part_like(self.donor.config, model.config), part_like(model.config, self.donor.config))
                 if model is not self.donor and self.donor.config and model.config
                 else []
             )
@@ -635,10 +746,13 @@ class Assembly:
             origin = [layer.indices[0] for layer in cut.layers()]
             if origin != list(range(self.donor.depth(container))):
                 changed = with_depth(changed, container, origin)
+                self.found.warnings += [
+                    f"the config of {self.donor.label} gives layers their kind by their number (`{said}`): some of {container!r} get another "
+                    "kind than they had. Take ranges that keep the rhythm, or say each layer's kind in the config (`layer_types`)."
+                    for said in out_of_step(config, container, origin)
+                ]
         names = {slot.name for slot in slots}
-        if changed.get("tie_word_embeddings") and any(
-            kind_of(name, (2, 2)) is Kind.HEAD and name not in self.donor.names for name in names
-        ):
+        if changed.get("tie_word_embeddings") and any(is_head(name) and name not in self.donor.names for name in names):
             changed = {**changed, "tie_word_embeddings": False}
         files: dict[str, Any] = dict(self.template)
         if self.vocabulary is not None:
@@ -655,6 +769,20 @@ class Assembly:
     def _generation(self) -> dict[str, Any] | None:
         folder = self.donor.source.folder
         return read_config(folder, "generation_config.json") if has_config(folder, "generation_config.json") and folder else None
+
+
+def _several(names: Sequence[str]) -> str:
+    """The first name, and how many more there are."""
+    more = len(names) - 1
+    return names[0] + (f" and {more} other tensor{'s' if more > 1 else ''}" if more else "")
+
+
+def _apart(models: Sequence[Model]) -> str:
+    """A sentence on where the models' configs differ, and that models of other architectures do not go together."""
+    keys = [line for model in models[1:] for line in differences(models[0].config, model.config)]
+    shown = "; ".join(list(dict.fromkeys(keys))[:SHOWN]) + (" …" if len(keys) > SHOWN else "")
+    why = f" Their configs differ in {shown}." if keys else ""
+    return f"{why} Models of other architectures cannot be merged."
 
 
 def script_name(script: Script) -> str:

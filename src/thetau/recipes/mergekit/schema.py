@@ -114,6 +114,19 @@ class Script:
                     found[piece.base] = None
         return list(found)
 
+    def place(self, reference: Reference) -> Where:
+        """Where the document names a model first."""
+        if reference == self.base:
+            return ("base_model",)
+        for module in self.modules.values():
+            for one in (*module.models, *(one for piece in module.slices for one in piece.sources)):
+                if one.model == reference:
+                    return (*one.where, "model")
+            for piece in module.slices:
+                if piece.base == reference:
+                    return (*piece.where, "base_model")
+        return ()
+
 
 def is_mergekit(content: Any) -> bool:
     """Whether a document is a recipe of mergekit's, not of ours."""
