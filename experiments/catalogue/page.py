@@ -118,7 +118,9 @@ def index_page() -> str:
         lines += [f"## {kind}", "", "| method | what it does | passes | reads | needs |", "|---|---|---:|---|---|"]
         for name in names:
             its = known(name)
-            lines.append(f"| [`{name}`](methods/{name}.md) | {cell(summary(name))} | {its.passes} | {its.access} | {its.needs or "—"} |")
+            lines.append(
+                f"| [`{name}`](methods/{name}.md) | {cell(summary(name))} | {its.passes} | {its.access} | {its.needs or '—'} |"
+            )
         lines.append("")
     lines += [
         "## The same method elsewhere",
@@ -134,10 +136,8 @@ def index_page() -> str:
     for row in sorted(NAMES, key=lambda row: row.method):
         cells = (
             f"[`{row.method}`](methods/{row.method}.md)",
-            settings(row),
-            row.mergekit,
-            row.fusion_bench,
-            row.peft,
+            settings(row) or "—",
+            *(name or "—" for name in (row.mergekit, row.fusion_bench, row.peft)),
             paper(row.method),
         )
         lines.append(f"| {' | '.join(cells)} |")
@@ -309,7 +309,7 @@ def elsewhere_lines(name: str) -> list[str]:
     rows = [row for row in NAMES if row.method == name and (row.mergekit or row.fusion_bench or row.peft)]
     if not rows:
         return []
-    cells = [(settings(row) or "—", row.mergekit, row.fusion_bench, row.peft) for row in rows]
+    cells = [tuple(text or "—" for text in (settings(row), row.mergekit, row.fusion_bench, row.peft)) for row in rows]
     head = ("settings", "mergekit 0.1.5", "FusionBench 0.2.33", "PEFT 0.21.2")
     return ["## Elsewhere", "", f"| {' | '.join(head)} |", "|---|---|---|---|", *(f"| {' | '.join(one)} |" for one in cells), ""]
 

@@ -127,7 +127,7 @@ class Catalogue:
         return self.run / "catalogue" / f"{name}.json"
 
     def folder(self, name: str) -> Path:
-        """Where a row's merged vectors lie while it is being made."""
+        """Where a row's merged vectors lie; it is there while the row is being made."""
         return self.row_file(name).with_suffix(".tmp")
 
     def row(self, name: str) -> dict[str, Any]:
@@ -138,16 +138,18 @@ class Catalogue:
             kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             if kept["method"] == registry.plain(method):
                 return kept
-        made = {"method": registry.plain(method), **self.made(name, method)}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_result(file, made)
+        shutil.rmtree(self.folder(name), ignore_errors=True)
+        self.folder(name).mkdir(parents=True)
+        try:
+            made = {"method": registry.plain(method), **self.made(name, method)}
+            write_result(file, made)
+        finally:
+            shutil.rmtree(self.folder(name))
         return made
 
     def made(self, name: str, method: Method) -> dict[str, Any]:
         """Merge, measure, tune, measure."""
         folder = self.folder(name)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
         tasks = tasks_of(method, self.suite.tasks)
         if "fisher" in method.chain().needs:
             fisher_files(self.run, self.evaluator, self.models, EXAMPLES)
@@ -165,11 +167,9 @@ class Catalogue:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         row: dict[str, Any] = {"tasks": list(tasks)}
         if done.returncode:
-            shutil.rmtree(folder)
             return {**row, "failed": done.stderr.strip().splitlines()[-1]}
         row |= {key: round(value, 2) for key, value in json.loads(done.stdout.splitlines()[-1]).items()}
         vectors = {file.stem: thetau.open(file).state_dict() for file in sorted(folder.glob("*.safetensors"))}
-        shutil.rmtree(folder)
         base = read_weights(self.models[tasks[0]]) if method.takes[1] == 1 else self.base
         row["outputs"] = "each task's own" if WHOLE not in vectors else "one"
 

@@ -15,7 +15,7 @@ from commands import run
 from fixtures import random_weights, shifted, write_model
 from thetau.cli.options import parse_fields
 from thetau.errors import RecipeError
-from thetau.methods import plain
+from thetau.methods import PURPOSES, plain
 
 
 def test_merge_with_options_is_the_library(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -252,6 +252,31 @@ def test_methods_lists_and_shows(capsys: pytest.CaptureFixture[str], monkeypatch
     code, text = run(capsys, "methods", "wuddi")
     assert code == 1
     assert "Did you mean 'wudi'" in text
+
+
+def test_methods_are_filtered_by_what_they_are_for(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    code, text = run(capsys, "methods", "--for", "no-base")
+    assert code == 0
+    assert "karcher" in text
+    assert "task_arithmetic" not in text
+    code, text = run(capsys, "methods", "--for", "data-free", "--for", "lora", "--json")
+    rows = {row["name"]: row for row in json.loads(text)}
+    assert {"wudi", "star"} <= set(rows)
+    assert "ties" not in rows
+    assert (rows["wudi"]["passes"], rows["wudi"]["reads"], rows["wudi"]["suits"]) == (1, "stream", ["lora"])
+    code, text = run(capsys, "methods", "fisher")
+    assert "base: yes; models: any number; data: fisher; passes over the inputs: 2; reads: block" in text
+    code, text = run(capsys, "methods", "iso_c")
+    assert "Use it where a few directions" in text
+    code, text = run(capsys, "methods", "--for", "lore")
+    assert code == 1
+    assert "Did you mean 'lora'" in text
+    code, text = run(capsys, "methods", "wudi", "--for", "lora")
+    assert code == 1
+    assert "is one method" in text
+    code, text = run(capsys, "methods", "--help")
+    assert all(purpose in text for purpose in PURPOSES)
 
 
 def test_task_heads_are_left_out_by_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

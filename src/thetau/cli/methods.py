@@ -63,8 +63,8 @@ def methods(
     console.print(table)
     its = traits(name)
     if its is not None:
-        needs = f"{its.models} models{' and a base' if its.needs_base else ''}"
-        told = f"needs: {', '.join([needs, *its.evidence])}; passes over the inputs: {its.passes}; reads: {its.access}"
+        needs = f"base: {'yes' if its.needs_base else 'no'}; models: {its.models}; data: {', '.join(its.evidence) or 'none'}"
+        told = f"{needs}; passes over the inputs: {its.passes}; reads: {its.access}"
         console.print(told, markup=False, highlight=False)
     console.print(f"paper: {registry.paper(name)}", markup=False, highlight=False)
 
@@ -89,7 +89,15 @@ def _row(name: str) -> dict[str, Any]:
     from thetau.methods import registry
     from thetau.methods.traits import traits
 
-    unknown = {"passes": None, "reads": None, "needs": None, "models": None, "base": None, "evidence": [], "suits": []}
+    unknown: dict[str, Any] = {
+        "passes": None,
+        "reads": None,
+        "needs": None,
+        "models": None,
+        "base": None,
+        "evidence": [],
+        "suits": [],
+    }
     try:
         cls = registry.get(name)
     except RecipeError as error:
