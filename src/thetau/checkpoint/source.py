@@ -58,6 +58,14 @@ class Demand:
     pace: float = 1.4e9  # bytes of input a second that one worker gets through
 
 
+@dataclass(frozen=True)
+class Lack:
+    """What of a source is not on this machine yet: bytes, and the folder into which `prepare` downloads them."""
+
+    nbytes: int
+    folder: Path
+
+
 class Source(ABC):
     """Weights that can be read by tensor and by row: stored ones, or ones that are computed from other sources when they are read.
 
@@ -110,6 +118,14 @@ class Source(ABC):
         """The open local file of a tensor and the byte at which its first element lies; None where there is no such place."""
         return None
 
+    def has_place(self, name: str) -> bool:
+        """Whether a tensor has such a place, or will have one once this was prepared."""
+        return self.place(name) is not None
+
+    def lacking(self) -> Lack | None:
+        """What `prepare` downloads; None where everything is here."""
+        return None
+
     def origins(self) -> Sequence[Source]:
         """The stored weights that this stands for; itself, unless it only shows others under other names."""
         return (self,)
@@ -120,7 +136,7 @@ class Source(ABC):
         """The sources that this one is computed from; none where it is stored."""
         return ()
 
-    def prepare(self) -> None:  # noqa: B027  nothing, where it is stored
+    def prepare(self) -> None:  # noqa: B027  nothing, where it is stored on this machine
         """Do once what must be done before the first row."""
 
     def passes(self) -> Sequence[Pass]:
