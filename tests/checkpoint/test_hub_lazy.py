@@ -427,9 +427,16 @@ def test_a_damaged_header_and_a_strange_index(hub: FakeHub, tmp_path: Path) -> N
     with pytest.raises(CheckpointError, match=r"model\.safetensors: the header claims 1099511627776 bytes, the file has 100008"):
         open_source("org/bad")
     shutil.copytree(tmp_path / "b", tmp_path / "odd")
-    write_index(tmp_path / "odd", {"lm_head.weight": "../../secret.safetensors"})
+    write_index(tmp_path / "odd", {"lm_head.weight": "model-00009-of-00009.safetensors"})
     hub.push("org/odd", tmp_path / "odd")
-    with pytest.raises(CheckpointError, match=r"names the shard '\.\./\.\./secret\.safetensors', which org/odd@.* does not hold"):
+    with pytest.raises(
+        CheckpointError, match=r"names the shard 'model-00009-of-00009\.safetensors', which org/odd@.* does not hold"
+    ):
+        open_source("org/odd")
+    write_index(tmp_path / "odd", {"lm_head.weight": "../secret.safetensors"})
+    revision = hub.push("org/odd", tmp_path / "odd")
+    hub.commits["org/odd"][revision]["../secret.safetensors"] = b"x" * 100
+    with pytest.raises(CheckpointError, match=r"names the shard '\.\./secret\.safetensors', which lies outside its folder"):
         open_source("org/odd")
 
 

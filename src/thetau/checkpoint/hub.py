@@ -20,7 +20,15 @@ import torch
 from torch import Tensor
 
 from thetau.checkpoint.disk import SIDE_FILES
-from thetau.checkpoint.safetensors import HEADER_LIMIT, SafetensorsFile, SafetensorsSource, exists, read_weight_map, shard_path
+from thetau.checkpoint.safetensors import (
+    HEADER_LIMIT,
+    SafetensorsFile,
+    SafetensorsSource,
+    check_shard,
+    exists,
+    read_weight_map,
+    shard_path,
+)
 from thetau.checkpoint.source import Lack, Source, leaves, span
 from thetau.errors import CheckpointError
 
@@ -183,8 +191,8 @@ class HubSource(Source):
 
     def lacking(self) -> Lack | None:
         """The files that the cache has not yet."""
-        sizes = [file.size for name, file in self.waiting.items() if self.commit.lacks(name)]
-        return Lack(sum(sizes), self.commit.folder) if sizes and not self._here else None
+        sizes = [] if self._here else [file.size for name, file in self.waiting.items() if self.commit.lacks(name)]
+        return Lack(sum(sizes), self.commit.folder) if sizes else None
 
     def prepare(self) -> None:
         """Download what the cache lacks, once, and compare it with the headers.
@@ -279,6 +287,7 @@ def open_headers(commit: Commit, main: str) -> HubSource | None:
     weight_map = read_weight_map(index) if main.endswith(".index.json") else None
     names = list(dict.fromkeys(weight_map.values())) if weight_map is not None else [main]
     for name in names:
+        check_shard(name, index)
         if name not in commit.sizes:
             raise CheckpointError(f"{index}: names the shard {name!r}, which {commit.label} does not hold. Tell its authors.")
     lost = [name for name in names if commit.lacks(name)]
