@@ -136,7 +136,7 @@ class Source(ABC):
         """The sources that this one is computed from; none where it is stored."""
         return ()
 
-    def prepare(self) -> None:  # noqa: B027  nothing, where it is stored on this machine
+    def prepare(self) -> None:  # noqa: B027  nothing, where it is stored
         """Do once what must be done before the first row."""
 
     def passes(self) -> Sequence[Pass]:
