@@ -22,6 +22,7 @@ from thetau.engine.executor import Engine
 from thetau.engine.measuring import measured
 from thetau.engine.merge import Merge
 from thetau.engine.merge import outputs as emitted
+from thetau.engine.patchwork import Patchwork
 from thetau.engine.save import Report, save, state_dict
 from thetau.engine.verify import Verification, read_record
 from thetau.engine.verify import verify as _verify
@@ -29,7 +30,9 @@ from thetau.errors import AlignmentError, CheckpointError, OutputError, RecipeEr
 from thetau.fields import declared
 from thetau.methods import build, name_of, plain
 from thetau.parts import EachTask, Method, PerTask
+from thetau.recipes.arranged import arrange
 from thetau.recipes.loading import read_mapping, split_method
+from thetau.recipes.mergekit.moe.gates import bring_states
 from thetau.recipes.mergekit.recipe import KEY, MergekitRecipe
 from thetau.recipes.schema import Recipe
 from thetau.statistics import Gram
@@ -39,6 +42,7 @@ from thetau.vectors.combination import require_vector
 from thetau.vectors.identity import identities
 
 bring_tree("thetau.models.roles:tree_roles")
+bring_states("thetau.models.gates:prompt_states")
 
 Openable = str | os.PathLike[str] | Mapping[str, Any] | nn.Module
 
@@ -354,9 +358,13 @@ def from_recipe(recipe: Recipe | MergekitRecipe, *, engine: Engine | None = None
     base = open_base(recipe.base or recipe.entries()[0].path)
     vectors = [as_vector(open(entry.path, base=base, name=entry.name), base) for entry in recipe.entries()]
     method_name, values = split_method(recipe.method)
-    merged = merge(
-        vectors, build(method_name, values), seed=recipe.seed, exclude=recipe.exclude, engine=engine, evidence=recipe.evidence
-    )
+    method = build(method_name, values)
+    if recipe.arranged:
+        names = identities(vectors, None)
+        models = {name: Patchwork.of(base + vector, label=name) for name, vector in zip(names, vectors, strict=True)}
+        source = arrange(recipe, bind(method, names), base.terms[0][1] if method.needs_base else None, models, engine)
+        return Expression(((1.0, source),), reference=source, name=source.label)
+    merged = merge(vectors, method, seed=recipe.seed, exclude=recipe.exclude, engine=engine, evidence=recipe.evidence)
     return base + merged if recipe.output == "model" else merged
 
 
@@ -366,8 +374,9 @@ def complete(recipe: Recipe | MergekitRecipe) -> dict[str, Any]:
         return recipe.record()
     name, values = split_method(recipe.method)
     said = {**recipe.model_dump(), "method": plain(build(name, values))}
-    if not recipe.evidence:
-        del said["evidence"]
+    for key in ("evidence", "slices", "modules", "tokenizer", "chat_template"):
+        if not said[key]:
+            del said[key]
     return said
 
 

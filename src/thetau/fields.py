@@ -209,6 +209,21 @@ class Rank(Rule):
 
 
 @dataclass(frozen=True)
+class Numbers(Rule):
+    """A tuple of finite numbers, at least one."""
+
+    @property
+    def text(self) -> str:
+        """The rule in words."""
+        return "one or more finite numbers"
+
+    def faults(self, value: object) -> Iterator[object]:
+        """Whatever is no tuple of numbers."""
+        if not isinstance(value, tuple) or not value or not all(map(_is_number, value)):
+            yield value
+
+
+@dataclass(frozen=True)
 class Patterns(Rule):
     """A selection of tensors: a word that `Selection` knows, or shell-style patterns of names."""
 

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from thetau.checkpoint.align import matches
-from thetau.checkpoint.naming import Kind, weighed_left
+from thetau.checkpoint.naming import Kind, view_of, weighed_left
 from thetau.errors import RecipeError, nearest
 from thetau.fields import PerPattern as PerPattern
 from thetau.fields import PerTask as PerTask
@@ -68,6 +68,19 @@ class Site:
     def weighed_left(self, shape: tuple[int, int]) -> bool:
         """Whether this matrix `[d_out, d_in]` faces the space that its block's function fixes with its output, not its input."""
         return weighed_left(self.name, shape, self.kind)
+
+    def logical(
+        self, stack: Float[Tensor, "vector rows columns"], *, split: bool = False
+    ) -> list[Float[Tensor, "vector d_out d_in"]]:
+        """The matrices `[d_out, d_in]` of this tensor as it is stored, whole; several where fused q/k/v are `split`."""
+        view = view_of(self.name, self.shape)
+        matrices = stack.transpose(1, 2) if view.transposed else stack
+        return list(matrices.chunk(view.parts if split else 1, dim=1))
+
+    def stored(self, matrices: Sequence[Float[Tensor, "d_out d_in"]]) -> Float[Tensor, "rows columns"]:
+        """The inverse for one vector: the tensor as the file stores it."""
+        joined = torch.cat(list(matrices))
+        return joined.T if view_of(self.name, self.shape).transposed else joined
 
     def bits(self, task: int, count: int, salt: str = "") -> Int[Tensor, " count"]:
         """Random integers in [0, 2³¹), one an element of the block: a function of (seed, salt, task, tensor, element index) alone."""
@@ -298,10 +311,12 @@ class PostStage(Part):
     """Merged tensor → merged tensor, after the reduction.
 
     With `reads_stack` it is also given the stack as it went into the reduction, and its statistic (`requires`) is taken of the merged
-    tensor and the stack, the merged one first. `everywhere` says that it also acts on what the selection left out.
+    tensor and the stack, the merged one first. `reads_vectors` says that the stack which it is given is the one before the chain's transforms
+    (its access must be `whole`). `everywhere` says that it also acts on what the selection left out.
     """
 
     reads_stack: ClassVar[bool] = False
+    reads_vectors: ClassVar[bool] = False
     everywhere: ClassVar[bool] = False
 
     @abstractmethod
@@ -418,6 +433,9 @@ class Chain:
                 "`Chain(reduction=...)` takes a `BlockReduction`, a `StreamReduction` or a `WholeReduction` of `thetau.parts`. "
                 f"Got {self.reduction!r}."
             )
+        for stage in self.post:
+            if stage.reads_vectors and stage.access != "whole":
+                raise TypeError(f"`{type(stage).__name__}.access` must be `whole`: it reads the vectors before the transforms.")
         for part in (*self.transforms, *self.post):
             if part.access == "stream":
                 raise TypeError(
@@ -442,6 +460,11 @@ class Chain:
     def reads_stack(self) -> bool:
         """Whether something after the reduction still looks at the stack."""
         return self.emit is not None or any(stage.reads_stack for stage in self.post)
+
+    @property
+    def reads_vectors(self) -> bool:
+        """Whether something after the reduction looks at the stack as it was before the transforms, where there are any."""
+        return bool(self.transforms) and any(stage.reads_vectors for stage in self.post)
 
     @property
     def by_task(self) -> bool:

@@ -168,6 +168,18 @@ class Case:
         chain: Chain = self.method.chain()
         return chain
 
+    def fits(self, count: int) -> int:
+        """As many tasks as the method takes, of so many."""
+        fewest: int
+        most: int | None
+        fewest, most = self.method.takes
+        return max(fewest, count if most is None else min(count, most))
+
+    @property
+    def over_models(self) -> bool:
+        """Whether models are merged, so that the base's own entries take part, and rounding is theirs."""
+        return self.chain.models
+
     @cached_property
     def models(self) -> tuple[State, dict[str, State]]:
         """A base, and a model a task."""
@@ -205,6 +217,13 @@ def _among(method: Any, tasks: tuple[str, ...]) -> Any:
 def _expect(good: bool, problem: str) -> None:
     if not good:
         raise AssertionError(problem)
+
+
+def _keeps_equals(case: Case) -> set[str]:
+    """The tensors of which equal models give that model, as any mean does and no sum. Told by a constant model."""
+    ones = {name: torch.ones(shape) for name, shape in SHAPES.items()}
+    got = merged(ones, dict.fromkeys(case.tasks, ones), case.method)
+    return {name for name, tensor in got.items() if bool((tensor - 1).abs().lt(1e-4).all())}
 
 
 def _apart(got: Tensor, want: Tensor) -> float:
@@ -295,16 +314,24 @@ def mixed_dtypes(case: Case) -> None:
 
 
 def one_task(case: Case) -> None:
-    """One task alone."""
-    base, tuned = models(SHAPES, case.tasks[:1])
-    _finite(merged(base, tuned, case.among(case.tasks[:1])), "one task alone")
+    """One task alone, or as few as the method takes."""
+    few = case.tasks[: case.fits(1)]
+    base, tuned = models(SHAPES, few)
+    _finite(merged(base, tuned, case.among(few)), "one task alone")
 
 
 def zero_vectors(case: Case) -> None:
     """Models equal to the base give the base; one such model among others does no harm."""
     base, tuned = case.models
-    same(merged(base, dict.fromkeys(tuned, base), case.method), base, "models that are all the base")
-    _finite(merged(base, {**tuned, "none": base}, case.among([*tuned, "none"])), "one model that is the base")
+    got = merged(base, dict.fromkeys(tuned, base), case.method)
+    if case.over_models:
+        for name in _keeps_equals(case):
+            _close(got[name], base[name], f"models that are all the base: {name!r}", share=1e-6, least=1e-6)
+        _finite(got, "models that are all the base")
+    else:
+        same(got, base, "models that are all the base")
+    kept = dict(list(tuned.items())[: case.fits(len(tuned) + 1) - 1])
+    _finite(merged(base, {**kept, "none": base}, case.among([*kept, "none"])), "one model that is the base")
 
 
 def unchanged_tensor(case: Case) -> None:
@@ -313,7 +340,11 @@ def unchanged_tensor(case: Case) -> None:
     name = "layers.0.mlp.fc1.weight"
     for state in tuned.values():
         state[name] = base[name].clone()
-    _expect(torch.equal(merged(base, tuned, case.method)[name], base[name]), f"{name!r}, which no task changed, is changed")
+    got = merged(base, tuned, case.method)[name]
+    if not case.over_models:
+        _expect(torch.equal(got, base[name]), f"{name!r}, which no task changed, is changed")
+    elif name in _keeps_equals(case):
+        _close(got, base[name], f"{name!r}, which no task changed", share=1e-6, least=1e-6)
 
 
 def identical_and_opposed(case: Case) -> None:
@@ -322,7 +353,8 @@ def identical_and_opposed(case: Case) -> None:
     _finite(merged(base, dict.fromkeys(case.tasks, tuned[case.tasks[0]]), case.method), "tasks that are all the same")
     one = tuned[case.tasks[0]]
     pair = {"a": one, "b": {name: 2 * base[name] - tensor for name, tensor in one.items()}}
-    _finite(merged(base, pair, case.among(["a", "b"])), "two tasks that cancel")
+    pair = dict(list(pair.items())[: case.fits(2)])
+    _finite(merged(base, pair, case.among(list(pair))), "two tasks that cancel")
 
 
 # Order, workers, blocks, seeds: the same bits.
@@ -402,8 +434,14 @@ def inputs_unchanged(case: Case) -> None:
 
 
 def doubling(case: Case) -> None:
-    """Twice the task vectors give twice the result."""
+    """Twice the task vectors give twice the result; where models are merged, twice the models."""
     base, tuned = case.models
+    if case.over_models:
+        doubled = {task: {name: 2 * tensor for name, tensor in state.items()} for task, state in tuned.items()}
+        again = merged({name: 2 * tensor for name, tensor in base.items()}, doubled, case.method)
+        for name, tensor in case.result.items():
+            _close(again[name], 2 * tensor, f"twice the models: {name!r}", share=1e-4, least=1e-6)
+        return
     zero = {name: torch.zeros_like(tensor) for name, tensor in base.items()}
     tau = differences(base, tuned)
     once = merged_vector(zero, tau, case.method)
@@ -413,14 +451,17 @@ def doubling(case: Case) -> None:
 
 
 def linear_in_scale(case: Case) -> None:
-    """`scale` multiplies the merged vector, where the method has such a field; a pattern of names multiplies those tensors alone."""
+    """`scale` multiplies the merged vector (the model, where models are merged), where the method has such a field; a pattern of names
+    multiplies those tensors alone.
+    """
     unit = with_scale(case.method, 1.0)
     if unit is None:
         return
     base, tuned = case.models
-    one = merged_vector(base, tuned, unit)
-    back = merged_vector(base, tuned, with_scale(case.method, -3.0))
-    some = merged_vector(base, tuned, with_scale(case.method, PerPattern({"layers.0.*": 0.5, "*": 2.0})))
+    merge_ = merged if case.over_models else merged_vector
+    one = merge_(base, tuned, unit)
+    back = merge_(base, tuned, with_scale(case.method, -3.0))
+    some = merge_(base, tuned, with_scale(case.method, PerPattern({"layers.0.*": 0.5, "*": 2.0})))
     outside = [name for name, shape in SHAPES.items() if name in one and not case.touched(name, shape)]
     for name in one:
         if name not in outside:
@@ -467,7 +508,9 @@ def exclusion(case: Case) -> None:
 
 
 def saved_vectors(case: Case) -> None:
-    """Task vectors that were saved on their own merge as the differences do."""
+    """Task vectors that were saved on their own merge as the differences do; models are none without their base."""
+    if case.over_models:
+        return
     base, tuned = case.models
     want = merged_vector(base, tuned, case.method)
     _, vectors = vectors_of(base, tuned)
@@ -515,7 +558,7 @@ def check_method(
 
     Args:
         method: an instance; give values by task for the names in `tasks`.
-        tasks: how many there are (2 to 8), or their names.
+        tasks: how many there are (2 to 8), or their names; the first of them, where the method takes fewer.
         only: the checks that are made, of `CHECKS`.
         exempt: checks that this method cannot pass, with the reason. One that passes all the same is reported too.
 
@@ -532,6 +575,7 @@ def check_method(
         raise ValueError(f"`check_method(tasks=...)` must be 2 to {len(NAMES)}, or names. Got {tasks!r}.")
     if not isinstance(method, Method):
         raise AssertionError(f"a method is an instance of a class below `thetau.parts.Method`. Got {method!r}.")
+    names = (*names, *(name for name in NAMES if name not in names))[: Case(method=method, tasks=names).fits(len(names))]
     case = Case(method=method, tasks=names)
     problems = []
     with one_thread():

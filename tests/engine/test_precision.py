@@ -12,7 +12,7 @@ import thetau
 from fixtures import write_model
 from thetau import methods
 from thetau.methods import Awd, DareTies, Ties
-from thetau.testing import evidence_for
+from thetau.testing import Case, evidence_for
 
 SHAPES = {"a.mlp.weight": (300, 200), "b.mlp.weight": (128, 512), "norm.weight": (700,)}
 TASKS = ("x", "y", "z", "w")
@@ -33,8 +33,9 @@ ELEMENTWISE: list[Any] = [
 @pytest.mark.parametrize("method", ELEMENTWISE, ids=repr)
 def test_rounded_once(tmp_path: Path, method: Any, dtype: torch.dtype) -> None:
     """The reference is the same merge of the same stored numbers in float64; random masks are the same too."""
+    tasks = TASKS[: Case(method=method).fits(len(TASKS))]
     stored: dict[str, dict[str, torch.Tensor]] = {}
-    for number, name in enumerate(("base", *TASKS)):
+    for number, name in enumerate(("base", *tasks)):
         stored[name] = {}
         for index, (tensor, shape) in enumerate(SHAPES.items()):
             value = torch.randn(shape, generator=torch.Generator().manual_seed(index)) * 0.05
@@ -42,11 +43,11 @@ def test_rounded_once(tmp_path: Path, method: Any, dtype: torch.dtype) -> None:
             stored[name][tensor] = (value + (0.004 * noise if number else 0)).to(dtype)
         write_model(tmp_path / name, stored[name])
 
-    evidence = evidence_for(method, stored["base"], TASKS)
+    evidence = evidence_for(method, stored["base"], tasks)
 
     def merged(opened: dict[str, thetau.Expression]) -> thetau.Expression:
         return opened["base"] + thetau.merge(
-            [opened[task] - opened["base"] for task in TASKS], method, names=TASKS, seed=1, evidence=evidence
+            [opened[task] - opened["base"] for task in tasks], method, names=tasks, seed=1, evidence=evidence
         )
 
     merged({name: thetau.open(tmp_path / name) for name in stored}).save(tmp_path / "out")

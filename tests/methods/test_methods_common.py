@@ -29,6 +29,14 @@ def quick(method: Any) -> Any:
     return replace(method, then=quick(method.then)) if isinstance(method, Awd) else method
 
 
+MODELS = (
+    methods.Linear,
+    methods.Slerp,
+    methods.Nuslerp,
+    methods.Multislerp,
+    methods.Karcher,
+    methods.ArceeFusion,
+)  # no λ: no vector
 CLUSTERS = PerTask({"zebra": 1.0, "ape": 0.0, "Cat": 1.0})
 
 
@@ -62,6 +70,21 @@ VARIANTS: dict[str, Any] = {
     ),
     "breadcrumbs_ties-weights": methods.BreadcrumbsTies(density=0.6, gamma=0.1, weights=WEIGHTS, rescale="l1", trim="vector"),
     "dare_ties-untrimmed": DareTies(density=1.0, drop=0.5),
+    "linear-weights": methods.Linear(weights=WEIGHTS),
+    "linear-sum": methods.Linear(weights=by_task(0.5, 0.25, -0.5), normalise=False),
+    "slerp-pattern": methods.Slerp(t=PerPattern({"layers.*": 0.2, "*": 1.5})),
+    "nuslerp-vectors": methods.Nuslerp(of="vectors", weights=PerTask({"zebra": 0.2, "ape": 0.8})),
+    "nuslerp-rows": methods.Nuslerp(along="rows", weights=PerTask({"zebra": 0.2, "ape": 0.8})),
+    "nuslerp-columns": methods.Nuslerp(along="columns", of="vectors"),
+    "multislerp-vectors": methods.Multislerp(of="vectors", weights=WEIGHTS),
+    "multislerp-sum": methods.Multislerp(weights=WEIGHTS, normalise=False),
+    "karcher-weights": methods.Karcher(weights=by_task(0.7, 0.2, 1.3), tol=1e-9),
+    "model_stock-open": methods.ModelStock(clamp=False),
+    "model_stock-rows": methods.ModelStock(filter_wise=True),
+    "ramplus-vector": methods.RamPlus(scope="vector", epsilon=1e-2, r=0.5, alpha=1.0),
+    "sce-select": methods.Sce(select_topk=0.3, even_below=1e-6),
+    "inverse_norm-tensor": methods.InverseNorm(lengths="tensor"),
+    "passthrough-scaled": methods.Passthrough(scale=0.5),
     "breadcrumbs-vector": methods.Breadcrumbs(trim="vector", density=0.5, gamma=0.2),
     "consensus-ties": methods.Consensus(then=Ties(trim="tensor", cancelled="majority"), selectivity=0.2),
     "consensus-tsv_m": methods.Consensus(then=TsvM()),
@@ -98,6 +121,20 @@ VARIANTS: dict[str, Any] = {
     "bilateral-right": Bilateral(p=0.0, start="mean", precondition=True),
     "bilateral-random": Bilateral(reference="random"),
     "tsv_m-linear": methods.TsvM(tensors="linear", split_fused=True, rank=2),
+    "star-rank": methods.Star(rank=4, eta=0.7),
+    "cart-rank": methods.Cart(rank=3, residual=-0.5, tensors="linear", elsewhere="sum", split_fused=True),
+    "dc_merge-linear": methods.DcMerge(rank=4, smoothing="linear", keep=2.0),
+    "dc_merge-average": methods.DcMerge(rank=0.2, smoothing="average", split_fused=True),
+    "svc-tsv_m": methods.Svc(then=TsvM(), alpha=1.0),
+    "svc-ties": methods.Svc(then=Ties(), matrices="linear"),
+    "svc-split": methods.Svc(then=Wudi(solver="gradient_flow", split_fused=True)),
+    "svc-awd": methods.Svc(then=Awd()),
+    "larv-tanh": methods.Larv(then=Ties(), gate="tanh"),
+    "larv-tsv_m": methods.Larv(then=TsvM(), tiers=(0.8, 1.2)),
+    "larv-svc": methods.Larv(then=methods.Svc(then=DareTies(drop=0.5))),
+    "svc-larv": methods.Svc(then=methods.Larv()),
+    "awd-svc": Awd(then=methods.Svc(then=Ties())),
+    "awd-larv": Awd(then=methods.Larv(then=Wudi(solver="gradient_flow"))),
     "awd-tensor": Awd(scope="tensor", tensors=("layers.0.mlp*",)),
     "awd-row": Awd(scope="row", tensors=("layers.0.mlp*",)),
     "awd-adam": Awd(solver="adam", elsewhere="mean"),
@@ -107,6 +144,12 @@ VARIANTS: dict[str, Any] = {
 }
 VARIANTS = {name: quick(method) for name, method in VARIANTS.items()}
 ALPHA = "α‖δ‖ stands beside cosines, so α belongs to the scale of the vectors: see `test_awd_doubles_with_half_of_alpha`"
+NEGATIVE = "SVC measures the merged vector with its λ: one of -3 turns against every task, so that each counts as α"
+OF_THE_BASE = "LARV weighs the merged vector against the base's own weights, and a base of zeros is another one"
+BLOCKS = "LARV scales every tensor of a block, what is averaged outside the selection too"
+SVC = {"linear_in_scale": NEGATIVE}
+LARV = {"saved_vectors": OF_THE_BASE}
+UNIT = "ε is a length in the unit of the weights"
 PROPORTIONS = "with `total` only the proportions of the scales count"
 EPSILON = "the authors' ε is absolute: `relative` is for that"
 ETA = "each task's tensor is scaled to the norm η, whatever its size"
@@ -114,10 +157,19 @@ EXEMPT = {  # variant: check: reason
     "task_arithmetic-total": {"linear_in_scale": PROPORTIONS},
     "awd-row": {"doubling": ALPHA},
     "awd-adam": {"doubling": ALPHA},
+    "nearswap": {"doubling": "t is a length in the unit of the weights"},
+    "ram": {"doubling": UNIT},
+    "ramplus_tl": {"doubling": UNIT},
+    "ramplus-vector": {"doubling": UNIT},
+    "arcee_fusion": {"doubling": "a softmax of twice the weights is another distribution"},
     "ace-authors": {"doubling": EPSILON},
     "doge_ta": {"doubling": ETA},
     "doge_ta-cg": {"doubling": ETA},
     "doge_ta-split": {"doubling": ETA},
+    **dict.fromkeys(("svc", "svc-tsv_m", "svc-ties", "svc-split", "svc-awd", "awd-svc"), SVC),
+    **dict.fromkeys(("larv", "larv-tanh", "awd-larv"), LARV),
+    "larv-tsv_m": {**LARV, "selection": BLOCKS},
+    **{variant: {**SVC, **LARV} for variant in ("larv-svc", "svc-larv")},
 }
 TASKS = ("zebra", "ape", "Cat")  # sorted otherwise than given
 
@@ -140,7 +192,8 @@ def test_every_method(variant: str, check: str) -> None:
 
 def test_every_registered_method_is_covered() -> None:
     assert {type(method) for method in VARIANTS.values()} == {methods.get(name) for name in methods.names()}
-    assert all(any(field.name in ("scale", "then") for field in fields(method)) for method in VARIANTS.values())
+    task_vectors = [method for method in VARIANTS.values() if not isinstance(method, MODELS)]
+    assert all(any(field.name in ("scale", "then") for field in fields(method)) for method in task_vectors)
     assert set(EXEMPT) <= set(VARIANTS)
 
 
@@ -196,7 +249,7 @@ def test_where_all_agree_the_result_is_what_they_agree_on(variant: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_only_what_is_random_hangs_on_the_seed(variant: str) -> None:
-    base, tuned = models(SHAPES, TASKS)
+    base, tuned = models(SHAPES, TASKS[: Case(method=VARIANTS[variant]).fits(len(TASKS))])
     first, other = (merged(base, tuned, VARIANTS[variant], seed=seed) for seed in (0, 1))
     randomised = "drop=" in repr(VARIANTS[variant]) or "reference='random'" in repr(VARIANTS[variant])
     assert randomised == any(not torch.equal(first[name], other[name]) for name in base)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
 from typing import Any
@@ -14,9 +15,20 @@ from torch import Tensor
 
 from synthetic import site
 from thetau.parts import Statistic
-from thetau.statistics import Collect, Gram, MagnitudeQuantile, SignTotals, SquaredNorms
+from thetau.statistics import (
+    Collect,
+    ColumnProducts,
+    DerivedQuantile,
+    Gram,
+    MagnitudeQuantile,
+    MaskedSums,
+    OverlapCounts,
+    SignTotals,
+    SquaredNorms,
+)
 from thetau.statistics.gram import cosines, row_grams
-from thetau.statistics.quantile import kept_count
+from thetau.statistics.quantile import Derived, kept_count
+from thetau.transforms import Drop, Trim
 
 TASKS = ("a", "b", "c")
 
@@ -152,6 +164,62 @@ def test_cosines() -> None:
 def test_squared_norms() -> None:
     parts = tensors()
     torch.testing.assert_close(run(SquaredNorms(), parts), joined(parts).double().square().sum(1), rtol=1e-14, atol=0)
+
+
+@dataclass(frozen=True)
+class Largest(Derived):
+    """The largest magnitude over the tasks; its median and nothing else."""
+
+    def values(self, stack: Tensor, site: Any) -> Tensor:
+        return stack.abs().amax(0)
+
+    def ranks(self, count: int, positive: int) -> tuple[int, ...]:
+        return (1, count - count // 2, 0, positive)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_a_derived_quantile_is_the_one_of_a_sort(rows: int) -> None:
+    stack = torch.randn(3, 10, 7, generator=torch.Generator().manual_seed(0))
+    stack[:, 4] = 0
+    got = run(DerivedQuantile(of=Largest()), [stack], rows=rows)
+    ranked = stack.abs().amax(0).flatten().sort(descending=True).values
+    positive = int((ranked > 0).sum())
+    assert got.tolist() == [float(ranked[0]), float(ranked[34]), float("inf"), float(ranked[positive - 1])]
+    assert DerivedQuantile(of=Largest()).per_tensor
+
+
+def test_shared_and_unique_entries() -> None:
+    stack = torch.tensor([[[1.0, 1.0, 0.0, 0.0]], [[2.0, 0.0, 0.0, 3.0]], [[1.0, 0.0, 0.0, 0.0]]])
+    assert run(OverlapCounts(), [stack, stack]).tolist() == [[2, 2], [2, 2], [2, 0]]
+
+
+def test_products_of_columns() -> None:
+    stack = tensors()[0][:2]
+    first, second = stack.double()
+    want = torch.stack([(first * first).sum(0), (first * second).sum(0), (second * second).sum(0)])
+    torch.testing.assert_close(run(ColumnProducts(), [stack]), want, rtol=1e-14, atol=0)
+
+
+def test_sums_of_magnitudes_before_and_after_a_mask() -> None:
+    parts = tensors()
+    flat = joined(parts)
+    trim = Trim(density=0.3)
+    got = run(MaskedSums(masking=trim, per_tensor=False), parts)
+    cuts = run(MagnitudeQuantile(density=0.3), parts)
+    kept = flat.abs() * (flat.abs() >= cuts[:, :1])
+    want = torch.stack([flat.double().abs().sum(1), kept.double().sum(1)], 1)
+    torch.testing.assert_close(got.sums, want, rtol=1e-14, atol=0)
+    assert torch.equal(got.found, cuts)
+    assert MaskedSums(masking=trim).rounds == 3
+    assert MaskedSums(masking=Drop(rate=0.5)).rounds == 1
+
+
+def test_counts_rounded_down() -> None:
+    """As a product of floating-point numbers has them, at least as many as asked for; none has an infinite cut."""
+    assert [kept_count(0.29, 100, "floor"), kept_count(0.3, 10, "floor"), kept_count(0.3, 3, "floor")] == [28, 3, 0]
+    assert kept_count(0.3, 3, "floor", least=1) == 1
+    cuts = run(MagnitudeQuantile(density=0.3, gamma=0.5, count="floor"), [torch.arange(1.0, 4.0).reshape(1, 1, 3)])
+    assert cuts.tolist() == [[float("inf"), float("inf")]]
 
 
 def test_sign_totals() -> None:

@@ -15,7 +15,7 @@ from thetau.methods.reductions import DisjointMean, Mean, Scale, Sum
 from thetau.parts import PerPattern, PerTask, Transform
 from thetau.statistics import Collect, Gram, MagnitudeQuantile, SignTotals
 from thetau.sums import sum_in_order, weighted_sum
-from thetau.transforms import Disentangle, Drop, Elect, Trim
+from thetau.transforms import Disentangle, Drop, Elect, Rescale, Trim, Weigh
 
 TASKS = ("a", "b", "c")
 SHAPE = (12, 7)
@@ -36,13 +36,23 @@ def whole(statistic: Any, given: Tensor) -> Any:
 
 def state_of(part: Transform, given: Tensor) -> Any:
     statistic = part.requires()
-    return part.prepare(None if statistic is None else whole(statistic, given), TASKS)
+    if statistic is None:
+        return part.prepare(None, TASKS)
+    found = whole(statistic, given)
+    return part.prepare({PLACE.name: found} if statistic.per_tensor else found, TASKS)
 
 
 PARTS: list[Any] = [
     Trim(density=0.3),
     Trim(density=1.0),
     Drop(rate=0.5),
+    Drop(rate=PerTask({"a": 0.5, "b": 0.0, "c": 0.9}), rescale=False),
+    Trim(density=0.3, gamma=0.1, count="floor"),
+    Weigh(weights=PerTask({"a": 0.5, "b": -1.0, "c": 0.0})),
+    Rescale(masking=Trim(density=0.3), scope="vector"),
+    Rescale(masking=Trim(density=0.3, scope="tensor")),
+    Rescale(masking=Drop(rate=0.5, rescale=False)),
+    Elect(cancelled="positive"),
     Elect(),
     Elect(cancelled="majority"),
     Disentangle(),
@@ -68,7 +78,12 @@ def test_any_rows_at_a_time_give_the_same_bits_and_the_input_stays(part: Any) ->
             assert torch.equal(torch.cat(pieces, 1), once)
 
 
-@pytest.mark.parametrize("part", [part for part in PARTS if part.per_task], ids=repr)
+BY_TASK = [
+    part for part in PARTS if part.per_task and "PerTask" not in repr(part)
+]  # numbers by task are checked against all tasks
+
+
+@pytest.mark.parametrize("part", BY_TASK, ids=repr)
 def test_parts_that_say_so_treat_each_task_alone(part: Any) -> None:
     given = stack()
     state = state_of(part, given)

@@ -77,11 +77,36 @@ def depth_entries(config: Mapping[str, Any], container: str) -> list[Where]:
     return deepest or left
 
 
+def depth_of(config: Mapping[str, Any], container: str) -> int | None:
+    """How many layers the config says the container has; None where it does not say, or says several numbers.
+
+    Examples:
+        >>> depth_of({"num_hidden_layers": 61, "num_nextn_predict_layers": 1}, "model.layers")
+        61
+    """
+    known = depths(config)
+    said = {known[where] for where in depth_entries(config, container)}
+    return said.pop() if len(said) == 1 else None
+
+
+_INDICES = re.compile(
+    r"_(?:indexes|indices|idxs|ids)$|^(?:mlp_only|moe|hybrid|attn|attention)_layers?$"
+)  # the numbers of some layers
+_FIRST = ("first_k_dense_replace", "max_window_layers")  # so many layers, from the first one, are of another kind than the others
+_KINDS = ("layer_types",)  # what counts where both are given
+
+
 def with_depth(config: Mapping[str, Any], container: str, layers: Sequence[int]) -> dict[str, Any]:
     """The config of a model whose layers are these of the old ones, in this order: the count, and what is said layer by layer.
 
+    Lists with an entry for each layer are rearranged, lists of layers' numbers follow the layers, and so does a number of first layers.
+
+    Examples:
+        >>> with_depth({"num_hidden_layers": 3, "layer_types": ["a", "b", "c"], "mlp_only_layers": [1]}, "model.layers", [0, 1, 1, 2])
+        {'num_hidden_layers': 4, 'layer_types': ['a', 'b', 'b', 'c'], 'mlp_only_layers': [1, 2]}
+
     Raises:
-        CheckpointError: no entry says how many layers the container has.
+        CheckpointError: no entry says how many layers the container has, or the layers of a first kind would not be the first ones.
     """
     entries = depth_entries(config, container)
     if not entries:
@@ -95,10 +120,33 @@ def with_depth(config: Mapping[str, Any], container: str, layers: Sequence[int])
             table = table[key]
         before = table[where[-1]]
         table[where[-1]] = len(layers)
-        for key, value in table.items():
-            if isinstance(value, list) and len(value) == before and "layer" in key and max(layers) < before:
-                table[key] = [value[index] for index in layers]
+        if max(layers) < before:
+            table.update({key: _by_layer(key, value, before, layers, table) for key, value in table.items()})
     return changed
+
+
+def _by_layer(key: str, value: Any, before: int, layers: Sequence[int], table: Mapping[str, Any]) -> Any:
+    """An entry of a config after its layers were rearranged; as it is, where it says nothing of single layers."""
+    if (
+        isinstance(value, list)
+        and _INDICES.search(key)
+        and value
+        and all(type(one) is int and 0 <= one < before for one in value)
+    ):
+        return [place for place, layer in enumerate(layers) if layer in value]
+    if isinstance(value, list) and len(value) == before and "layer" in key:
+        return [value[layer] for layer in layers]
+    if isinstance(value, str) and len(value) == before and key.endswith("pattern"):
+        return "".join(value[layer] for layer in layers)
+    if key in _FIRST and type(value) is int and not any(kind in table for kind in _KINDS):
+        first = [layer < value for layer in layers]
+        if sorted(first, reverse=True) != first:
+            raise CheckpointError(
+                f"`{key}: {value}` says that the first layers are of another kind. Of the layers {list(layers)} these are not the first: "
+                "put them there, or leave them out."
+            )
+        return max(value, sum(first)) if all(first) else sum(first)
+    return value
 
 
 ALIKE = (  # entries that may differ between models whose weights can be merged
@@ -132,6 +180,8 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
             continue
         if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
             found += [f"{key}.{line}" for line in differences(mine, theirs)]
+        elif isinstance(mine, list) and isinstance(theirs, list) and "layer" in key and len(mine) != len(theirs):
+            continue  # layer by layer, of another number of them
         elif key in one and key in other:
             found.append(f"{key}: {mine!r} against {theirs!r}")
     return found

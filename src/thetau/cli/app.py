@@ -8,6 +8,7 @@ import typer
 
 from thetau._version import __version__
 from thetau.cli.basis import basis_app
+from thetau.cli.convert import convert
 from thetau.cli.diagnose import diagnose_app
 from thetau.cli.evaluate import evaluate
 from thetau.cli.evidence import evidence_app
@@ -46,6 +47,7 @@ def root(
 
 
 app.command()(merge)
+app.command()(convert)
 app.command()(verify)
 app.command()(inspect)
 app.command()(methods)

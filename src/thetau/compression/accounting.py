@@ -227,7 +227,7 @@ class MaskCounts(Statistic):
 
     def fold(self, total: Any, other: Any) -> Any:
         """Sum over tensors."""
-        return total + other
+        return self.quantile.fold(total, other) if self.quantile is not None and isinstance(total, Counts) else total + other
 
     def finish(self, total: Any, seen: Any) -> Any:
         """Of the cuts what they say, then the counts."""

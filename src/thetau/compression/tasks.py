@@ -212,7 +212,7 @@ class _Tasks:
                 site = aligned.site_at(window, start, stop)
                 stack = apply.transformed(window, start, stop, site)
                 rows = apply.merged(stack, site)
-                yield start, rows, stack, torch.stack([self.emit.mask(task, rows, stack, site) for task in range(len(stack))])
+                yield start, rows, stack, self.emit.masks(rows, stack, site)
 
     def write(self, step: Step, writer: Writer) -> Tensor:
         """Write one tensor's parts; entries kept, Σ τ² and Σ (τ − τ̂)² of each task, `[3, task]`, float64."""

@@ -246,7 +246,8 @@ class Aligned:
         """A sentence for each model that is no relative of the base, or of the first of them."""
         models = {task: one.terms[0][1] for task, one in zip(self.tasks, self.vectors, strict=True) if len(one.terms) == 1}
         assert self.reference is not None
-        return strangers({task: model for task, model in models.items() if task != BASE}, self.reference, self.alignment.maps)
+        others = {task: model for task, model in models.items() if task != BASE}
+        return strangers(others, self.reference, self.reference.label, self.alignment.maps)
 
     def foreign_evidence(self) -> list[str]:
         """A sentence for each piece of evidence that was collected from another model than the one that is merged."""

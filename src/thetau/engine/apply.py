@@ -103,8 +103,8 @@ class Apply:
             stack = shaped(part, site, part_call(part, site, part.apply, stack, state, site), stack.shape)
         return stack
 
-    def merged(self, stack: Tensor, site: Site, upto: int | None = None) -> Tensor:
-        """A block after the reduction and the post-stages, or the first of them."""
+    def merged(self, stack: Tensor, site: Site, upto: int | None = None, vectors: Tensor | None = None) -> Tensor:
+        """A block after the reduction and the post-stages, or the first of them; `vectors` is the stack before the transforms."""
         chain = self.aligned.chain
         reduction, state = (
             chain.reduction,
@@ -112,15 +112,22 @@ class Apply:
         )
         assert isinstance(reduction, BlockReduction | WholeReduction)
         merged = shaped(reduction, site, part_call(reduction, site, reduction.reduce, stack, state, site), stack.shape[1:])
-        return self.posted(merged, stack, site, upto)
+        return self.posted(merged, stack, site, upto, vectors=vectors)
 
     def posted(
-        self, merged: Tensor, stack: Tensor | None, site: Site, upto: int | None = None, *, outside: bool = False
+        self,
+        merged: Tensor,
+        stack: Tensor | None,
+        site: Site,
+        upto: int | None = None,
+        *,
+        vectors: Tensor | None = None,
+        outside: bool = False,
     ) -> Tensor:
         """A merged block after the post-stages, or the first of them."""
         for part, state in zip(self.aligned.chain.post[:upto], self._post_states, strict=False):
             if part.everywhere or not outside:
-                seen = stack if part.reads_stack else None
+                seen = None if not part.reads_stack else vectors if part.reads_vectors and vectors is not None else stack
                 merged = shaped(part, site, part_call(part, site, part.adjust, merged, seen, state, site), merged.shape)
         return merged
 
@@ -153,6 +160,7 @@ class Apply:
         aligned, chain = self.aligned, self.aligned.chain
         spec = aligned.alignment.specs[window.name]
         site = aligned.site_at(window, 0, spec.rows)
+        vectors = self.stack(window, 0, spec.rows) if chain.reads_vectors and merge else None
         if any(part.access == "whole" for part in chain.transforms):
             stack = self.transformed(window, 0, spec.rows, site)
         else:
@@ -161,10 +169,10 @@ class Apply:
         if not merge:
             return stack[0], stack
         if isinstance(chain.reduction, BlockReduction):
-            return self.merged(stack, site), stack
+            return self.merged(stack, site, vectors=vectors), stack
         with self.engine.there():
             merged = self._matrices_merged(chain.reduction, stack, site)
-        return self.posted(merged, stack, site), stack
+        return self.posted(merged, stack, site, vectors=vectors), stack
 
     def _matrices_merged(self, reduction: Reduction, stack: Tensor, site: Site) -> Tensor:
         """A whole stack through a reduction that is no elementwise one, one logical matrix after the other."""

@@ -24,7 +24,7 @@ def statistic_step(
     memory += statistic.memory(len(aligned.tasks), spec.elements)
     parts = chain.stages[:stage]
     if stage > len(chain.transforms) or any(part.access == "whole" for part in parts):
-        memory += 3 * _stack_bytes(aligned, name)
+        memory += (4 if chain.reads_vectors else 3) * _stack_bytes(aligned, name)
     cost = _costs(aligned, parts, name)
     if statistic.compiled[round_] and compiled.fits(aligned, name, upto=stage, ground=aligned.yardstick if first else None):
         return Step(
@@ -54,7 +54,8 @@ def merge_demand(aligned: Aligned, engine: Engine, name: str) -> Demand:
     if chain.access == "whole":
         spec = aligned.alignment.specs[name]
         window = 4 * spec.elements * len(aligned.readers(name))
-        return Demand(read, window + 3 * _stack_bytes(aligned, name) + cost.memory, cost.flops, "torch", TORCH_PACE)
+        stacks = (4 if chain.reads_vectors else 3) * _stack_bytes(aligned, name)
+        return Demand(read, window + stacks + cost.memory, cost.flops, "torch", TORCH_PACE)
     if compiled.fits(aligned, name):
         return Demand(read, memory + cost.memory, cost.flops, "loop", min(part.pace for part in chain.stages))
     return Demand(read, memory + cost.memory, cost.flops, "torch", TORCH_PACE)

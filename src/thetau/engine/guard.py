@@ -124,12 +124,16 @@ class Guard:
         ]
 
 
-def strangers(models: Mapping[str, Source], base: Source, names: Mapping[str, Mapping[str, str]]) -> list[str]:
+def strangers(
+    models: Mapping[str, Source], base: Source, label_of_base: str, names: Mapping[str, Mapping[str, str]]
+) -> list[str]:
     """A sentence for each model that lies farther from another one than fine-tuning goes, told from a sample of their largest tensors.
 
     `names` maps each source's key to its names of the base's tensors.
     """
-    matrices = [name for name, spec in base.specs.items() if name in names[base.key] and spec.dtype.is_floating_point]
+    matrices = [
+        name for name, spec in base.specs.items() if name in names[base.key] and spec.dtype.is_floating_point and spec.elements
+    ]
     largest = sorted(matrices, key=lambda name: (-base.specs[name].elements, name))[:SAMPLED]
     said = []
     for label, model in models.items():
@@ -145,7 +149,7 @@ def strangers(models: Mapping[str, Source], base: Source, names: Mapping[str, Ma
         distance = math.sqrt(apart / whole) if whole else 0.0
         if distance > FAR:
             said.append(
-                f"{label}: lies {distance:.2f} of its norm away from {base.label} (a sample of {count} entries); models that were fine-tuned "
+                f"{label}: lies {distance:.2f} of its norm away from {label_of_base} (a sample of {count} entries); models that were fine-tuned "
                 f"from one another differ by less than {FAR:g}. They are probably not related."
             )
     return said

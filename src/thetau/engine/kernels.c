@@ -17,6 +17,9 @@
 #include <string.h>
 #include <unistd.h>
 
+/* What the Python side expects of operations and their arguments; raise both together. */
+const int thetau_form = 2;
+
 #define TILE 512
 #define CHUNK 32768 /* a multiple of TILE */
 #define LANES 16

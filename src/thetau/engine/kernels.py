@@ -24,6 +24,7 @@ from thetau.vectors import Combination
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 UPPER_BINS, LOWER_BINS = 1 << 15, 1 << 16
+FORM = 2  # of operations and their arguments, as the loop was built
 INDEX_BITS = 31  # a run does not cross a multiple of 2³¹ elements: the index's upper part is in the random keys
 
 CODES = {
@@ -89,6 +90,12 @@ def _library() -> Any:
     except ImportError:
         return None
     library = ctypes.CDLL(_kernels.__file__)
+    try:
+        form = ctypes.c_int.in_dll(library, "thetau_form").value
+    except ValueError:
+        form = 1
+    if form != FORM:  # built from other sources: its operations would read other arguments
+        return None
     library.thetau_run.argtypes = [ctypes.c_void_p]
     library.thetau_run.restype = ctypes.c_int
     return library

@@ -135,7 +135,8 @@ class Patchwork(Source):
             return self._alarms
         others = {label: model for label, model in self.models.items() if model.key != self.base.key}
         names = {source.key: {name: name for name in source.specs} for source in (self.base, *others.values())}
-        return [*self._alarms, *strangers(others, self.base, names)]
+        label = next((label for label, model in self.models.items() if model.key == self.base.key), self.base.label)
+        return [*self._alarms, *strangers(others, self.base, label, names)]
 
     def _terms(self, name: str) -> tuple[Reading, Combination]:
         index = self.patch_of[name]

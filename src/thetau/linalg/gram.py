@@ -33,3 +33,19 @@ def span(gram: Float[Tensor, "*batch task task"]) -> tuple[Float[Tensor, "*batch
     onto = onto * unit[..., :, None] * length[..., None, :]
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype).expand_as(gram)
     return torch.where(whole[..., None, None], eye, onto), seen
+
+
+def effective_rank(gram: Float[Tensor, "side side"]) -> float:
+    """exp of the entropy of a Gram matrix's eigenvalues: from 1 to the side's length."""
+    values = torch.linalg.eigvalsh(gram).clamp(min=0)
+    return float(torch.special.entr(values / values.sum()).sum().exp())
+
+
+def commutator(own: Float[Tensor, "side side"], other: Float[Tensor, "side side"], cross: Float[Tensor, "side side"]) -> float:
+    """‖ABᵀ − BAᵀ‖ from AᵀA, BᵀB and AᵀB: its square is 2 tr(AᵀA BᵀB) − 2 tr((AᵀB)²).
+
+    It is 0 where that is no more than the rounding of the two terms that cancel in it.
+    """
+    whole = 2 * float((own * other).sum())
+    square = whole - 2 * float((cross * cross.T).sum())
+    return square**0.5 if square > MARGIN * len(own) ** 0.5 * eps(own.dtype) * whole else 0.0

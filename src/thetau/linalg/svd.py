@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from thetau.linalg.rounding import eps
 from thetau.linalg.sketch import Bits, gaussian
 
 OVERSAMPLE, POWERS = 16, 2
@@ -65,3 +66,8 @@ def orthonormal(columns: Float[Tensor, "d k"]) -> Float[Tensor, "d k"]:
     u, _, vt = svd(columns)
     nearest: Tensor = u @ vt
     return nearest
+
+
+def seen(values: Float[Tensor, " r"], against: Float[Tensor, " s"], shape: tuple[int, ...]) -> int:
+    """How many singular values of a float32 matrix are more than the rounding of the largest of `against`."""
+    return int((values > against[0] * max(shape) * eps(torch.float32)).sum())

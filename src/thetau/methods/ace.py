@@ -144,11 +144,14 @@ class Ace(Method, StreamReduction):
         d_out, d_in = shape
         sizes = Sizes(d_out + 1, d_in, tasks, d_out, doubled=True)
         solve = sizes.inverse(regular=self.epsilon > 0)
-        copies = 2 if self.balance == "by_gamma" else 1
-        small = min(shape)
-        leading = 0.0 if self.balance == "never" else 6.0 * sizes.entries * small + 20.0 * small**3
-        extra = 0 if self.balance == "never" else 16 * sizes.entries + 8 * small**2
-        return Cost(flops=copies * solve.flops + leading, memory=copies * solve.memory + 4 * extra)
+        flops, memory = solve.flops, solve.memory + 16 * sizes.entries  # centred rows and their mean
+        if self.balance == "by_gamma":
+            flops, memory = flops + sizes.cost(0.0, 0).flops, memory + 8 * (d_in**2 + sizes.entries)  # A and B in either form
+        if self.balance != "never":  # F and its singular value decomposition
+            small = min(shape)
+            flops += 6.0 * sizes.entries * small + 20.0 * small**3
+            memory += 24 * sizes.entries + 16 * small**2
+        return Cost(flops=flops, memory=memory)
 
     def _solved(self, total: Quadratic, shift: float, prior: float) -> Float[Tensor, "rows d_in"]:
         """(B + shift · mean)(A + shift + prior · 1cᵀ)⁻¹ in float64, c being the mean row of A.

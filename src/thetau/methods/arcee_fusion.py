@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from thetau.methods.fields import NotNegative
 from thetau.methods.registry import register
 from thetau.parts import BlockReduction, Chain, Method, Site
 from thetau.statistics import DerivedQuantile
@@ -27,7 +28,6 @@ from thetau.statistics.quantile import Derived
 
 EPSILON = 1e-8  # added to probabilities
 QUARTILES = (0.25, 0.5, 0.75)
-REACH = 1.5  # of quartile ranges above the median
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +35,8 @@ class Importance(Derived):
     """|θ₁ − θ₀| · KL(softmax θ₁ ‖ softmax θ₀), of a stack that holds the base first."""
 
     def values(self, stack: Float[Tensor, "2 *block"], site: Site) -> Float[Tensor, "*block"]:
-        """A block's importances."""
-        base, other = stack
+        """A block's importances, in float32, as they are there: beside the cut one rounding decides."""
+        base, other = stack.float()
         size: Tensor = (other - base).abs()
         if len(site.shape) < 2:
             return size
@@ -55,6 +55,7 @@ class ArceeFusion(Method, BlockReduction):
     r"""$\theta = \theta_0 + m \odot (\theta_1 - \theta_0)$ with $m$ marking the important entries."""
 
     takes: ClassVar[tuple[int, int | None]] = (1, 1)
+    reach: Annotated[NotNegative, "by how many quartile ranges above the median an importance must lie."] = 1.5
 
     def chain(self) -> Chain:
         """Models, the base first."""
@@ -66,7 +67,7 @@ class ArceeFusion(Method, BlockReduction):
 
     def prepare(self, result: Mapping[str, Float[Tensor, " 3"]], tasks: tuple[str, ...]) -> dict[str, float]:
         """The least importance that is taken over, by tensor."""
-        return {name: float(median + REACH * (third - first)) for name, (first, median, third) in result.items()}
+        return {name: float(median + self.reach * (third - first)) for name, (first, median, third) in result.items()}
 
     def reduce(self, stack: Float[Tensor, "2 *block"], state: Mapping[str, float], site: Site) -> Float[Tensor, "*block"]:
         """A block of the base with what is important."""

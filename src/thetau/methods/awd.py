@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from thetau.methods.fields import AtLeast, Elsewhere, NotNegative, Positive, Tensors, part_of
+from thetau.methods.over import usual
 from thetau.methods.registry import register
 from thetau.methods.task_arithmetic import TaskArithmetic
 from thetau.parts import Chain, Method, Selection
@@ -42,9 +43,9 @@ class Awd(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        inner, usual = self.then.chain().selection, type(self.then)().chain().selection
-        fields = {"tensors": (inner.tensors, usual.tensors), "elsewhere": (inner.elsewhere, usual.elsewhere)}
-        changed = {name: value for name, (value, default) in fields.items() if value != default}
+        inner, default = self.then.chain().selection, usual(self.then).chain().selection
+        fields = {"tensors": (inner.tensors, default.tensors), "elsewhere": (inner.elsewhere, default.elsewhere)}
+        changed = {name: value for name, (value, usually) in fields.items() if value != usually}
         if changed:
             names = " and ".join(f"`{name}`" for name in changed)
             got = " and ".join(f"{name}={value!r}" for name, value in changed.items())

@@ -19,7 +19,7 @@ holds all task vectors of one matrix, and makes a singular value decomposition a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -27,16 +27,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thetau.linalg.descent import descend
-from thetau.linalg.svd import svd, truncated_flops, truncated_svd
+from thetau.linalg.rounding import PIECE
+from thetau.linalg.svd import seen, svd, truncated_flops, truncated_svd
 from thetau.methods.fields import AtLeast, Coefficient, Density, Elsewhere, Positive, SplitFused, Tensors, Within
-from thetau.methods.iso import seen
 from thetau.methods.reductions import Scale
 from thetau.methods.registry import register
 from thetau.parts import Chain, Cost, Method, Selection, Site, WholeReduction
 from thetau.random import stream
 from thetau.statistics import MagnitudeQuantile
 from thetau.statistics.gram import row_grams
-from thetau.sums import weighted_sum
 from thetau.transforms import Trim
 
 
@@ -85,15 +84,17 @@ class DogeTa(Method, WholeReduction):
 
     def reduce(self, stack: Float[Tensor, "task *shape"], state: Any, site: Site) -> Float[Tensor, "*shape"]:
         """The merged tensor."""
-        norms = stack.reshape(len(stack), -1).double().norm(dim=1).tolist()
+        norms = [float(vector.double().norm()) for vector in stack]
         weights = [self.eta / norm if norm > 0 else 0.0 for norm in norms]
         if not any(weights):
             return torch.zeros_like(stack[0])
         matrices = stack.float().reshape(len(stack), stack.shape[1] if stack.ndim > 1 else 1, -1)
         problem = Rows.of(matrices, weights, self._projector(matrices, site))
         delta = problem.by_adam(self.steps, self.lr) if self.solver == "adam" else problem.by_cg(self.steps, self.tolerance)
-        kept = self._trim.apply(stack, state, site) != 0
-        merged: Tensor = weighted_sum((stack + delta.reshape(stack.shape[1:])) * kept, weights)
+        merged = torch.zeros_like(stack[0])
+        for index, (task, weight) in enumerate(zip(site.tasks, weights, strict=True)):
+            kept = self._trim.apply(stack[index : index + 1], state, replace(site, tasks=(task,)))[0] != 0
+            merged.add_((stack[index] + delta.reshape(merged.shape)).mul_(kept), alpha=weight)
         return merged
 
     def cost(self, shape: tuple[int, ...], tasks: int) -> Cost:
@@ -105,7 +106,7 @@ class DogeTa(Method, WholeReduction):
         rank = small // self.subspace
         step = 4.0 * (tasks + rank) * entries + 20.0 * entries
         decompose = tasks * truncated_flops(d_out, d_in, max(1, small // tasks)) + 26.0 * d_out * small**2
-        memory = (2 * tasks + 9) * entries + 4 * small**2 + 3 * d_out * small
+        memory = (tasks + 9) * entries + 8 * small**2 + 4 * d_out * small
         return Cost(flops=decompose + self.steps * step, memory=4 * memory)
 
     @property
@@ -142,7 +143,7 @@ class Rows:
     @staticmethod
     def of(matrices: Float[Tensor, "task d_out d_in"], weights: list[float], avoid: Float[Tensor, "d_out rank"]) -> Rows:
         """The objective for these task vectors and λ_i."""
-        gram = row_grams(matrices)
+        gram = torch.cat([row_grams(piece) for piece in torch.split(matrices, PIECE, dim=1)])
         target = gram.diagonal(dim1=1, dim2=2) - gram @ torch.tensor(weights, dtype=gram.dtype)
         return Rows(matrices.transpose(0, 1).contiguous(), target.float(), sum(weights), avoid)
 

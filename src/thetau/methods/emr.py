@@ -33,19 +33,13 @@ Zero = Literal["negative", "zero"]
 Rule = Literal["means", "sums", "none"]
 
 
-def agreeing(stack: Float[Tensor, "task *block"], cancelled: Zero) -> tuple[Bool[Tensor, "task *block"], Bool[Tensor, "*block"]]:
-    """Where each task has the elected sign, and where that is positive."""
-    total = sum_in_order(stack)
-    positive = total > 0
-    agree = torch.where(positive, stack > 0, stack < 0)
-    return (agree & (total != 0) if cancelled == "zero" else agree), positive
-
-
-def unified(stack: Float[Tensor, "task *block"], cancelled: Zero) -> Float[Tensor, "*block"]:
-    """The elected sign times the largest magnitude that has it."""
-    agree, positive = agreeing(stack, cancelled)
-    largest = stack.abs().masked_fill_(~agree, 0).amax(0)
-    return torch.where(positive | (largest == 0), largest, -largest)
+def elected(stack: Float[Tensor, "task *block"], cancelled: Zero) -> tuple[Bool[Tensor, "task *block"], Float[Tensor, "*block"]]:
+    """Where each task has the elected sign, and that sign times the largest magnitude that has it."""
+    sign = sum_in_order(stack).sign_()
+    if cancelled == "negative":
+        sign.masked_fill_(sign == 0, -1)
+    along = stack * sign  # what has the elected sign is positive
+    return along > 0, along.amax(0).clamp_(min=0) * sign + 0.0  # no −0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +57,9 @@ class Magnitudes(Statistic):
     ) -> Float[Tensor, "2 task"]:
         """Add a block's magnitudes; the rows are the merged one and the tasks'."""
         vectors = stack[1:]
-        agree, _ = agreeing(vectors, self.cancelled)
-        size = unified(vectors, self.cancelled).abs().double()
-        masked = size.expand(agree.shape).masked_fill(~agree, 0)
-        sums = torch.stack([one.reshape(len(one), -1).sum(1) for one in (vectors.abs().double(), masked)])
+        agree, unified = elected(vectors, self.cancelled)
+        pairs = (vectors.abs(), unified.abs().expand(agree.shape).masked_fill(~agree, 0))
+        sums = torch.stack([one.reshape(len(one), -1).sum(1, dtype=torch.float64) for one in pairs])
         sums = sums / prod(site.shape) if self.rule == "means" else sums
         return sums if total is None else total + sums
 
@@ -110,7 +103,13 @@ class Modulated(Masked):
         self, task: int, merged: Float[Tensor, "*block"], stack: Float[Tensor, "task *block"], site: Site
     ) -> Bool[Tensor, "*block"]:
         """Where the task has the elected sign."""
-        return agreeing(stack, self.cancelled)[0][task]
+        return elected(stack, self.cancelled)[0][task]
+
+    def masks(
+        self, merged: Float[Tensor, "*block"], stack: Float[Tensor, "task *block"], site: Site
+    ) -> Bool[Tensor, "task *block"]:
+        """All of them, elected once."""
+        return elected(stack, self.cancelled)[0]
 
     def rescaler(self, task: int, state: Sequence[float]) -> float:
         """The task's own."""
@@ -138,4 +137,4 @@ class Emr(Method, BlockReduction):
 
     def reduce(self, stack: Float[Tensor, "task *block"], state: object, site: Site) -> Float[Tensor, "*block"]:
         """The unified vector at a block."""
-        return unified(stack, self.cancelled)
+        return elected(stack, self.cancelled)[1]

@@ -16,19 +16,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thetau.linalg.svd import orthonormal, svd
+from thetau.linalg.svd import orthonormal, seen, svd
 from thetau.methods.fields import Coefficient, Elsewhere, Portion, SplitFused, Tensors
 from thetau.methods.reductions import Scale
 from thetau.methods.registry import register
+from thetau.methods.spectra import spectral_cost
 from thetau.parts import Chain, Cost, Method, Selection, Site, StreamReduction
-
-EPS = torch.finfo(torch.float32).eps
 
 
 @register("iso_c", paper="Marczak et al., ICML 2025, https://arxiv.org/abs/2502.04959")
 @dataclass(frozen=True, kw_only=True)
 class IsoC(Method, StreamReduction):
-    r"""$\tau = \lambda\,\bar\sigma\,U V^\top$ with $\sum_i \tau_i = U\,\mathrm{diag}(\sigma)\,V^\top$ and $\bar\sigma$ the mean of σ."""
+    r"""$\tau = \lambda\,\bar\sigma\,U V^\top$ with $\sum_i \tau_i = U\,\mathrm{diag}(\sigma)\,V^\top$ and $\bar\sigma$ the mean of σ.
+
+    Use it where a few directions that all tasks share drown the others, and λ can be tuned (published tables take 1.5 where they fix it). It
+    costs one singular value decomposition a matrix, whatever the number of tasks.
+    """
 
     scale: Coefficient = 1.0
     tensors: Tensors = "matrices"
@@ -75,6 +78,9 @@ class Summed:
 @dataclass(frozen=True, kw_only=True)
 class IsoCts(Method, StreamReduction):
     r"""$\tau = \lambda\,\bar\sigma\,\hat U \hat V^\top$, $\hat U$ and $\hat V$ from the common space of $\sum_i \tau_i$ and each task's own part outside it.
+
+    Use it instead of `iso_c` for many or very different tasks, whose own directions their sum hides. It costs a decomposition a task and matrix
+    and three more, and holds all tasks' vectors of a matrix.
 
     - `common`: share of the singular vectors that the common space keeps.
     """
@@ -133,11 +139,6 @@ class IsoCts(Method, StreamReduction):
         return round((small - int(small * self.common)) / tasks)
 
 
-def seen(values: Float[Tensor, " r"], against: Float[Tensor, " s"], shape: tuple[int, ...]) -> int:
-    """How many singular values are more than the rounding of the largest of `against`."""
-    return int((values > against[0] * max(shape) * EPS).sum())
-
-
 def flattened(
     u: Float[Tensor, "d_out r"], s: Float[Tensor, " r"], vt: Float[Tensor, "r d_in"], shape: tuple[int, ...]
 ) -> Float[Tensor, "d_out d_in"]:
@@ -145,11 +146,3 @@ def flattened(
     rank = seen(s, s, shape)
     merged: Tensor = (s.mean() * u[:, :rank]) @ vt[:rank]
     return merged
-
-
-def spectral_cost(shape: tuple[int, ...], *, decompositions: int, kept: int = 0) -> Cost:
-    """Operations and working memory of so many singular value decompositions of one matrix, with so many vectors held beside it."""
-    d_out, d_in = shape
-    entries, small = d_out * d_in, min(d_out, d_in)
-    memory = 4 * entries + 4 * small**2 + kept * entries
-    return Cost(flops=decompositions * (6.0 * entries * small + 20.0 * small**3) + 2.0 * small * entries, memory=4 * memory)

@@ -75,6 +75,12 @@ class Masked(Emit):
     ) -> Bool[Tensor, "*block"]:
         """The mask of the task with this number, at a block."""
 
+    def masks(
+        self, merged: Float[Tensor, "*block"], stack: Float[Tensor, "task *block"], site: Site
+    ) -> Bool[Tensor, "task *block"]:
+        """Every task's mask at a block."""
+        return torch.stack([self.mask(task, merged, stack, site) for task in range(len(stack))])
+
     def rescaler(self, task: int, state: State) -> float:
         """What its masked entries are multiplied by, a float32 number."""
         return 1.0

@@ -31,8 +31,8 @@ from thetau.methods.fields import AtLeast, Coefficient, Elsewhere, NotNegative, 
 from thetau.methods.quadratic import Quadratic, Sizes
 from thetau.methods.reductions import Scale
 from thetau.methods.registry import register
+from thetau.methods.spectra import rank_of
 from thetau.methods.spectral_filter import SpectralFilter
-from thetau.methods.tsv import rank_of
 from thetau.parts import Chain, Cost, Method, Selection, Site, StreamReduction
 from thetau.random import stream
 from thetau.sums import sum_in_order

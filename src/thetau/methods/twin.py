@@ -6,7 +6,7 @@ code (coefficient 0.29) and by any method here; a task's exclusive part is θ_t 
 stay whole. A task's model is θ* plus its exclusive part: the outputs. This is the part without data. The paper then mixes the exclusive
 parts for every input, Σ_t softmax(router)_t · exclusive_t, by a router that is trained on labelled examples and is not here; `part:
 exclusive` gives what such a router would mix. Departs from the code in keeping at least one singular value, ⌈density · n⌉ entries, and in
-taking a tensor of more than two axes as rows × the rest, where the code's rank is taken from its last axes.
+taking a tensor of more than two axes as rows × the rest, where the code's slices fit matrices only.
 
 Use it to keep each task's model beside a merged one at a low rank, when it is known at inference which task an input is of: `thetau.outputs`
 gives them. It needs no data; `svd` decomposes every matrix of the task that is read.

@@ -78,6 +78,7 @@ def from_mapping(content: Any, where: str = "recipe", folder: Path | None = None
     else:
         names = [entry.name for entry in recipe.entries() if entry.name]
         problems += [f"models: the name {name!r} stands twice." for name in sorted(set(names)) if names.count(name) > 1]
+        problems += _arrangement(recipe)
     method, based = content.get("method"), True
     if isinstance(method, str | Mapping):
         try:
@@ -120,6 +121,29 @@ def _resolved(recipe: Recipe, folder: Path) -> Recipe:
     ]
     evidence = {kind: {task: at(path) for task, path in given.items()} for kind, given in recipe.evidence.items()}
     return recipe.model_copy(update={"base": recipe.base and at(recipe.base), "models": models, "evidence": evidence})
+
+
+def _arrangement(recipe: Recipe) -> list[str]:
+    """What cannot go with slices and tokenizers, and slices that say nothing that can be."""
+    found = []
+    if recipe.slices and recipe.modules:
+        found.append("slices: a recipe has `slices` or `modules`, not both.")
+    if recipe.arranged and recipe.output == "vector":
+        found.append("output: a model whose layers or rows are moved has no task vector over its base. Take `output: model`.")
+    if recipe.arranged and recipe.evidence:
+        found.append(
+            "evidence: does not go with `slices`, `modules` or `tokenizer`. Merge first, and move layers in a second recipe."
+        )
+    for where, entries in {"slices": recipe.slices, **{f"modules.{name}": one for name, one in recipe.modules.items()}}.items():
+        for index, entry in enumerate(entries):
+            ranges = [one.layers for one in entry.sources] + ([entry.base_layers] if entry.base_layers else [])
+            bad = [one for one in ranges if not 0 <= one[0] < one[1]]
+            found += [
+                f"{where}.{index}: layers are [first, end], end excluded, with at least one layer. Got {one}." for one in bad
+            ]
+            if not bad and len({end - first for first, end in ranges}) > 1:
+                found.append(f"{where}.{index}: its sources must have equally many layers. Got {ranges}.")
+    return found
 
 
 def _problems(error: ValidationError) -> list[str]:

@@ -42,7 +42,7 @@ class Document:
         for length in range(len(path), -1, -1):
             if path[:length] in self.marks:
                 return "line {}, column {}".format(*self.marks[path[:length]])
-        return "line 1, column 1"
+        return ".".join(map(str, path)) or "recipe"
 
 
 def parse_documents(text: str) -> list[Document]:

@@ -20,6 +20,24 @@ class ModelEntry(BaseModel):
     name: str | None = Field(default=None, min_length=1)
 
 
+class SliceSource(BaseModel):
+    """A run of a model's layers, the end excluded; `model` is its name or its path."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    model: str
+    layers: list[int] = Field(min_length=2, max_length=2)
+
+
+class SliceEntry(BaseModel):
+    """A run of the output's layers: equally many of each source, and of the base where the method has one (by default the same numbers)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    sources: list[SliceSource] = Field(min_length=1)
+    base_layers: list[int] | None = Field(default=None, min_length=2, max_length=2)
+
+
 class Recipe(BaseModel):
     """A merge.
 
@@ -28,6 +46,9 @@ class Recipe(BaseModel):
     - `models`: checkpoints, LoRA adapters or saved task vectors; each a path or hub id, or `{path, name}`.
     - `method`: a method's name, or `{name, fields...}`.
     - `evidence`: what the method must know of the tasks' data, by kind and task: `fisher: {sst2: sst2.safetensors}`.
+    - `slices`: where the output's layers come from, run by run; `modules` the same for a model with several towers, by their names.
+    - `tokenizer`: whose vocabulary the output has: `{source: union}`, `base` or a model, with `tokens` and `pad_to_multiple_of`.
+    - `chat_template`: a template, a known name, or `auto`.
     - `exclude`: patterns of tensors that are left out (task heads); the output keeps the base's.
     - `output`: `model`, or `vector` for the merged task vector itself.
     - `seed`: of randomised methods.
@@ -41,6 +62,10 @@ class Recipe(BaseModel):
     models: list[str | ModelEntry] = Field(min_length=1)
     method: str | dict[str, Any]
     evidence: dict[str, dict[str, str]] = {}
+    slices: list[SliceEntry] = []
+    modules: dict[str, list[SliceEntry]] = {}
+    tokenizer: dict[str, Any] | str | None = None
+    chat_template: str | None = None
     exclude: list[str] = []
     output: Literal["model", "vector"] = "model"
     seed: int = 0
@@ -59,6 +84,11 @@ class Recipe(BaseModel):
     def _shard_size(cls, value: str | int) -> str | int:
         parse_size(value)
         return value
+
+    @property
+    def arranged(self) -> bool:
+        """Whether layers or rows are moved about."""
+        return bool(self.slices or self.modules) or self.tokenizer is not None or self.chat_template is not None
 
     def entries(self) -> list[ModelEntry]:
         """The models, each with its path."""

@@ -6,11 +6,13 @@ its rescaling keeps the sum of magnitudes: settings of our methods, so that a re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from thetau.checkpoint import matches
 from thetau.errors import RecipeError
+from thetau.fields import declared
 from thetau.methods import (
     ArceeFusion,
     Breadcrumbs,
@@ -33,7 +35,7 @@ from thetau.methods import (
     TaskArithmetic,
     Ties,
 )
-from thetau.parts import Method, PerTask, Varying
+from thetau.parts import Method, PerPattern, PerTask, Varying
 
 Values = Mapping[str, Any]
 REQUIRED = object()
@@ -130,8 +132,44 @@ def ours(method: Method) -> Spec:
     """A method of ours, the same at every tensor."""
     fewest, most = method.takes
     return Spec(
-        build=lambda values, each, ids, based: method, base="required" if method.needs_base else None, fewest=fewest, most=most
+        build=lambda values, each, ids, based: narrowed(method, ids),
+        base="required" if method.needs_base else None,
+        fewest=fewest,
+        most=most,
     )
+
+
+def narrowed(method: Method, ids: Sequence[str], names: Sequence[str] | None = None) -> Method:
+    """The method for some of the tasks and tensors: values by task and by pattern without those of others."""
+    changed: dict[str, Any] = {}
+    for name in declared(type(method)):
+        value = method.__dict__[name]
+        if isinstance(value, PerTask):
+            changed[name] = PerTask({task: _fitting(number, names) for task, number in value.values.items() if task in ids})
+        elif isinstance(value, PerPattern):
+            changed[name] = _fitting(value, names)
+        elif isinstance(value, Method):
+            changed[name] = narrowed(value, ids, names)
+    return replace(method, **changed) if changed else method  # type: ignore[type-var]
+
+
+def _fitting(value: Any, names: Sequence[str] | None) -> Any:
+    if names is None or not isinstance(value, PerPattern):
+        return value
+    return PerPattern(
+        {pattern: number for pattern, number in value.values.items() if any(matches(one, [pattern]) for one in names)}
+    )
+
+
+def patterns(method: Method) -> Iterator[tuple[str, list[str]]]:
+    """Each field that varies by pattern, and its patterns."""
+    for name in declared(type(method)):
+        value = method.__dict__[name]
+        for one in value.values.values() if isinstance(value, PerTask) else [value]:
+            if isinstance(one, PerPattern):
+                yield name, list(one.values)
+        if isinstance(value, Method):
+            yield from patterns(value)
 
 
 def by_task(key: str, each: Sequence[Values], ids: Sequence[str], change: Callable[[float], float] = float) -> Varying:

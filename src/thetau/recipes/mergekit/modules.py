@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from thetau.checkpoint import Source
 from thetau.errors import nearest
-from thetau.recipes.mergekit.layout import Layout, is_after
+from thetau.recipes.mergekit.layout import AUDIO, BRIDGE, VISION, Layout, Place, aside, is_after
 from thetau.recipes.mergekit.schema import Module, Slice
 
-_VISION = re.compile(r"vision|visual|image|vit(?:\.|$)", re.IGNORECASE)
-_BRIDGE = re.compile(r"projector|merger|mm_|multi_modal|connector|resampler", re.IGNORECASE)
-_VISION_NAMES = ("vision_tower", "vision_model", "vision_encoder", "vision", "visual")
-_TEXT_NAMES = ("text_decoder", "text_model", "language_model", "text", "default")
-_BRIDGE_NAMES = ("multi_modal_projector", "projector", "connector")
+SHARED = "shared"  # what several towers share: T5's embedding and its head
+_NAMES = {
+    "vision_tower": ("vision_tower", "vision_model", "vision_encoder", "vision", "visual"),
+    "audio_tower": ("audio_tower", "audio_model", "audio_encoder", "audio"),
+    "text_decoder": ("text_decoder", "text_model", "language_model", "text", "default"),
+    "multi_modal_projector": ("multi_modal_projector", "projector", "connector"),
+}
 
 
 @dataclass(frozen=True)
 class Tower:
-    """A layered container with the loose tensors that belong to it; or loose ones alone, where `container` is None."""
+    """A layered container with the loose tensors that belong to it; or loose ones alone, where `container` is None.
+
+    `beyond` are those of `after` in layers behind the last one, with what their names are counted from.
+    """
 
     name: str
     container: str | None
     before: tuple[str, ...]
     after: tuple[str, ...]
     tensors: tuple[str, ...]
+    beyond: Mapping[str, Place]
 
     @property
-    def sees(self) -> bool:
-        """Whether it is one for images."""
-        return _VISION.search(self.container or self.name) is not None
+    def role(self) -> str:
+        """What it is to the whole, in mergekit's words."""
+        said = self.container or self.name
+        kinds = {"multi_modal_projector": BRIDGE, "vision_tower": VISION, "audio_tower": AUDIO}
+        return next((role for role, kind in kinds.items() if kind.search(said)), "text_decoder")
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,13 @@ class Cut:
     module: Module
     slices: tuple[Slice, ...]
 
+    def placed(self, name: str) -> str:
+        """What a loose tensor is called in the output: one behind the last layer stays behind it."""
+        place = self.tower.beyond.get(name)
+        if place is None:
+            return name
+        return f"{place.container}.{sum(1 for _ in self.layers()) + place.index}.{place.rest}"
+
     def layers(self) -> Iterator[Layer]:
         """The output's layers, in order."""
         number = 0
@@ -66,22 +80,24 @@ class Cut:
 
 def towers(layout: Layout, source: Source, named: Sequence[str | None]) -> list[Tower]:
     """The towers of a model; loose tensors that a recipe names as a module of their own are one too."""
-    loose = [name for name, place in layout.places.items() if place.container is None]
-    apart: dict[str, list[str]] = {}
+    loose: dict[str, list[str]] = {container: [] for container in layout.depth}
+    for name, place in layout.places.items():
+        if place.container is None:
+            bridge = BRIDGE.search(name) is not None and any(aside(container) for container in layout.depth)
+            home = _BRIDGE_NAME if bridge else layout.tower(name) or (SHARED if layout.depth else _ONLY)
+            loose.setdefault(home, []).append(name)
     for module in named:
         held = _apart(module, layout, loose)
         if module is not None and held:
-            apart[module] = held
-            loose = [name for name in loose if name not in held]
-    main = next((container for container in layout.depth if not _VISION.search(container)), next(iter(layout.depth), None))
-    owner = {name: _owner(name, layout, main) for name in loose}
+            loose = {owner: [name for name in mine if name not in held] for owner, mine in loose.items()}
+            loose[module] = held
     found = []
-    containers: list[str | None] = [*layout.depth] or [None]
-    for container in containers:
-        mine = [name for name in loose if owner[name] == container]
-        layered = [name for name, place in layout.places.items() if place.container is not None and place.container == container]
-        found.append(_tower(container or "model", container, mine, layered, source))
-    return [*found, *(_tower(name, None, held, [], source) for name, held in apart.items())]
+    for owner, mine in loose.items():
+        container = owner if owner in layout.depth else None
+        layered = [name for name, place in layout.places.items() if container is not None and place.container == container]
+        if mine or layered:
+            found.append(_tower(owner, container, mine, layered, layout, source))
+    return found
 
 
 def chosen(name: str | None, known: Sequence[Tower], *, cut: bool) -> tuple[list[Tower], str | None]:
@@ -94,46 +110,44 @@ def chosen(name: str | None, known: Sequence[Tower], *, cut: bool) -> tuple[list
             return [], "no layers are found in the names of the tensors, so nothing can be cut into slices."
         return list(known), None
     for tower in known:
-        if name in (tower.name, tower.container) or (tower.container or "").startswith(f"{name.rstrip('.')}."):
-            return [tower], None
-    sees = [tower for tower in layered if tower.sees]
-    reads = [tower for tower in layered if not tower.sees]
-    for names, some in ((_VISION_NAMES, sees), (_TEXT_NAMES, reads)):
-        if name in names and len(some) == 1:
+        if name in (tower.name, tower.container):
+            return _with_kin(tower, known), None
+    for role, names in _NAMES.items():
+        some = [tower for tower in known if tower.role == role and tower.name != SHARED]
+        if name in names and some and (len(some) == 1 or role == _BRIDGE_NAME):
             return some, None
+    beginning = [tower for tower in layered if (tower.container or "").startswith(f"{name.rstrip('.')}.")]
     worded = [tower for tower in layered if name in (tower.container or "").split(".")]
-    if len(worded) == 1:
-        return worded, None
-    known_names = [tower.name for tower in known]
-    return [], f"no tower is called {name!r}.{nearest(name, known_names)} The model has {_names(known)}."
+    for some in (beginning, worded):
+        if len(some) == 1:
+            return some, None
+    return [], f"no tower is called {name!r}.{nearest(name, [tower.name for tower in known])} The model has {_names(known)}."
 
 
-def _tower(name: str, container: str | None, loose: Sequence[str], layered: Sequence[str], source: Source) -> Tower:
-    after = [one for one in loose if is_after(one, source.specs[one].shape)]
-    before = [one for one in loose if one not in after]
-    return Tower(name, container, tuple(before), tuple(after), (*before, *layered, *after))
+_BRIDGE_NAME = "multi_modal_projector"
+_ONLY = "model"  # a model without layers
 
 
-def _apart(module: str | None, layout: Layout, loose: Sequence[str]) -> list[str]:
-    """The loose tensors that a module without layers means."""
-    if module is None or module in layout.depth:
+def _with_kin(tower: Tower, known: Sequence[Tower]) -> list[Tower]:
+    """A bridge with the layers that are part of it."""
+    return [one for one in known if one.role == _BRIDGE_NAME] if tower.name == _BRIDGE_NAME else [tower]
+
+
+def _tower(
+    owner: str, container: str | None, loose: Sequence[str], layered: Sequence[str], layout: Layout, source: Source
+) -> Tower:
+    after = [name for name in loose if name in layout.beyond or is_after(name, source.specs[name].shape)]
+    before = [name for name in loose if name not in after]
+    beyond = {name: layout.beyond[name] for name in after if name in layout.beyond}
+    return Tower(owner, container, tuple(before), tuple(after), (*before, *layered, *after), beyond)
+
+
+def _apart(module: str | None, layout: Layout, loose: Mapping[str, Sequence[str]]) -> list[str]:
+    """The loose tensors that a module without layers means: those whose names begin with it."""
+    words = {word for container in layout.depth for word in container.split(".")}
+    if module is None or module in loose or module in words or any(module in names for names in _NAMES.values()):
         return []
-    if module in _BRIDGE_NAMES:
-        return [name for name in loose if _BRIDGE.search(name)]
-    if any(module in container.split(".") for container in layout.depth):
-        return []
-    return [name for name in loose if name.split(".")[0] == module]
-
-
-def _owner(name: str, layout: Layout, main: str | None) -> str | None:
-    """The tower of a loose tensor: a tower for images has only what its words say."""
-    if _VISION.search(name) or _BRIDGE.search(name):
-        sees = [container for container in layout.depth if _VISION.search(container)]
-        if sees and _VISION.search(name):
-            return sees[0]
-        return main
-    found = layout.tower(name)
-    return main if found is None or _VISION.search(found) else found
+    return [name for mine in loose.values() for name in mine if name.split(".")[0] == module]
 
 
 def _names(known: Sequence[Tower]) -> str:

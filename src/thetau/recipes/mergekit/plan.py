@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from thetau.checkpoint import Kind, Source, Spec, kind_of, matches, open_source
+from thetau.checkpoint import Kind, Source, Spec, check_patterns, kind_of, matches, open_source
 from thetau.checkpoint.arranged import Arranged, Piece
 from thetau.checkpoint.config import differences, has_config, read_config, with_depth
 from thetau.engine.executor import Engine
@@ -24,7 +24,7 @@ from thetau.errors import AlignmentError, CheckpointError, RecipeError, nearest
 from thetau.methods import plain
 from thetau.parts import Method
 from thetau.recipes.mergekit import methods, modules
-from thetau.recipes.mergekit.layout import Layout, renamed
+from thetau.recipes.mergekit.layout import Layout, is_head, renamed
 from thetau.recipes.mergekit.reference import Reference, parse
 from thetau.recipes.mergekit.schema import Choice, Input, Module, Script, Settings, Slice, Where
 from thetau.recipes.mergekit.settings import Resolver, unknown
@@ -66,9 +66,24 @@ class Model:
         """Whether the first axis of one of its tensors counts tokens."""
         return is_vocabulary(own, self.source.specs[own].shape, self.token_rows)
 
+    @cached_property
+    def layers(self) -> Mapping[str, Mapping[int, Sequence[str]]]:
+        """The names inside each layer of each container, by the donor's name of the container."""
+        found: dict[str, dict[int, list[str]]] = {}
+        for said, own in self.names.items():
+            place = self.layout.places[own]
+            if place.container is not None:
+                container = said.removesuffix(f".{place.index}.{place.rest}")
+                found.setdefault(container, {}).setdefault(place.index, []).append(place.rest)
+        return found
+
     def depth(self, container: str) -> int:
         """How many layers it has there."""
-        return len({name.removeprefix(f"{container}.").split(".")[0] for name in self.names if name.startswith(f"{container}.")})
+        return len(self.layers.get(container, ()))
+
+    def holds(self, tower: modules.Tower) -> bool:
+        """Whether it has any tensor of a tower."""
+        return any(name in self.names for name in tower.tensors)
 
 
 @dataclass(frozen=True)
@@ -195,10 +210,10 @@ class Assembly:
         found: dict[Reference, Model] = {}
         donor: Layout | None = None
         for reference, source in sources.items():
-            layout = Layout.of(source)
+            config = self._config(source)
+            layout = Layout.of(source, config)
             donor = donor or layout
             names = {said: own for own, said in renamed(donor, layout).items()}
-            config = self._config(source)
             found[reference] = Model(labels[reference], source, layout, names, config)
         return found
 
@@ -292,7 +307,7 @@ class Assembly:
         }
         merge = Merge(
             tasks,
-            first.method.chain(),
+            methods.narrowed(first.method, tuple(tasks), names).chain(),
             label=f"{self.script.method} of {len(tasks)} models" + (f", {len(names)} tensors" if groups > 1 else ""),
             seed=self.seed,
             engine=self.engine,
@@ -328,6 +343,8 @@ class Assembly:
             if problem:
                 self.found.wrong(f"{self._at(module.where)}: {problem}")
                 continue
+            if name is None:
+                chosen = [tower for tower in chosen if not self._stays(tower, module)]
             found += [modules.Cut(tower, module, self._slices(module, tower)) for tower in chosen]
         taken = {tensor for cut in found for tensor in cut.tower.tensors}
         left = [tensor for tensor in self.donor.source.specs if tensor not in taken]
@@ -337,6 +354,14 @@ class Assembly:
                 f"{', '.join(left[:SHOWN])}{' …' if len(left) > SHOWN else ''}"
             )
         return found
+
+    def _stays(self, tower: modules.Tower, module: Module) -> bool:
+        """Whether a tower for images or sound stays as it is, because some model has no such tower."""
+        lacking = [self.models[one.model].label for one in module.models if not self.models[one.model].holds(tower)]
+        if tower.role == "text_decoder" or not lacking:
+            return False
+        self.found.warnings.append(f"{', '.join(lacking)} has no {tower.name!r}, which stays as in {self.donor.label}.")
+        return True
 
     def _slices(self, module: Module, tower: modules.Tower) -> tuple[Slice, ...]:
         if module.slices:
@@ -381,6 +406,7 @@ class Assembly:
 
     def _slots(self, cuts: Sequence[modules.Cut]) -> list[Slot]:
         before, layers, after = [], [], []
+        self.lacking: dict[str, dict[str, str]] = {}  # by model, then tensor: who has it
         self.resolver = Resolver(self._names(cuts))
         for cut in cuts:
             before += [self._slot(name, cut, cut.slices[0], 0.0, None) for name in cut.tower.before]
@@ -396,58 +422,66 @@ class Assembly:
             if name not in taken and name not in towers
         ]
         heads = self._heads(cuts, taken)
+        self._tell_lacking()
         return [slot for slot in (*before, *layers, *after, *heads, *rest) if slot is not None]
 
     def _names(self, cuts: Sequence[modules.Cut]) -> list[str]:
         """Every name that a filter can be asked about."""
         found: dict[str, None] = {}
         for cut in cuts:
-            found.update(dict.fromkeys((*cut.tower.before, *cut.tower.after)))
+            found.update(dict.fromkeys(cut.placed(name) for name in (*cut.tower.before, *cut.tower.after)))
             for layer in cut.layers():
                 found.update(dict.fromkeys(f"{layer.prefix}{rest}" for rest in self._rests(cut, layer)))
         return list(found)
 
     def _rests(self, cut: modules.Cut, layer: modules.Layer) -> list[str]:
-        """The tensors of an output layer; those that only some inputs have are a problem."""
+        """The tensors of an output layer, of any of its inputs."""
         container = cut.tower.container
         assert container is not None
-        known: dict[str, list[str]] = {}
+        known: dict[str, None] = {}
         for one, index in zip(layer.slice.sources, layer.indices, strict=True):
-            model = self.models[one.model]
-            prefix = f"{container}.{index}."
-            for said in model.names:
-                if said.startswith(prefix):
-                    known.setdefault(said.removeprefix(prefix), []).append(model.label)
-        labels = [self.models[one.model].label for one in layer.slice.sources]
-        for rest, holders in known.items():
-            lacking = [label for label in labels if label not in holders]
-            if lacking:
-                pair = [next(model for model in self.models.values() if model.label == one) for one in (holders[0], lacking[0])]
-                self.found.wrong(
-                    f"{self._at(layer.slice.where)}: {{}}: {', '.join(lacking)} has no such tensor, {holders[0]} has.{_apart(pair)}",
-                    f"{layer.prefix}{rest}",
-                )
+            known.update(dict.fromkeys(self.models[one.model].layers.get(container, {}).get(index, ())))
         return list(known)
+
+    def _lacks(self, label: str, name: str, holder: str) -> None:
+        """Note a tensor that a model has not and another has; all are told together."""
+        if not matches(name, self.exclude):
+            self.lacking.setdefault(label, {})[name] = holder
+
+    def _tell_lacking(self) -> None:
+        """A problem for each model that lacks tensors."""
+        for label, names in self.lacking.items():
+            some = ", ".join(list(names)[:SHOWN]) + (" …" if len(names) > SHOWN else "")
+            fused = any(name.endswith(("experts.gate_up_proj", "experts.down_proj")) for name in names)
+            why = (
+                "One keeps its experts in one tensor, the other each by itself: save one of them anew with the other's version of transformers."
+                if fused
+                else f"Leave them out with `--exclude PATTERN`: they stay as in {self.donor.label} where it has them. Or take models of one architecture."
+            )
+            self.found.wrong(f"{label} lacks {len(names)} tensors that {next(iter(names.values()))} has: {some}. {why}")
 
     def _heads(self, cuts: Sequence[modules.Cut], taken: set[str]) -> list[Slot | None]:
         """Loose tensors that some model has and the donor has not: an output head of its own, beside a donor that ties it."""
         found: list[Slot | None] = []
         for model in self.models.values():
             for said, own in model.names.items():
-                place = model.layout.places[own]
-                if said in taken or said in self.donor.names or place.container is not None:
+                if said in taken or said in self.donor.names or model.layout.places[own].container is not None:
                     continue
                 taken.add(said)
-                shape = model.source.specs[own].shape
-                if kind_of(said, shape) is Kind.HEAD and self._find(self.donor, said) is not None:
+                if matches(said, self.exclude) or model.layout.further(own):
+                    self.found.notes.append(f"{model.label}: {said!r}, which {self.donor.label} has not, is left out.")
+                elif is_head(said) and self._find(self.donor, said) is not None:
                     found.append(self._slot(said, cuts[0], cuts[0].slices[-1], 0.0, None))
                     self.found.notes.append(
                         f"{model.label} has {said!r} of its own; where the others tie it to the embedding, that counts."
                     )
                 else:
-                    self.found.wrong(
-                        f"{model.label} has {{}}, which {self.donor.label} has not.{_apart([model, self.donor])}", repr(said)
-                    )
+                    self._lacks(self.donor.label, said, model.label)
+            for container, inside in model.layers.items():
+                if container not in self.donor.layout.depth:
+                    for index, rests in inside.items():
+                        for rest in rests:
+                            self._lacks(self.donor.label, f"{container}.{index}.{rest}", model.label)
         return found
 
     def _find(self, model: Model, said: str) -> str | None:
@@ -455,7 +489,7 @@ class Assembly:
         own = model.names.get(said)
         if own is not None:
             return own
-        if kind_of(said, (2, 2)) is not Kind.HEAD:
+        if not is_head(said):
             return None
         for name, spec in model.source.specs.items():
             if spec.dtype.is_floating_point and model.by_token(name) and kind_of(name, spec.shape) is Kind.EMBEDDING:
@@ -469,23 +503,24 @@ class Assembly:
         assert spec is not None
         base_reference = piece.base or self.script.base
         inputs: list[tuple[Input, Model, str]] = []
+        lacking: list[Model] = []
         called = []  # each input's name of the tensor, with its own layer's number: what filters under a model are asked about
         for position, one in enumerate(piece.sources):
             model = self.models[one.model]
             said = f"{cut.tower.container}.{layer.indices[position]}.{rest}" if layer is not None else name
-            called.append(said)
             own = self._find(model, said)
             if own is None:
-                if layer is None:
-                    self.found.wrong(
-                        f"{model.label} has no tensor {{}}, which {self.donor.label} has. Exclude it, or take another model.",
-                        repr(said),
-                    )
-                return None
-            inputs.append((one, model, own))
-        if not self._floating(inputs) or matches(name, self.exclude):
-            kept = next((entry for entry in inputs if entry[0].model == base_reference), inputs[0])
-            return Slot(name, ((kept[1].label, kept[1], kept[2]),), None, None)
+                lacking.append(model)
+            else:
+                called.append(said)
+                inputs.append((one, model, own))
+        name = name if layer is not None else cut.placed(name)
+        if not self._floating(inputs) or matches(name, self.exclude) or (lacking and self._optional(inputs)):
+            return self._kept(name, inputs, base_reference, lacking)
+        if lacking:
+            for model in lacking:
+                self._lacks(model.label, name, inputs[0][1].label if inputs else self.donor.label)
+            return None
         ids = _identities([model.label for _, model, _ in inputs])
         over = [index for index, (one, _, _) in enumerate(inputs) if one.model == base_reference] if spec.base else []
         base = (inputs[over[0]][1], inputs[over[0]][2]) if over else None
@@ -513,6 +548,24 @@ class Assembly:
             assert base is not None
             return Slot(name, ((base[0].label, *base),), None, None)
         return Slot(name, tuple((ids[index], inputs[index][1], inputs[index][2]) for index in tasks), base, method)
+
+    def _optional(self, inputs: Iterable[tuple[Input, Model, str]]) -> bool:
+        """Whether a tensor is one that a model can do without."""
+        return all(model.layout.further(own) for _, model, own in inputs)
+
+    def _kept(
+        self, name: str, inputs: Sequence[tuple[Input, Model, str]], base: Reference | None, lacking: Sequence[Model]
+    ) -> Slot | None:
+        """A tensor that is not merged: as in the base, or the first model; left out where that has none."""
+        if any(model is self.donor for model in lacking) or not inputs:
+            self.found.notes.append(f"{name!r}, which {self.donor.label} has not, is left out.")
+            return None
+        if lacking:
+            self.found.notes.append(
+                f"{', '.join(model.label for model in lacking)} has no {name!r}; it stays as in {inputs[0][1].label}."
+            )
+        _, model, own = next((entry for entry in inputs if entry[0].model == base), inputs[0])
+        return Slot(name, ((model.label, model, own),), None, None)
 
     def _floating(self, inputs: Iterable[tuple[Input, Model, str]]) -> bool:
         return all(model.source.specs[own].dtype.is_floating_point for _, model, own in inputs)
@@ -557,9 +610,10 @@ class Assembly:
         known = self.models.get(reference) or self.lenders.get(reference)
         if known is None:
             source = self._source(reference)
-            layout = Layout.of(source)
+            config = self._config(source)
+            layout = Layout.of(source, config)
             names = {name: own for own, name in renamed(self.donor.layout, layout).items()}
-            known = self.lenders[reference] = Model(str(reference), source, layout, names, self._config(source))
+            known = self.lenders[reference] = Model(str(reference), source, layout, names, config)
         return known.label
 
     def _speaker(self, model: Model, *, merged: bool) -> Speaker:
@@ -623,6 +677,9 @@ class Assembly:
     def _check_idle(self) -> None:
         if self.found.problems:
             return
+        for key, given in methods.patterns(self.fixed) if self.fixed is not None else ():
+            for problem in check_patterns(given, self.resolver.names, f"method.{key}"):
+                self.found.wrong(problem)
         for place, problem in self.resolver.idle():
             self.found.wrong(f"{self._at(place)}: {problem}")
 
@@ -670,9 +727,7 @@ class Assembly:
             if origin != list(range(self.donor.depth(container))):
                 changed = with_depth(changed, container, origin)
         names = {slot.name for slot in slots}
-        if changed.get("tie_word_embeddings") and any(
-            kind_of(name, (2, 2)) is Kind.HEAD and name not in self.donor.names for name in names
-        ):
+        if changed.get("tie_word_embeddings") and any(is_head(name) and name not in self.donor.names for name in names):
             changed = {**changed, "tie_word_embeddings": False}
         files: dict[str, Any] = dict(self.template)
         if self.vocabulary is not None:

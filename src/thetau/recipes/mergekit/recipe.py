@@ -10,6 +10,8 @@ from typing import Any
 from thetau.engine.executor import Engine
 from thetau.engine.patchwork import Patchwork
 from thetau.errors import RecipeError
+from thetau.recipes.mergekit.moe import is_moe, moe
+from thetau.recipes.mergekit.moe.schema import read_moe
 from thetau.recipes.mergekit.plan import assemble
 from thetau.recipes.mergekit.schema import Script, is_mergekit, read_scripts
 from thetau.recipes.reading import Document
@@ -19,7 +21,10 @@ KEY = "mergekit"  # in what an output records
 
 @dataclass(frozen=True, kw_only=True)
 class MergekitRecipe:
-    """One or several documents, read and checked for form; what the command line adds to them stands beside."""
+    """One or several documents, read and checked for form; what the command line adds to them stands beside.
+
+    A config of `mergekit-moe` has one document and no scripts.
+    """
 
     scripts: tuple[Script, ...]
     documents: tuple[Any, ...]
@@ -30,12 +35,21 @@ class MergekitRecipe:
     dtype: str | None = None
     shard_size: str | int = "5GB"
 
+    @property
+    def mixture(self) -> bool:
+        """Whether a mixture of experts is made."""
+        return not self.scripts
+
     def assemble(self, engine: Engine | None = None) -> Patchwork:
         """The model, lazily; only headers and configs are read.
 
         Raises:
             RecipeError: everything that they can tell is wrong, with line and column.
         """
+        if self.mixture:
+            if self.exclude:
+                raise RecipeError(["a mixture of experts leaves no tensor out: take `--exclude` away."], self.where)
+            return moe(self.documents[0], self.where, self.folder, seed=self.seed, engine=engine)
         return assemble(self.scripts, self.where, folder=self.folder, seed=self.seed, exclude=self.exclude, engine=engine)
 
     def record(self) -> dict[str, Any]:
@@ -51,7 +65,7 @@ class MergekitRecipe:
 
 def holds_mergekit(documents: Sequence[Document]) -> bool:
     """Whether a file's documents are mergekit's."""
-    return any(is_mergekit(document.content) for document in documents)
+    return any(is_mergekit(document.content) or is_moe(document.content) for document in documents)
 
 
 def read_documents(documents: Sequence[Document], where: str, folder: Path | None) -> MergekitRecipe:
@@ -60,6 +74,15 @@ def read_documents(documents: Sequence[Document], where: str, folder: Path | Non
     Raises:
         RecipeError: with every problem of form, by line and column.
     """
+    if any(is_moe(document.content) for document in documents):
+        if len(documents) > 1:
+            raise RecipeError(
+                [f"a mixture of experts is one document. Got {len(documents)}: save the models that it is made of first."], where
+            )
+        mixture = read_moe(documents[0].content, where, folder)
+        return MergekitRecipe(
+            scripts=(), documents=(documents[0].content,), where=where, folder=folder, dtype=mixture.dtype, seed=mixture.seed
+        )
     scripts = read_scripts(documents, where, folder)
     last = scripts[-1]
     return MergekitRecipe(

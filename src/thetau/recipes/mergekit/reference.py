@@ -28,6 +28,10 @@ class Place:
     def __str__(self) -> str:
         return f"{self.path}@{self.revision}" if self.revision else self.path
 
+    def plain(self) -> dict[str, str]:
+        """As a mapping."""
+        return {"path": self.path} | ({"revision": self.revision} if self.revision is not None else {})
+
     def at(self, folder: Path | None) -> Place:
         """The same, a relative path that exists in `folder` taken from there."""
         if folder is None or is_url(self.path) or Path(self.path).is_absolute() or not exists(folder / self.path):
@@ -50,6 +54,14 @@ class Reference:
 
     def __str__(self) -> str:
         return f"{self.model}+{self.lora}" if self.lora is not None else str(self.model)
+
+    def plain(self) -> str | dict[str, Any]:
+        """What `parse` makes this of again: its text, or a mapping where the text would say something else."""
+        places = [self.model] if self.lora is None else [self.model, self.lora]
+        if self.architecture is None and not any(sign in place.path for place in places for sign in "+@"):
+            return str(self)
+        said = {"model": self.model.plain(), "lora": self.lora and self.lora.plain(), "override_architecture": self.architecture}
+        return {key: value for key, value in said.items() if value is not None}
 
     def open(self) -> Combination:
         """The weights, lazily: the model, or the model and what its adapter adds.

@@ -1,6 +1,7 @@
 """Chat templates: the formats that a recipe can name, the models' own, and literal ones in Jinja.
 
-The named ones are public formats, written here in our own words: Alpaca's headings, ChatML, EXAONE, Llama 3 and Mistral's `[INST]`.
+The named ones are public formats, written here in our own words: Alpaca's headings, ChatML, EXAONE, Llama 3 and Mistral's `[INST]`. Where mergekit's texts
+miss the format by white space (no break before Alpaca's last heading, a line feed between Llama 3's turns, indents in EXAONE's), these do not.
 """
 
 from __future__ import annotations

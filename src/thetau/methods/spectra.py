@@ -1,0 +1,78 @@
+"""What the spectral methods share: ranks, truncated factors of the tasks, and what decompositions cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from thetau.linalg.sketch import Bits
+from thetau.linalg.svd import orthonormal, truncated_flops, truncated_svd
+from thetau.parts import Cost
+
+
+@dataclass(kw_only=True)
+class Factors:
+    """The tasks' truncated factors; with rank min / K they are together as large as two matrices, whatever K.
+
+    A task whose vector is all zero, of which any singular vectors are as good as others, is left out.
+    """
+
+    shape: tuple[int, int]
+    rank: int
+    left: list[Tensor] = field(default_factory=list)  # [d_out, rank] each
+    values: list[Tensor] = field(default_factory=list)  # [rank] each
+    right: list[Tensor] = field(default_factory=list)  # [d_in, rank] each
+
+    def take(self, vector: Float[Tensor, "d_out d_in"], bits: Bits) -> None:
+        """Take in one task."""
+        if bool(vector.any()):
+            u, s, v = truncated_svd(vector, self.rank, bits)
+            self.left.append(u)
+            self.values.append(s)
+            self.right.append(v)
+
+    def covers(self) -> tuple[Float[Tensor, "d_out all"], Float[Tensor, "d_in all"]]:
+        """The nearest orthonormal matrices to all left vectors, and to all right ones, side by side."""
+        left, right = (orthonormal(torch.cat(side, 1)) for side in (self.left, self.right))
+        return left, right
+
+
+def rank_of(rank: int | float | None, small: int, tasks: int, cut: Callable[[float], int] = int) -> int:
+    """Singular vectors of one task where the smaller dimension is `small`: as given, a share of it, or its K-th part; at least 1.
+
+    `cut` makes an integer of a share.
+    """
+    if rank is None:
+        return max(1, small // tasks)
+    return min(small, rank if isinstance(rank, int) else max(1, cut(rank * small)))
+
+
+def truncating(shape: tuple[int, ...], rank: int) -> float:
+    """Operations of one truncated decomposition."""
+    d_out, d_in = shape
+    return truncated_flops(d_out, d_in, rank)
+
+
+def decomposing(shape: tuple[int, ...]) -> float:
+    """Operations of one whole decomposition."""
+    d_out, d_in = shape
+    return truncated_flops(d_out, d_in, min(shape))
+
+
+def procrustes(shape: tuple[int, ...], width: int) -> float:
+    """Operations of the covers of so many singular vectors of all tasks."""
+    d_out, d_in = shape
+    small = min(d_out, d_in)
+    return 6.0 * width * small * (d_out + d_in) + 40.0 * min(width, small) ** 3
+
+
+def spectral_cost(shape: tuple[int, ...], *, decompositions: float, kept: int = 0) -> Cost:
+    """Operations and working memory of so many decompositions of one matrix, with so many vectors held beside it."""
+    d_out, d_in = shape
+    entries, small = d_out * d_in, min(d_out, d_in)
+    memory = 4 * entries + 4 * small**2 + kept * entries
+    return Cost(flops=decompositions * decomposing(shape) + 2.0 * small * entries, memory=4 * memory)
