@@ -110,6 +110,24 @@ def compare(ours: Output, theirs: Output, apart: tuple[str, ...] = (), *, templa
     return verdict
 
 
+def unstacked(tensors: Mapping[str, torch.Tensor], named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Experts that lie stacked in one tensor, as transformers 5 holds them, one by one under the names of published checkpoints."""
+    block = "block_sparse_moe" if any("block_sparse_moe" in name for name in named) else "mlp"
+    parts = ("w1", "w3", "w2") if block == "block_sparse_moe" else ("gate_proj", "up_proj", "down_proj")
+    found = {}
+    for name, tensor in tensors.items():
+        said = name.replace(".mlp.", f".{block}.")
+        at, stack, kind = said.partition(".experts.")
+        if stack and kind in ("gate_up_proj", "down_proj"):
+            for number, expert in enumerate(tensor):
+                pieces = expert.chunk(2) if kind == "gate_up_proj" else (expert,)
+                for part, piece in zip(parts[:2] if len(pieces) == 2 else parts[2:], pieces, strict=True):
+                    found[f"{at}.experts.{number}.{part}.weight"] = piece
+        else:
+            found[said] = tensor
+    return found
+
+
 def rendered(template: str | None) -> list[str]:
     """Two conversations as a chat template writes them; nothing where there is none."""
     if not template:
