@@ -320,14 +320,14 @@ def test_models_of_another_architecture_are_refused_with_the_keys_that_differ(
     wide = {name: torch.cat([tensor, tensor]) if "q_proj" in name else tensor for name, tensor in states["a"].items()}
     keep(tmp_path / "wide", wide, num_attention_heads=16)
     keep(tmp_path / "base", states["base"], num_attention_heads=8)
-    recipe = {"merge_method": "ties", "base_model": "base", "models": [en    found = problems(tmp_path, recipe)
+    recipe = {"merge_method": "ties", "base_model": "base", "models": [entry("wide", weight=1)]}
+    found = problems(tmp_path, recipe)
     assert "q_proj.weight (wide [16, 8], base [8, 8]) and 3 other tensors: the models have other shapes" in found[0]
     assert "num_attention_heads: " in found[0]
     less = {name: tensor for name, tensor in states["a"].items() if "o_proj" not in name}
     keep(tmp_path / "less", less)
     found = problems(tmp_path, {**recipe, "models": [entry("less", weight=1)]})
     assert "less lacks 4 tensors that base has: model.layers.0.self_attn.o_proj.weight" in found[0]
-oj.weight and 3 more.")
     grown = {name: torch.cat([t, t[:1]]) if t.shape == (VOCABULARY, HIDDEN) else t for name, t in states["a"].items()}
     keep(tmp_path / "grown", grown)
     found = problems(tmp_path, {**recipe, "models": [entry("grown", weight=1)]})

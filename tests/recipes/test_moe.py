@@ -18,6 +18,8 @@ from thetau.checkpoint import open_source
 from thetau.engine.executor import Engine
 from thetau.errors import AlignmentError, CheckpointError, RecipeError, ThetauError
 from thetau.facade import Expression, ThetauWarning
+from thetau.models import gates as live
+from thetau.models.gates import prompt_states
 from thetau.recipes.mergekit.moe import is_moe, moe
 from thetau.recipes.mergekit.moe.gates import Drawn
 from tiny import one_thread  # noqa: F401
@@ -150,6 +152,20 @@ def test_gates_are_those_of_a_plain_computation(mode: str, models: Callable[...,
     for layer in range(3):
         gate = tensors[f"model.layers.{layer}.block_sparse_moe.gate.weight"].double()
         assert torch.allclose(gate, torch.stack([first[layer], second[layer]]), atol=2e-5)
+
+
+def test_how_many_prompts_run_at_once_changes_no_gate(models: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source(models("qwen3")[0])
+    prompts = [text for some in PROMPTS for text in some]
+    together = prompt_states(source, prompts, "mean")
+    monkeypatch.setattr(live, "ACTIVATIONS", 1)
+    assert together.shape == (5, 3, 16)
+    assert torch.allclose(prompt_states(source, prompts, "mean"), together, atol=1e-5)
+    with pytest.raises(CheckpointError, match="at most 64"):
+        prompt_states(source, ["cat " * 70], "last")
+    source.folder = None
+    with pytest.raises(CheckpointError, match="it has no folder"):
+        prompt_states(source, ["cat"], "last")
 
 
 @pytest.mark.filterwarnings("ignore::thetau.facade.ThetauWarning")
@@ -408,10 +424,16 @@ def test_models_that_do_not_fit_are_refused(models: Callable[..., list[str]], tm
             {"base_model": str(Path(a) / "model.safetensors"), "experts": experts([a, b]), "gate_mode": "random"}
         ) if False else moe({"base_model": str(bare(tmp_path, a)), "experts": experts([a, b])})
 
+    config = bare(tmp_path / "more", a) / "config.json"
+    said = json.loads((Path(a) / "config.json").read_text())
+    config.write_text(json.dumps({key: value for key, value in said.items() if key != "hidden_size"}))
+    with pytest.raises(AlignmentError, match="It lacks hidden_size"):
+        moe({"base_model": str(config.parent), "experts": experts([a, b])})
+
 
 def bare(root: Path, model: str) -> Path:
     folder = root / "bare"
-    folder.mkdir()
+    folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes((Path(model) / "model.safetensors").read_bytes())
     return folder
 

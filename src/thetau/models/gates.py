@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,15 +19,13 @@ from torch import Tensor, nn
 from thetau.checkpoint import Source
 from thetau.errors import AlignmentError, CheckpointError
 from thetau.models.library import quiet, reason_of, transformers
+from thetau.recipes.mergekit.moe.gates import ACTIVATIONS, View
 
 EMBEDDING = "model.embed_tokens.weight"
 PREFIX = "model."
-_BYTES = 1 << 28  # of activations in one run of prompts, about
 
 
-def prompt_states(
-    source: Source, prompts: Sequence[str], view: Literal["last", "mean", "embedding"]
-) -> Float[Tensor, "prompt layer hidden"]:
+def prompt_states(source: Source, prompts: Sequence[str], view: View) -> Float[Tensor, "prompt layer hidden"]:
     """What enters each layer of the model at each prompt, in float32.
 
     Args:
@@ -87,7 +85,7 @@ def _run(source: Source, folder: Path, tokens: Sequence[Sequence[int]], rows: di
     _fill(model, {name: name for name in _outside(model)}, source)
     states = torch.empty(len(tokens), len(layers), int(config.hidden_size))
     wide = 4 * (8 * int(config.hidden_size) + 4 * int(config.intermediate_size)) * longest
-    step = max(1, _BYTES // wide)
+    step = max(1, ACTIVATIONS // wide)
     for first in range(0, len(tokens), step):
         part = tokens[first : first + step]
         lengths = torch.tensor([len(one) for one in part])

@@ -33,11 +33,17 @@ def load(path: Path) -> Recipe | MergekitRecipe:
         if holds_mergekit(documents):
             return read_documents(documents, str(path), path.parent)
         content = parse_yaml(text)
+        document = documents[0] if documents else None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError([f"cannot be read: {error}."], str(path)) from error
     except (yaml.YAMLError, RecursionError) as error:
         raise RecipeError([f"not valid YAML: {' '.join(str(error).split())}"], str(path)) from error
-    return from_mapping(content, str(path), path.parent)
+    try:
+        return from_mapping(content, str(path), path.parent)
+    except RecipeError as error:
+        if document is None:
+            raise
+        raise RecipeError([document.placed(problem) for problem in error.problems], str(path)) from error
 
 
 def read_mapping(content: Any, where: str = "recipe") -> Recipe | MergekitRecipe:
@@ -151,6 +157,8 @@ def _problems(error: ValidationError) -> list[str]:
     for item in error.errors():
         place = [str(part) for part in item["loc"] if part not in ("str", "ModelEntry", "int", "dict[str,any]")]
         where = ".".join(place)
+        if item["type"] == "string_type" and isinstance(item["input"], Mapping):
+            continue  # the other form of a model, of which the same entry is told
         if item["type"] == "extra_forbidden":
             known = ModelEntry.model_fields if len(place) > 1 else Recipe.model_fields
             found[where] = f"unknown key {where!r}.{nearest(place[-1], known)} Known: {', '.join(known)}."

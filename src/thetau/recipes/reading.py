@@ -27,6 +27,7 @@ def parse_yaml(text: str) -> Any:
 
 
 Path = tuple[str | int, ...]
+_PLACE = re.compile(r"(?:unknown key '([\w.]+)'|([A-Za-z_][\w.]*)(?=[:\s]))")
 MOST_VALUES = 100_000  # of a document, aliases written out
 
 
@@ -43,6 +44,22 @@ class Document:
             if path[:length] in self.marks:
                 return "line {}, column {}".format(*self.marks[path[:length]])
         return ".".join(map(str, path)) or "recipe"
+
+    def placed(self, problem: str) -> str:
+        """A problem that begins with a key's place (`models.0.path: …`, `unknown key 'method.x'`), after its line and column.
+
+        Examples:
+            >>> document = parse_documents("models:\\n  - pth: a\\n")[0]
+            >>> document.placed("unknown key 'models.0.pth'.")
+            "line 2, column 5: unknown key 'models.0.pth'."
+        """
+        found = _PLACE.match(problem)
+        if found is None or problem.startswith("line "):
+            return problem
+        path: Path = tuple(int(word) if word.isdigit() else word for word in (found[1] or found[2]).split("."))
+        while path and path not in self.marks:
+            path = path[:-1]
+        return f"{self.at(path)}: {problem}" if path else problem
 
 
 def parse_documents(text: str) -> list[Document]:

@@ -183,6 +183,7 @@ def _kept(each: Sequence[Values]) -> list[dict[str, Any]]:
     return [
         {
             **given,
+            "said": given["weight"],
             "weight": 0.0 if given["density"] <= 0 else given["weight"],
             "density": min(1.0, given["density"]) if given["density"] > 0 else 1.0,
         }
@@ -198,7 +199,13 @@ def _sums(values: Values, each: Sequence[Values], ids: Sequence[str]) -> dict[st
     """
     _check_sum(values, each)
     scale = by_task("weight", each, ids, lambda weight: weight * (1.0 if values["normalize"] else values["lambda"]))
-    return {"scale": scale, "total": values["lambda"] if values["normalize"] else None}
+    if not values["normalize"]:
+        return {"scale": scale, "total": None}
+    kept, whole = sum(given["weight"] for given in each), sum(given["said"] for given in each)
+    return {
+        "scale": scale,
+        "total": values["lambda"] * (kept / whole if kept != whole and whole else 1.0),
+    }  # of density 0 still divides
 
 
 def _elects(values: Values, each: Sequence[Values], ids: Sequence[str]) -> dict[str, Any]:

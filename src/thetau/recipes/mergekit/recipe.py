@@ -79,7 +79,10 @@ def read_documents(documents: Sequence[Document], where: str, folder: Path | Non
             raise RecipeError(
                 [f"a mixture of experts is one document. Got {len(documents)}: save the models that it is made of first."], where
             )
-        mixture = read_moe(documents[0].content, where, folder)
+        try:
+            mixture = read_moe(documents[0].content, where, folder)
+        except RecipeError as error:
+            raise RecipeError([documents[0].placed(problem) for problem in error.problems], where) from error
         return MergekitRecipe(
             scripts=(), documents=(documents[0].content,), where=where, folder=folder, dtype=mixture.dtype, seed=mixture.seed
         )

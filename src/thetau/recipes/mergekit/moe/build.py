@@ -24,6 +24,7 @@ from thetau.recipes.mergekit.moe.targets import COMMON, DENSE, PARTS, TARGETS, C
 from thetau.recipes.mergekit.reference import Reference
 from thetau.vectors import Combination
 
+NEEDED = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
 COMPARED = ("model_type", "num_hidden_layers", "hidden_size", "intermediate_size", "hidden_act")
 OLD_BUFFER = "rotary_emb.inv_freq"
 _KEYS = frozenset({"experts", "shared_experts", "experts_per_token", "gate_mode"})
@@ -171,6 +172,9 @@ class _Plan:
 
     def _of_base(self) -> list[str]:
         source, label = self.base.source, self.base.source.label
+        silent = [key for key in NEEDED if not isinstance(self.base.config.get(key), int)]
+        if silent:
+            return [f"{label}: config.json must give {', '.join(NEEDED)} as numbers. It lacks {', '.join(silent)}."]
         count = 1 + max((layer for name in source.specs if (layer := layer_of(name)) is not None), default=-1)
         if count != self.layers:
             return [f"{label}: config.json says {self.layers} layers, the weights have {count}. Is it that of these weights?"]
@@ -216,6 +220,9 @@ class _Plan:
         alone = [name for name in model.source.specs if ".mlp." in name and not self._dense(name)]
         if alone:
             return [f"{place}: {expert.source_model} has {len(alone)} tensors in its MLPs that no expert has: {_some(alone)}."]
+        coded = [name for name in self._dense_names() if not model.source.specs[name].dtype.is_floating_point]
+        if coded:
+            return [f"{place}: {expert.source_model} is quantised ({_some(coded[:1])}). Give the float checkpoint."]
         base = self.base.source.specs
         bent = [name for name in self._dense_names() if name in base and model.source.specs[name].shape != base[name].shape]
         return [
