@@ -24,11 +24,11 @@ def write_result(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table, numbers to the right, and an empty line after it."""
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, words: int = 1) -> list[str]:
+    """The lines of a Markdown table and an empty line after it: columns of words to the left, of numbers to the right."""
     return [
         "| " + " | ".join(head) + " |",
-        "|---|" + "---:|" * (len(head) - 1),
+        "|" + "---|" * words + "---:|" * (len(head) - words),
         *("| " + " | ".join(row) + " |" for row in rows),
         "",
     ]
