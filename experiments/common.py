@@ -60,8 +60,8 @@ def floor(paths: list[Path], out: Path) -> float:
     return time.perf_counter() - begin
 
 
-def timed(arguments: list[str], out: Path) -> tuple[float, float, float]:
-    """Seconds, largest anonymous memory and peak resident memory of a command, in GB.
+def timed(arguments: list[str], out: Path) -> tuple[float, float, float, float]:
+    """Seconds, largest anonymous memory and peak resident memory of a command, in GB, and its processors' seconds.
 
     This process imports nothing large: a child's peak begins at its parent's.
     """
@@ -76,7 +76,7 @@ def timed(arguments: list[str], out: Path) -> tuple[float, float, float]:
     watcher.join()
     if status != 0:
         raise SystemExit(f"{' '.join(arguments)}\n{process.stderr.read().decode() if process.stderr else ''}")
-    return seconds, largest[0] / 1e6, usage.ru_maxrss / 1e6
+    return seconds, largest[0] / 1e6, usage.ru_maxrss / 1e6, usage.ru_utime + usage.ru_stime
 
 
 def _watch(pid: int, largest: list[int]) -> None:

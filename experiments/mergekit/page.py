@@ -123,7 +123,8 @@ def _timing(size: str, timing: Result) -> list[str]:
         "",
         f"Whole commands, from start-up to the synced output, on the checkpoints of `experiments/engine` in bfloat16; medians of "
         f"{timing['runs']} alternating runs on {timing['machine']['cores']} cores, beside the time it takes to read the inputs and write the "
-        f"output. Memory is anonymous memory. Other work ran on the machine (load {load['least']:.1f} to {load['most']:.1f}).",
+        f"output. Memory is anonymous memory; work is processors' seconds, which other programs change "
+        f"little. Other work ran on the machine (load {load['least']:.1f} to {load['most']:.1f}).",
         "",
         *table(
             [
@@ -146,6 +147,7 @@ def _timing(size: str, timing: Result) -> list[str]:
                     f"{row['mergekit_seconds']:.1f}",
                     f"{row['mergekit_anonymous_gb']:.2f}",
                     f"{row['times_faster']:.1f}",
+                    f"{row['times_less_work']:.1f}",
                     f"{row['share_of_memory']:.2f}",
                     f"{row['bounded_anonymous_gb']:.2f}",
                 ]

@@ -1,7 +1,8 @@
 """Whole commands on the checkpoints of experiments/engine: time and memory of the same recipe in both programs, beside the floor.
 
 The floor reads every input and writes and syncs an output of the base's size. The programs alternate; a figure is the median of the runs,
-after one that warms the page cache. A third run of ours has `--max-memory 512MB`.
+after one that warms the page cache. A third run of ours has `--max-memory 512MB`. Beside the time stand the processors' seconds, which
+other work on the machine changes little.
 """
 
 from __future__ import annotations
@@ -59,11 +60,10 @@ def measure(options: argparse.Namespace) -> None:
     paths, out = places(place, size), place / "out"
     chosen = recipes(paths, SHAPES[size][2])
     names = [name.strip() for name in options.recipes.split(",")] if options.recipes else list(chosen)
-    runs: dict[str, dict[str, list[tuple[float, float, float]]]] = {
-        name: {"ours": [], "bounded": [], "mergekit": []} for name in names
-    }
+    runs: dict[str, dict[str, list[tuple[float, ...]]]] = {name: {"ours": [], "bounded": [], "mergekit": []} for name in names}
     floors: dict[str, list[float]] = {name: [] for name in names}
-    loads = []
+    loads: list[float] = []
+    start = statistics.median(timed([sys.executable, "-c", "import torch, thetau.facade"], out)[0] for _ in range(3))
     floor(paths, out)  # warms the page cache
     for _ in range(options.runs):
         for name in names:
@@ -85,7 +85,7 @@ def measure(options: argparse.Namespace) -> None:
             runs[name]["ours"].append(timed(ours, out))
             runs[name]["mergekit"].append(timed(theirs, out))
             runs[name]["bounded"].append(timed([*ours, "--max-memory", "512MB"], out))
-        start = statistics.median(timed([sys.executable, "-c", "import torch, thetau.facade"], out)[0] for _ in range(3))
+            print(name, *(f"{who} {figures[-1][0]:.1f} s" for who, figures in runs[name].items()), flush=True)
         write(size, floors, start, runs, loads)
     shutil.rmtree(out, ignore_errors=True)
 
@@ -94,10 +94,8 @@ def write(size: str, floors: dict[str, list[float]], start: float, runs: dict[st
     """The table so far, to the screen and to its file."""
     rows = {}
     for name, found in runs.items():
-        if not found["bounded"]:
-            continue
         middle = {who: [statistics.median(values) for values in zip(*figures, strict=True)] for who, figures in found.items()}
-        (seconds, anonymous, _), (theirs, their_memory, _) = middle["ours"], middle["mergekit"]
+        (seconds, anonymous, _, processors), (theirs, their_memory, _, theirs_processors) = middle["ours"], middle["mergekit"]
         least = statistics.median(floors[name])
         rows[name] = {
             "seconds": seconds,
@@ -109,12 +107,16 @@ def write(size: str, floors: dict[str, list[float]], start: float, runs: dict[st
             "mergekit_anonymous_gb": their_memory,
             "times_faster": theirs / seconds,
             "share_of_memory": anonymous / their_memory,
+            "processor_seconds": processors,
+            "mergekit_processor_seconds": theirs_processors,
+            "times_less_work": theirs_processors / processors,
             "bounded_seconds": middle["bounded"][0],
             "bounded_anonymous_gb": max(figure[1] for figure in found["bounded"]),
         }
         print(
             f"{name:10} {seconds:6.2f} s {seconds / least:5.2f} x floor, {anonymous:.2f} GB; mergekit {theirs:6.2f} s "
-            f"{their_memory:.2f} GB: {theirs / seconds:.1f} x faster, {anonymous / their_memory:.2f} of its memory; "
+            f"{their_memory:.2f} GB: {theirs / seconds:.1f} x faster ({theirs_processors / processors:.1f} x less work), "
+            f"{anonymous / their_memory:.2f} of its memory; "
             f"within 512 MB: {middle['bounded'][0]:.2f} s, {rows[name]['bounded_anonymous_gb']:.2f} GB",
             flush=True,
         )
