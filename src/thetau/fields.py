@@ -13,7 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
-from functools import cache
+from functools import cache, cached_property
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -38,6 +38,11 @@ class PerPattern:
     def __post_init__(self) -> None:
         if not self.values:
             raise ValueError("`PerPattern` needs at least one pattern.")
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether every pattern is a tensor's own name, so that none needs to be tried before another."""
+        return not any(letter in pattern for pattern in self.values for letter in "*?[")
 
 
 Varying = float | tuple[float, ...] | PerTask | PerPattern  # a tuple stands in the order in which the tasks are given

@@ -102,6 +102,8 @@ class Site:
 def value_at(value: Varying, name: str) -> float:
     """A field's value at the tensor of that name, where it does not vary by task."""
     if isinstance(value, PerPattern):
+        if value.plain and name in value.values:
+            return value.values[name]
         for pattern, number in value.values.items():
             if matches(name, [pattern]):
                 return number

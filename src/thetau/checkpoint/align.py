@@ -54,11 +54,11 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
 
 def check_patterns(patterns: Iterable[str], names: Iterable[str], where: str) -> list[str]:
     """A problem for each pattern that matches no name."""
-    known = list(names)
+    known = dict.fromkeys(names)
     return [
         f"{where}: the pattern {p!r} matches no tensor.{nearest(p, known)}"
         for p in patterns
-        if not any(fnmatchcase(n, p) for n in known)
+        if p not in known and not any(fnmatchcase(n, p) for n in known)
     ]
 
 

@@ -109,6 +109,11 @@ class Arranged(Source):
         }
         for name, piece in self.pieces.items():
             _check(name, piece, label)
+        found: dict[str, Source] = {}
+        for piece in self.pieces.values():
+            for source, _ in piece.places:
+                found.setdefault(source.key, source)
+        self._origins = tuple(found.values())
         self.key = f"arranged:{self._digest(lambda source: source.key)}"
         self._paddings: dict[str, Tensor] = {}
 
@@ -127,11 +132,7 @@ class Arranged(Source):
 
     def origins(self) -> Sequence[Source]:
         """The sources below, each once, in the order of the pieces."""
-        found: dict[str, Source] = {}
-        for piece in self.pieces.values():
-            for source, _ in piece.places:
-                found.setdefault(source.key, source)
-        return list(found.values())
+        return self._origins
 
     def fingerprint(self) -> str:
         """Of the sources' fingerprints and of the arrangement."""

@@ -120,6 +120,11 @@ class Source(ABC):
         """The sources that this one is computed from; none where it is stored."""
         return ()
 
+    @property
+    def abreast(self) -> int:
+        """How many sources are read side by side for one tensor."""
+        return len(self.children())
+
     def prepare(self) -> None:  # noqa: B027  nothing, where it is stored
         """Do once what must be done before the first row."""
 

@@ -59,6 +59,8 @@ class Patchwork(Source):
         self.models, self.base, self._made = dict(models), base, made
         self._said, self._alarms = tuple(notes), tuple(alarms)
         self.patches = tuple(patches)
+        children = {source.key: source for patch in patches for source in patch.combination.sources()}
+        self._children = tuple(children.values())
         self.patch_of = {name: index for index, patch in enumerate(patches) for name in patch.names}
         lacking = [name for name in specs if name not in self.patch_of]
         if lacking or len(self.patch_of) != sum(len(patch.names) for patch in patches):
@@ -114,11 +116,12 @@ class Patchwork(Source):
 
     def children(self) -> Sequence[Source]:
         """The sources of all parts, each once."""
-        found: dict[str, Source] = {}
-        for patch in self.patches:
-            for source in patch.combination.sources():
-                found.setdefault(source.key, source)
-        return list(found.values())
+        return self._children
+
+    @property
+    def abreast(self) -> int:
+        """Those of the part that has most."""
+        return max(len(patch.combination.terms) for patch in self.patches)
 
     def prepare(self) -> None:
         """What the parts need."""

@@ -115,7 +115,7 @@ class Output:
     @property
     def _readers(self) -> int:
         """Sources that are read side by side."""
-        return max([len(self.combination.terms), *(len(source.children()) for source in self.made)])
+        return max([len(self.combination.terms), *(source.abreast for source in self.made)])
 
     def _step(self, name: str, engine: Engine) -> Step:
         spec, written = self.alignment.specs[name], self.specs[name].nbytes
@@ -123,7 +123,7 @@ class Output:
             return Step(name, spec.nbytes, spec.nbytes, written, by="copy", pace=1e12)
         window = spec.elements if self.whole(name) else min(spec.elements, engine.reach(self._readers))
         terms = self.reading.terms(self.combination, name)
-        below = {child.key for _, source, _ in terms for child in computed([source]) for child in child.children()}
+        below = _below(tuple(source for _, source, _ in terms))
         read, memory, flops, pace, loop = 0, 3 * window * 4, 0.0, TORCH_PACE, False
         for _, source, theirs in terms:
             if source.key in below:  # a window reads each source once
@@ -263,6 +263,11 @@ def save(
         }
         writer.commit(copy_from=folder, files=files)
     return report_of(output, target, reference, kept)
+
+
+def _below(sources: Sequence[Source]) -> frozenset[str]:
+    """The keys of the sources that some sources are computed from; not asked of stored ones."""
+    return frozenset(child.key for source in computed(sources) for child in source.children())
 
 
 def metadata_of(combination: Combination, recipe: Mapping[str, Any]) -> dict[str, str]:

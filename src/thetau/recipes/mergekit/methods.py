@@ -153,12 +153,38 @@ def narrowed(method: Method, ids: Sequence[str], names: Sequence[str] | None = N
     return replace(method, **changed) if changed else method  # type: ignore[type-var]
 
 
+def joined(chosen: Mapping[str, Method]) -> Method | None:
+    """One method for tensors with methods of one kind, by name: numbers that differ go by tensor; None where others do."""
+    first = next(iter(chosen.values()))
+    changed: dict[str, Any] = {}
+    for key in declared(type(first)):
+        values = {name: method.__dict__[key] for name, method in chosen.items()}
+        one = values[next(iter(values))]
+        if all(value == one for value in values.values()):
+            continue
+        tasks = list(dict.fromkeys(task for value in values.values() if isinstance(value, PerTask) for task in value.values))
+        by_task: dict[str, dict[str, Any]] = {
+            task: {name: value.values.get(task) if isinstance(value, PerTask) else value for name, value in values.items()}
+            for task in tasks
+        } or {"": values}
+        if not all(type(number) in (int, float) for numbers in by_task.values() for number in numbers.values()):
+            return None
+        spread = {
+            task: PerPattern({name: float(number) for name, number in numbers.items()}) for task, numbers in by_task.items()
+        }
+        changed[key] = PerTask(spread) if tasks else spread[""]
+    try:
+        return replace(first, **changed) if changed else first  # type: ignore[type-var]
+    except ValueError:  # a field that cannot vary by tensor
+        return None
+
+
 def _fitting(value: Any, names: Sequence[str] | None) -> Any:
     if names is None or not isinstance(value, PerPattern):
         return value
-    return PerPattern(
-        {pattern: number for pattern, number in value.values.items() if any(matches(one, [pattern]) for one in names)}
-    )
+    known = frozenset(names)
+    fits = {pattern: pattern in known or any(matches(one, [pattern]) for one in names) for pattern in value.values}
+    return PerPattern({pattern: number for pattern, number in value.values.items() if fits[pattern]})
 
 
 def patterns(method: Method) -> Iterator[tuple[str, list[str]]]:

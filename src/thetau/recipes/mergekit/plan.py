@@ -275,15 +275,26 @@ class Assembly:
         )
 
     def _patches(self, slots: Sequence[Slot], specs: Mapping[str, Spec]) -> list[Patch]:
+        """One merge for all tensors of the same models, base and kind of method; a number that differs between them goes by name."""
         groups: dict[tuple[Any, ...], list[Slot]] = {}
         for slot in slots:
-            said = json.dumps(plain(slot.method), sort_keys=True) if slot.method is not None else ""
             ids = tuple(identity for identity, _, _ in slot.inputs)
-            key = (ids, slot.base[0].label if slot.base else None, said)
+            key = (ids, slot.base[0].label if slot.base else None, type(slot.method))
             groups.setdefault(key, []).append(slot)
-        return [self._patch(group, len(groups)) for group in groups.values()]
+        found = []
+        for group in groups.values():
+            chosen = {slot.name: slot.method for slot in group if slot.method is not None}
+            shared = methods.joined(chosen) if chosen else None
+            if shared is not None or not chosen:
+                found.append((group, shared))
+                continue
+            apart: dict[str, list[Slot]] = {}
+            for slot in group:
+                apart.setdefault(json.dumps(plain(chosen[slot.name]), sort_keys=True), []).append(slot)
+            found += [(some, chosen[some[0].name]) for some in apart.values()]
+        return [self._patch(group, method, len(found)) for group, method in found]
 
-    def _patch(self, slots: Sequence[Slot], groups: int) -> Patch:
+    def _patch(self, slots: Sequence[Slot], method: Method | None, groups: int) -> Patch:
         first = slots[0]
         names = tuple(slot.name for slot in slots)
         arranged = [
@@ -294,7 +305,7 @@ class Assembly:
             )
             for index, (_, model, _) in enumerate(first.inputs)
         ]
-        if first.method is None:
+        if method is None:
             return Patch(Combination(((1.0, arranged[0]),), reference=arranged[0]), names)
         base = arranged[0]
         if first.base is not None:
@@ -307,7 +318,7 @@ class Assembly:
         }
         merge = Merge(
             tasks,
-            methods.narrowed(first.method, tuple(tasks), names).chain(),
+            methods.narrowed(method, tuple(tasks), names).chain(),
             label=f"{self.script.method} of {len(tasks)} models" + (f", {len(names)} tensors" if groups > 1 else ""),
             seed=self.seed,
             engine=self.engine,
