@@ -53,7 +53,7 @@ def recipes(paths: Sequence[Path], layers: int) -> dict[str, tuple[str, list[Pat
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Run everything and write experiments/mergekit/SIZE.json after every round."""
+    """Run everything and write experiments/mergekit/SIZE.json after every recipe."""
     place, size = options.folder.resolve(), options.timing
     words = ["--build", "--folder", str(place), "--size", size]
     subprocess.run([sys.executable, "-m", "experiments.engine.run", *words], check=True)
@@ -85,8 +85,7 @@ def measure(options: argparse.Namespace) -> None:
             runs[name]["ours"].append(timed(ours, out))
             runs[name]["mergekit"].append(timed(theirs, out))
             runs[name]["bounded"].append(timed([*ours, "--max-memory", "512MB"], out))
-            print(name, *(f"{who} {figures[-1][0]:.1f} s" for who, figures in runs[name].items()), flush=True)
-        write(size, floors, start, runs, loads)
+            write(size, floors, start, {key: found for key, found in runs.items() if found["bounded"]}, loads)
     shutil.rmtree(out, ignore_errors=True)
 
 
