@@ -16,6 +16,7 @@ from typing import Any
 from experiments.bases import page as bases
 from experiments.bilateral import page as bilateral
 from experiments.common import DOCS, EXPERIMENTS
+from experiments.mergekit import page as mergekit
 from experiments.paradigms import page as paradigms
 from thetau.methods import registry
 
@@ -104,7 +105,7 @@ def main() -> None:
     (DOCS / "methods.md").write_text(methods_page() + "\n", encoding="utf-8")
     (DOCS / "figures.md").write_text(figures_page() + "\n", encoding="utf-8")
     sys.stdout.write("docs/methods.md, docs/figures.md\n")
-    for experiment in (bases, bilateral, paradigms):
+    for experiment in (bases, bilateral, mergekit, paradigms):
         experiment.main()
 
 
