@@ -24,11 +24,11 @@ def write_result(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table, numbers to the right, and an empty line after it."""
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, words: int = 1) -> list[str]:
+    """The lines of a Markdown table and an empty line after it: columns of words to the left, of numbers to the right."""
     return [
         "| " + " | ".join(head) + " |",
-        "|---|" + "---:|" * (len(head) - 1),
+        "|" + "---|" * words + "---:|" * (len(head) - words),
         *("| " + " | ".join(row) + " |" for row in rows),
         "",
     ]
@@ -60,8 +60,8 @@ def floor(paths: list[Path], out: Path) -> float:
     return time.perf_counter() - begin
 
 
-def timed(arguments: list[str], out: Path) -> tuple[float, float, float]:
-    """Seconds, largest anonymous memory and peak resident memory of a command, in GB.
+def timed(arguments: list[str], out: Path) -> tuple[float, float, float, float]:
+    """Seconds, largest anonymous memory and peak resident memory of a command, in GB, and its processors' seconds.
 
     This process imports nothing large: a child's peak begins at its parent's.
     """
@@ -76,7 +76,7 @@ def timed(arguments: list[str], out: Path) -> tuple[float, float, float]:
     watcher.join()
     if status != 0:
         raise SystemExit(f"{' '.join(arguments)}\n{process.stderr.read().decode() if process.stderr else ''}")
-    return seconds, largest[0] / 1e6, usage.ru_maxrss / 1e6
+    return seconds, largest[0] / 1e6, usage.ru_maxrss / 1e6, usage.ru_utime + usage.ru_stime
 
 
 def _watch(pid: int, largest: list[int]) -> None:

@@ -135,6 +135,7 @@ NAMES: tuple[Name, ...] = (
             "consensus_ta",
             "consensus_ties",
             "dc_merge",
+            "inverse_norm",
             "larv",
             "localize_stitch",
             "optmerge",

@@ -31,6 +31,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
         "average",
         "linear",
         "task_arithmetic",
+        "inverse_norm",
         "magmax",
         "model_stock",
         "nearswap",

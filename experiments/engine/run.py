@@ -143,8 +143,8 @@ def main() -> None:
     models = [argument for path in paths[1:] for argument in ("--model", str(path))]
     thetau = [sys.executable, "-m", "thetau", "merge", "--quiet", "--base", str(paths[0]), *models, "-o", str(out)]
     floors: list[float] = []
-    ours: dict[str, list[tuple[float, float, float]]] = {name: [] for name in chosen}
-    theirs: dict[str, list[tuple[float, float, float]]] = {name: [] for name in chosen}
+    ours: dict[str, list[tuple[float, ...]]] = {name: [] for name in chosen}
+    theirs: dict[str, list[tuple[float, ...]]] = {name: [] for name in chosen}
     floor(paths, out)  # warms the page cache
     for number in range(options.runs):
         for name in chosen:
@@ -166,7 +166,7 @@ def write(options: argparse.Namespace, floors: list[float], start: float, ours: 
     least = statistics.median(floors)
     rows: dict[str, dict[str, float]] = {}
     for name, runs in ours.items():
-        seconds, anonymous, peak = (statistics.median(values) for values in zip(*runs, strict=True))
+        seconds, anonymous, peak, _ = (statistics.median(values) for values in zip(*runs, strict=True))
         row = {
             "seconds": seconds,
             "ratio": seconds / least,
@@ -175,7 +175,7 @@ def write(options: argparse.Namespace, floors: list[float], start: float, ours: 
             "peak_rss_gb": peak,
         }
         if theirs[name]:
-            seconds, anonymous, peak = (statistics.median(values) for values in zip(*theirs[name], strict=True))
+            seconds, anonymous, peak, _ = (statistics.median(values) for values in zip(*theirs[name], strict=True))
             row |= {
                 "mergekit_seconds": seconds,
                 "mergekit_anonymous_gb": anonymous,

@@ -63,10 +63,11 @@ def tokens(folder: Path) -> dict[str, int]:
     return {**document["model"]["vocab"], **{one["content"]: one["id"] for one in document["added_tokens"]}}
 
 
-def compare(ours: Output, theirs: Output, apart: tuple[str, ...] = ()) -> Verdict:
+def compare(ours: Output, theirs: Output, apart: tuple[str, ...] = (), *, templates: bool = False) -> Verdict:
     """Every tensor against the other's of that name; rows of tokens by token where the two number them otherwise.
 
-    Of tensors whose name ends in one of `apart`, which are drawn, only the shapes are compared.
+    Of tensors whose name ends in one of `apart`, which are drawn, only the shapes are compared. Chat templates are compared by
+    what they write, with `templates`.
     """
     verdict = Verdict(tensors=len(theirs.tensors))
     for names, label in (
@@ -81,6 +82,8 @@ def compare(ours: Output, theirs: Output, apart: tuple[str, ...] = ()) -> Verdic
             verdict.differences.append(f"`{key}` {mine} here, {other} there")
     if ours.tokens.keys() != theirs.tokens.keys() and theirs.tokens:
         verdict.differences.append(f"{len(ours.tokens)} tokens here, {len(theirs.tokens)} there")
+    if templates and rendered(ours.template) != rendered(theirs.template):
+        verdict.differences.append("the chat templates render otherwise")
     for name in sorted(ours.tensors.keys() & theirs.tensors.keys()):
         mine, other = ours.tensors[name], theirs.tensors[name]
         if mine.dtype != other.dtype:
@@ -107,8 +110,49 @@ def compare(ours: Output, theirs: Output, apart: tuple[str, ...] = ()) -> Verdic
     return verdict
 
 
+def unstacked(tensors: Mapping[str, torch.Tensor], named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Experts that lie stacked in one tensor, as transformers 5 holds them, one by one under the names of published checkpoints."""
+    block = "block_sparse_moe" if any("block_sparse_moe" in name for name in named) else "mlp"
+    parts = ("w1", "w3", "w2") if block == "block_sparse_moe" else ("gate_proj", "up_proj", "down_proj")
+    found = {}
+    for name, tensor in tensors.items():
+        said = name.replace(".mlp.", f".{block}.")
+        at, stack, kind = said.partition(".experts.")
+        if stack and kind in ("gate_up_proj", "down_proj"):
+            for number, expert in enumerate(tensor):
+                pieces = expert.chunk(2) if kind == "gate_up_proj" else (expert,)
+                for part, piece in zip(parts[:2] if len(pieces) == 2 else parts[2:], pieces, strict=True):
+                    found[f"{at}.experts.{number}.{part}.weight"] = piece
+        else:
+            found[said] = tensor
+    return found
+
+
+def rendered(template: str | None) -> list[str]:
+    """Two conversations as a chat template writes them; nothing where there is none."""
+    if not template:
+        return []
+    import jinja2
+
+    turns = [
+        {"role": "user", "content": " Hello. "},
+        {"role": "assistant", "content": "Hi."},
+        {"role": "user", "content": "And?"},
+    ]
+    reader = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]).from_string(
+        template
+    )
+    words = {"bos_token": "<s>", "eos_token": "</s>", "add_generation_prompt": True}
+    return [
+        reader.render(messages=messages, **words) for messages in (turns, [{"role": "system", "content": "Be brief."}, *turns])
+    ]
+
+
 def fingerprint(output: Output) -> dict[str, np.ndarray]:
-    """Names of the tensors, and of each its norm, its sum and a few entries, `[tensor, 2 + ENTRIES]`; rows by token in the tokens' order."""
+    """Names of the tensors, and of each its norm, its largest magnitude and a few entries, `[tensor, 2 + ENTRIES]`.
+
+    Rows that belong to tokens stand in the order of the tokens' text.
+    """
     names, rows = sorted(output.tensors), []
     for name in names:
         tensor = output.tensors[name].double()
@@ -117,7 +161,7 @@ def fingerprint(output: Output) -> dict[str, np.ndarray]:
         flat = tensor.reshape(-1)
         places = torch.linspace(0, max(0, flat.numel() - 1), ENTRIES).long()
         entries = flat[places] if flat.numel() else torch.zeros(ENTRIES, dtype=torch.float64)
-        rows.append(torch.cat([torch.stack([flat.norm(), flat.sum()]), entries]))
+        rows.append(torch.cat([torch.stack([flat.norm(), flat.norm(torch.inf)]), entries]))
     return {"names": np.array("\n".join(names)), "values": torch.stack(rows).to(torch.float32).numpy()}
 
 

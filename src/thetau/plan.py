@@ -66,6 +66,7 @@ class Plan:
     budget: int
     rate: float = 1.0  # operations a second
     alternatives: tuple[tuple[str, float], ...] = ()
+    download: int = 0  # bytes of inputs that come from the hub before the first pass
 
     @property
     def read(self) -> int:

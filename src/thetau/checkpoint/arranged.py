@@ -147,14 +147,19 @@ class Arranged(Source):
         return [file for source in self.origins() for file in source.changed_files()]
 
     def prepare(self) -> None:
-        """What the computed ones need."""
-        for source in self.children():
+        """What the sources need."""
+        for source in self.origins():
             source.prepare()
 
     def place(self, name: str) -> tuple[int, int] | None:
         """Where the tensor lies, if it is a stored one as it is."""
         piece = self.pieces[name]
         return piece.source.place(piece.name) if piece.rows is None else None
+
+    def has_place(self, name: str) -> bool:
+        """Whether it has one, or will have one."""
+        piece = self.pieces[name]
+        return piece.rows is None and piece.source.has_place(piece.name)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows as stored, or gathered from where they lie."""

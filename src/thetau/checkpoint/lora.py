@@ -25,6 +25,7 @@ from thetau.checkpoint.safetensors import open_file, read_text
 from thetau.checkpoint.source import Source, Spec, span
 from thetau.errors import AlignmentError, CheckpointError, nearest
 
+CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
 REFUSED = (
     "layer_replication",
@@ -65,7 +66,7 @@ class LoraSource(Source):
         self.folder: Path | None = folder
         self.label = str(folder)
         self._base = self.over = base
-        config = _config(folder / "adapter_config.json")
+        config = _config(folder / CONFIG)
         safe, weights = folder / "adapter_model.safetensors", folder / "adapter_model.bin"
         weights = safe if safe.exists() else weights
         self._weights: Source = open_file(weights) if weights == safe else open_torch(weights)
@@ -146,7 +147,7 @@ class LoraSource(Source):
 
 def is_adapter(folder: Path) -> bool:
     """Whether the folder holds a PEFT adapter."""
-    return (folder / "adapter_config.json").exists()
+    return (folder / CONFIG).exists()
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from thetau.checkpoint.compressed import expanded
-from thetau.checkpoint.disk import SIDE_FILES
-from thetau.checkpoint.lora import LoraSource, is_adapter
+from thetau.checkpoint.hub import download, key_of, look, open_headers
+from thetau.checkpoint.lora import CONFIG, LoraSource, is_adapter
 from thetau.checkpoint.masked import MaskedStore, one_vector, store_of
 from thetau.checkpoint.memory import from_mapping, from_module, open_torch, open_torch_index
 from thetau.checkpoint.remote import is_url, open_url
-from thetau.checkpoint.safetensors import exists, open_file, open_index
+from thetau.checkpoint.safetensors import SafetensorsSource, exists, open_file, open_index
 from thetau.checkpoint.source import Source
 from thetau.errors import CheckpointError
 
@@ -25,7 +25,7 @@ HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(@[\w./-]+)?")
 
 
 def open_source(what: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | Source, *, base: Source | None = None) -> Source:
-    """Open weights lazily: only headers are read.
+    """Open weights lazily: only headers are read, those of a model on the hub too; its files are downloaded when something is first read.
 
     `what` is a safetensors file, of a model or of a task vector, dense or compressed, or `file#task` of one that holds several; a folder
     with shards and an index, one safetensors file, torch files or a LoRA adapter (which needs `base`); a torch file; a hub id,
@@ -53,7 +53,7 @@ def open_source(what: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | S
         return open_store(file).task(task)
     identifier = text.removeprefix(HUB_PREFIX)
     if HUB_ID.fullmatch(identifier):
-        return _open_path(_download(identifier, text), base)
+        return _open_hub(identifier, text, base)
     raise CheckpointError(f"{text!r}: no such file or folder, and not a hub id of the form org/name or org/name@revision.")
 
 
@@ -74,27 +74,15 @@ def _open_path(path: Path, base: Source | None) -> Source:
         return _open_weights(path)
     if not path.is_dir():
         raise CheckpointError(f"{path}: neither a file nor a folder.")
-    if (path / "model.safetensors.index.json").exists():
-        return open_index(path / "model.safetensors.index.json")
-    if (path / "open_clip_config.json").exists() and (path / "open_clip_model.safetensors").exists():
-        return open_file(path / "open_clip_model.safetensors", path)  # beside it lies the image tower alone, for timm
-    if (path / "model.safetensors").exists():
-        return open_file(path / "model.safetensors", path)
+    main = weights_among({found.name for found in path.iterdir()}, str(path))
+    if main is not None:
+        return _open_main(path, main)
     if is_adapter(path):
         if base is None:
             raise CheckpointError(
                 f"{path}: a LoRA adapter needs its base. Give it: `thetau.open(adapter, base=...)`, or `--base` on the command line."
             )
         return LoraSource(path, base)
-    for index in sorted(path.glob("*.safetensors.index.json")):
-        return open_index(index)
-    tensors = sorted(path.glob("*.safetensors"))
-    if len(tensors) == 1:
-        return open_file(tensors[0], path)
-    if len(tensors) > 1:
-        raise CheckpointError(
-            f"{path}: holds {len(tensors)} safetensors files and no index. Name one of them: {', '.join(p.name for p in tensors[:4])}."
-        )
     if (path / "pytorch_model.bin.index.json").exists():
         return open_torch_index(path / "pytorch_model.bin.index.json")
     torch_files = [found for pattern in ("pytorch_model.bin", "*.bin", "*.pt", "*.pth") for found in sorted(path.glob(pattern))]
@@ -106,6 +94,57 @@ def _open_path(path: Path, base: Source | None) -> Source:
     )
 
 
+def weights_among(names: Collection[str], where: str) -> str | None:
+    """Which of a folder's files opens its safetensors model, an index or the one file; None for an adapter, and where there is none.
+
+    Raises:
+        CheckpointError: there are several files and no index.
+    """
+    if "model.safetensors.index.json" in names:
+        return "model.safetensors.index.json"
+    if {"open_clip_config.json", "open_clip_model.safetensors"} <= set(names):
+        return "open_clip_model.safetensors"  # beside it lies the image tower alone, for timm
+    if "model.safetensors" in names:
+        return "model.safetensors"
+    if CONFIG in names:
+        return None
+    here = sorted(name for name in names if "/" not in name)
+    for name in here:
+        if name.endswith(".safetensors.index.json"):
+            return name
+    tensors = [name for name in here if name.endswith(".safetensors")]
+    if len(tensors) > 1:
+        raise CheckpointError(
+            f"{where}: holds {len(tensors)} safetensors files and no index. Name one of them: {', '.join(tensors[:4])}."
+        )
+    return tensors[0] if tensors else None
+
+
+def _open_main(folder: Path, main: str) -> SafetensorsSource:
+    return open_index(folder / main) if main.endswith(".index.json") else open_file(folder / main, folder)
+
+
+def _open_hub(identifier: str, text: str, base: Source | None) -> Source:
+    """A model on the hub, by its headers where the cache lacks its files; torch files and adapters are downloaded at once."""
+    commit = look(identifier)
+    main = weights_among(commit.sizes, text) if commit is not None else None
+    if commit is not None and main is not None:
+        folder = commit.folder
+        lazy = open_headers(commit, main)
+        if lazy is not None and "thetau.form" not in lazy.metadata:
+            return lazy
+        if lazy is not None:
+            lazy.prepare()  # a compressed task vector: small, and checked part by part
+    else:
+        folder = download(identifier, text)
+        main = weights_among({found.name for found in folder.iterdir()}, str(folder))
+    if main is None:
+        return _open_path(folder, base)
+    opened = _open_main(folder, main)
+    opened.key = key_of(folder)
+    return expanded(one_vector(opened))
+
+
 def _open_weights(path: Path) -> Source:
     if path.name.endswith(".index.json"):
         return open_torch_index(path) if ".bin" in path.name else open_index(path)
@@ -114,21 +153,3 @@ def _open_weights(path: Path) -> Source:
     if path.suffix in {".bin", ".pt", ".pth"}:
         return open_torch(path)
     raise CheckpointError(f"{path}: unknown kind of file. Weights end in .safetensors, .bin, .pt or .pth.")
-
-
-def _download(identifier: str, text: str) -> Path:
-    """A snapshot from the hub, or from its local cache when offline; safetensors first, torch files only where there are none."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    name, _, revision = identifier.partition("@")
-    try:
-        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=["*.safetensors", *SIDE_FILES]))
-        if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=["*.bin", *SIDE_FILES]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(
-            f"{text}: no such file or folder, and the hub has no such model within reach ({reason})."
-        ) from error
-    return folder

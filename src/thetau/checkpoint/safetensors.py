@@ -255,14 +255,19 @@ def parse_weight_map(index: Path | str, text: str) -> dict[str, str]:
     return dict(weight_map)
 
 
-def shard_path(folder: Path, name: str, index: Path) -> Path:
-    """The file that an index names, if it lies in the index's folder (or, in a hub cache, among the repository's blobs)."""
+def check_shard(name: str, index: Path) -> None:
+    """Refuse what an index names outside its folder."""
     relative = Path(name)
     if relative.is_absolute() or ".." in relative.parts or not name or "\0" in name:
         raise CheckpointError(
             f"{index}: names the shard {name!r}, which lies outside its folder. An index may only name files beside it."
         )
-    path = folder / relative
+
+
+def shard_path(folder: Path, name: str, index: Path) -> Path:
+    """The file that an index names, if it lies in the index's folder (or, in a hub cache, among the repository's blobs)."""
+    check_shard(name, index)
+    path = folder / name
     if not exists(path):
         raise CheckpointError(
             f"{index}: names the shard {name!r}, which is not in {folder}. Copy or download it, then run again."

@@ -58,6 +58,14 @@ class Demand:
     pace: float = 1.4e9  # bytes of input a second that one worker gets through
 
 
+@dataclass(frozen=True)
+class Lack:
+    """What of a source is not on this machine yet: bytes, and the folder into which `prepare` downloads them."""
+
+    nbytes: int
+    folder: Path
+
+
 class Source(ABC):
     """Weights that can be read by tensor and by row: stored ones, or ones that are computed from other sources when they are read.
 
@@ -108,6 +116,14 @@ class Source(ABC):
 
     def place(self, name: str) -> tuple[int, int] | None:
         """The open local file of a tensor and the byte at which its first element lies; None where there is no such place."""
+        return None
+
+    def has_place(self, name: str) -> bool:
+        """Whether a tensor has such a place, or will have one once this was prepared."""
+        return self.place(name) is not None
+
+    def lacking(self) -> Lack | None:
+        """What `prepare` downloads; None where everything is here."""
         return None
 
     def origins(self) -> Sequence[Source]:

@@ -67,6 +67,7 @@ def merge(
     """
     from thetau.cli.plan import show
     from thetau.engine.planning import plan, reading_rate
+    from thetau.engine.work import gigabytes
     from thetau.facade import complete, dtype_of, from_recipe
     from thetau.recipes import from_mapping, load
     from thetau.recipes.schema import parse_size
@@ -102,6 +103,8 @@ def merge(
         raise RecipeError(["`--out` is missing: where shall the result go?"], "options")
     if planned.seconds > LONG:
         show(planned, to_stderr=True)  # nobody should find out after an hour that a solver takes days
+    if planned.download and not machine.quiet:
+        typer.echo(f"downloading {gigabytes(planned.download)} into the hub's cache", err=True)
     options = {"engine": engine, "dtype": chosen.dtype, "shard_bytes": parse_size(chosen.shard_size), "resume": resume}
     save(expression, out, quiet=machine.quiet, provenance={"recipe": complete(chosen), "seed": chosen.seed}, **options)
 

@@ -25,6 +25,8 @@ def show(plan: Plan, *, reading: float | None = None, to_stderr: bool = False) -
         table.add_row(f"{index}. {one.what}", gigabytes(one.read), gigabytes(memory), by)
     console.print(table)
     console.print(f"reads {gigabytes(plan.read)}, writes {gigabytes(plan.written)} in {plan.tensors} tensors", highlight=False)
+    if plan.download:
+        console.print(f"downloads {gigabytes(plan.download)} first, into the hub's cache", highlight=False)
     if reading is not None:
         whole = duration(plan.duration(reading, min(reading, WRITING)))
         console.print(

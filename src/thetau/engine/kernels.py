@@ -136,7 +136,7 @@ def inputs(alignment: Alignment, vectors: Sequence[Combination], name: str, grou
 
     def place(source: Source) -> int | None:
         theirs = alignment.maps[source.key].get(name)
-        if theirs is None or source.specs[theirs].dtype not in DTYPES or source.place(theirs) is None:
+        if theirs is None or source.specs[theirs].dtype not in DTYPES or not source.has_place(theirs):
             return None
         key = (source.key, theirs)
         if key not in found:

@@ -133,10 +133,13 @@ class Patchwork(Source):
         return self._made
 
     def warnings(self, base: Source | None) -> Sequence[str]:
-        """What deserved a second look when it was put together, and models that are no relatives of the first one."""
-        if self.base is None:
+        """What deserved a second look when it was put together, and models that are no relatives of the first one.
+
+        Models that no tensor was read of, and that were not downloaded therefore, are not looked at.
+        """
+        if self.base is None or not _is_here(self.base):
             return self._alarms
-        others = {label: model for label, model in self.models.items() if model.key != self.base.key}
+        others = {label: model for label, model in self.models.items() if model.key != self.base.key and _is_here(model)}
         names = {source.key: {name: name for name in source.specs} for source in (self.base, *others.values())}
         label = next((label for label, model in self.models.items() if model.key == self.base.key), self.base.label)
         return [*self._alarms, *strangers(others, self.base, label, names)]
@@ -187,3 +190,7 @@ class Patchwork(Source):
             "loop" if by_loop else "torch",
             min(one.pace for one in inner) if by_loop else TORCH_PACE,
         )
+
+
+def _is_here(source: Source) -> bool:
+    return all(leaf.lacking() is None for leaf in leaves([source]))

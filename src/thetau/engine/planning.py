@@ -33,19 +33,23 @@ def plan(combination: Combination, *, engine: Engine, dtype: torch.dtype | None 
         engine.max_memory,
         _rate(engine) if solves else 1.0,
         tuple(sorted(cheaper.items(), key=lambda pair: pair[1])),
+        sum(lack.nbytes for source in output.leaves() if (lack := source.lacking()) is not None),
     )
 
 
-def reading_rate(combination: Combination) -> float:
-    """Bytes a second that the first inputs give now; what the system still holds in memory comes faster than the disk would."""
+def reading_rate(combination: Combination) -> float | None:
+    """Bytes a second that the first inputs give now; what the system still holds in memory comes faster than the disk would.
+
+    None where no input is on this machine yet.
+    """
     begin, count = time.perf_counter(), 0
-    for source in Output.plan(combination).leaves():
+    for source in (leaf for leaf in Output.plan(combination).leaves() if leaf.lacking() is None):
         for name, spec in source.specs.items():
             if count < READ_SAMPLE and spec.rows:
                 rows = max(1, min(spec.rows, (READ_SAMPLE // 8) // max(1, spec.row_elements * spec.dtype.itemsize)))
                 source.read(name, 0, rows)
                 count += rows * spec.row_elements * spec.dtype.itemsize
-    return max(1e6, count / max(1e-6, time.perf_counter() - begin))
+    return None if not count else max(1e6, count / max(1e-6, time.perf_counter() - begin))
 
 
 def _rate(engine: Engine) -> float:

@@ -16,7 +16,8 @@ from torch import Tensor
 from thetau._version import __version__
 from thetau.checkpoint import Alignment, Slots, Source, Spec, Writer, align, dtype_name
 from thetau.checkpoint.config import has_config, read_config
-from thetau.checkpoint.disk import check_json
+from thetau.checkpoint.disk import check_json, check_new
+from thetau.checkpoint.hub import bring
 from thetau.checkpoint.safetensors import SafetensorsFile
 from thetau.checkpoint.source import computed, leaves
 from thetau.checkpoint.window import Window
@@ -94,8 +95,21 @@ class Output:
         """Every stored source below this output."""
         return _leaves(self.combination, self.combination.reference)
 
+    def fetch(self, engine: Engine) -> None:
+        """Download what the stored sources lack, where every pass over them is known to fit into memory and their disk has room.
+
+        Raises:
+            CheckpointError: there is no room, or a download failed. OutputError: a pass does not fit.
+        """
+        if any(source.lacking() is not None for source in self.leaves()):
+            for one in self.passes(engine):
+                engine.check(one.steps, one.what, one.held)
+                engine.allow(one.memory + one.held, f"{one.what}: what is then solved")
+        bring(self.leaves())
+
     def prepare(self) -> None:
-        """The statistics passes of everything that is computed, once."""
+        """What is stored elsewhere comes here; then the statistics passes of everything that is computed, once."""
+        bring(self.leaves())
         for source in self.made:
             source.prepare()
 
@@ -230,6 +244,11 @@ def save(
         CheckpointError: an input is damaged, changed while it was read, or holds values that are not finite.
     """
     output = Output.plan(combination, dtype=dtype, exclude=exclude)
+    walk = output.walk(engine)
+    engine.check(walk.steps, "Writing")
+    if not resume:
+        check_new(target)
+    output.fetch(engine)
     vector = combination.is_vector
     reference = combination.reference or next((s for s in combination.sources() if s.degree == 1), None)
     record = _record(output, reference, provenance or {})
@@ -239,8 +258,6 @@ def save(
     folder = reference.folder if reference is not None and not vector else None
     side = reference.files if reference is not None and not vector else {}
     files = {**side, **_config(folder, side.get("config.json"), dtype), "thetau.json": record}
-    walk = output.walk(engine)
-    engine.check(walk.steps, "Writing")
     if resume and _is_done(target, metadata["thetau.run"]):
         return report_of(output, target, reference, f"{target}: was complete already.")
     keys = [source.key for source in _leaves(combination, reference) if not source.key.startswith("memory:")]

@@ -134,6 +134,7 @@ def _run_again(
     problems = []
     before = {entry["path"]: entry["fingerprint"] for entry in record.get("inputs", []) if isinstance(entry, dict)}
     output = Output.plan(again)
+    output.fetch(engine)
     problems += [
         f"{leaf.label}: this input has changed since the output was made."
         for leaf in output.leaves()

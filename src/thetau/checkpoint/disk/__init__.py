@@ -14,6 +14,7 @@ from thetau.checkpoint.disk.files import write_bytes as write_bytes
 from thetau.checkpoint.disk.files import write_json as write_json
 from thetau.checkpoint.disk.files import write_text as write_text
 from thetau.checkpoint.disk.folders import Place as Place
+from thetau.checkpoint.disk.folders import check_new as check_new
 from thetau.checkpoint.disk.folders import new_folder as new_folder
 from thetau.checkpoint.disk.folders import remove as remove
 from thetau.checkpoint.disk.locks import Held as Held

@@ -25,6 +25,20 @@ def remove(path: Path) -> None:
         path.unlink()
 
 
+def check_new(target: Path) -> None:
+    """Refuse a name that something has already.
+
+    Raises:
+        OutputError: it is taken, or it cannot be looked at.
+    """
+    try:
+        there = target.exists() or target.is_symlink()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise failed(target, error) from error
+    if there:
+        raise OutputError(f"{target}: exists. An output is never mixed with older files: give a new name, or remove it first.")
+
+
 @final
 class Place:
     """The place of a new output: a name that nothing has yet, a lock on it, and the folder `.NAME.partial` beside it where it is made.
@@ -38,7 +52,7 @@ class Place:
     def __init__(self, target: Path) -> None:
         self.target, self.partial = target, target.with_name(f".{target.name}.partial")
         self._done = False
-        self._refuse_existing()
+        check_new(target)
         made: list[Path] = []
         try:
             made = make_parents(target)
@@ -50,7 +64,7 @@ class Place:
             raise failed(target, error) from error
         self._made = made
         try:
-            self._refuse_existing()  # another run may have finished meanwhile
+            check_new(target)  # another run may have finished meanwhile
         except BaseException:
             self.leave()
             raise
@@ -104,16 +118,6 @@ class Place:
                 sync(folder)
         except OSError as error:
             raise not_confirmed(self.target, error) from error
-
-    def _refuse_existing(self) -> None:
-        try:
-            there = self.target.exists() or self.target.is_symlink()
-        except OSError as error:  # a name that is too long, a folder that may not be entered
-            raise failed(self.target, error) from error
-        if there:
-            raise OutputError(
-                f"{self.target}: exists. An output is never mixed with older files: give a new name, or remove it first."
-            )
 
 
 @contextlib.contextmanager
