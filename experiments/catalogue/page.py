@@ -126,8 +126,9 @@ def index_page() -> str:
     lines += [
         "## The same method elsewhere",
         "",
-        "Ours with the settings named gives what mergekit 0.1.5, FusionBench 0.2.33 and PEFT 0.21.2 give under their names, as we read their sources; a "
-        "recipe of mergekit's needs no translation (`thetau merge` takes it as it is). A field that is not named has its default. PEFT's names are those of "
+        "Ours with the settings named gives what mergekit 0.1.5, FusionBench 0.2.33 and PEFT 0.21.2 give under their names, as we read their sources "
+        "and up to what a method's page says of departures; random methods agree in distribution. A recipe of mergekit's needs no translation, and "
+        "[was compared tensor by tensor](mergekit-parity.md). A field that is not named has its default. PEFT's names are those of "
         f"`add_weighted_adapter`; its {', '.join(f'`{name}`' for name in APART)} merge the two factors of an adapter apart, which is no merge of the task "
         "vectors, and have no equal here.",
         "",
@@ -412,7 +413,8 @@ def catalogue_page(results: Mapping[str, Any]) -> str:
         f"`{results['command']}` merges the demo's {len(results['tasks'])} fine-tuned models of {results['backbone']} "
         f"({', '.join(results['tasks'])}) with every method at its defaults, and measures the result on {n} test examples. Where a method has a λ "
         f"it is measured again with the λ that was best on {some} validation examples of each task, of {len(results['factors'])}: the default "
-        f"times {', '.join(f'{factor:g}' for factor in results['factors'])}. Sorted by what the defaults give.",
+        f"times {', '.join(f'{factor:g}' for factor in results['factors'])}; where the last of them won, more might give more. Sorted by what the "
+        "defaults give.",
         "",
         "What this can say: whether a method's defaults are fit to use, what tuning λ is worth, and what a merge costs beside others. An average "
         f"is sure to about ± {percent(margin(results))} points (95 %), and neighbours in the table closer than that are not told apart. What it "

@@ -9,7 +9,6 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 import yaml
-from safetensors.torch import save_file
 
 from commands import run
 from experiments.catalogue import costs, page
@@ -17,6 +16,7 @@ from experiments.catalogue.names import APART, NAMES
 from experiments.catalogue.run import ours
 from experiments.common import DOCS
 from fixtures import random_weights, shifted, write_model
+from thetau.evidence.files import save_evidence
 from thetau.methods import registry
 from thetau.methods.traits import PURPOSES, suited, traits, use
 from thetau.parts import Chain, Method
@@ -33,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for seed, name in enumerate(page.NAMES_OF_MODELS):
         write_model(tmp_path / name, shifted(base, seed))
         floats = {key: value.abs() for key, value in base.items() if value.is_floating_point()}
-        save_file(floats, tmp_path / f"{name}-fisher.safetensors", metadata={"thetau.kind": "fisher"})
+        save_evidence(tmp_path / f"{name}-fisher.safetensors", "fisher", floats, {})
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
