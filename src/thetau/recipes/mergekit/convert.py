@@ -111,8 +111,8 @@ def _method(slots: Sequence[Slot], names: Sequence[str], where: str) -> dict[str
             try:
                 build(method["name"], {**plain_ones, key: value})
             except RecipeError as error:
-                said = f"`{key}` differs between tensors, and `{method['name']}` of ours has one for all."
-                raise RecipeError([said], where) from error
+                problem = f"`{key}` differs between tensors, and `{method['name']}` of ours has one for all."
+                raise RecipeError([problem], where) from error
     return method
 
 
