@@ -355,8 +355,9 @@ def from_recipe(recipe: Recipe | MergekitRecipe, *, engine: Engine | None = None
     if isinstance(recipe, MergekitRecipe):
         source = recipe.assemble(engine)
         return Expression(((1.0, source),), reference=source, name=source.label)
-    base = open_base(recipe.base or recipe.entries()[0].path)
-    vectors = [as_vector(open(entry.path, base=base, name=entry.name), base) for entry in recipe.entries()]
+    first = recipe.entries()[0]
+    base = open_base(recipe.base or first.over or first.path)
+    vectors = [as_vector(open(entry.path, base=entry.over or base, name=entry.name), base) for entry in recipe.entries()]
     method_name, values = split_method(recipe.method)
     method = build(method_name, values)
     if recipe.arranged:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
-from foreign import Ended, Tensors, close, entry, keep, weights, written
+from foreign import HIDDEN, Ended, Tensors, close, entry, keep, weights, written
 from thetau.errors import RecipeError
 from thetau.facade import from_recipe
 from thetau.recipes import MergekitRecipe, from_mapping, load
@@ -83,8 +85,51 @@ def test_what_ours_cannot_say_is_named(llamas: tuple[Path, dict[str, Tensors]]) 
 
     switched = {"merge_method": "ties", **BASED, "models": [entry("a", weight=1)], "parameters": {"normalize": [True, False]}}
     assert "`normalise` differs between tensors, and ours cannot vary it so" in refused(switched)
+    spread = {"merge_method": "ram", **BASED, "models": ["a", "b"], "parameters": {"epsilon": [0, 0.1]}}
+    assert "`epsilon` differs between tensors, and `ram` of ours has one for all." in refused(spread)
+    own = {
+        "merge_method": "task_arithmetic",
+        **BASED,
+        "slices": [
+            {"base_model": "c", "sources": [{"model": m, "layer_range": [0, 2]} for m in ("c", "a")]},
+        ],
+        "parameters": {"weight": 1.0},
+    }
+    assert "a slice has a base of its own" in refused(own)
     two = "name: one\nmerge_method: linear\nmodels: [{model: a, parameters: {weight: 1}}]\n---\nmerge_method: passthrough\nmodels: [one]\n"
     assert "it holds 2 documents that build on one another" in refused(two)
+
+
+def test_adapters_over_other_models_convert(
+    llamas: tuple[Path, dict[str, Tensors]], command: Callable[..., Ended], tmp_path: Path
+) -> None:
+    folder, states = llamas
+    adapter(tmp_path / "lora")
+    recipe = {
+        "merge_method": "linear",
+        "models": [entry(f"{folder / 'a'}+{tmp_path / 'lora'}", weight=1), entry(str(folder / "b"), weight=1)],
+    }
+    theirs = written(tmp_path, recipe)
+    done = command("convert", str(theirs), "-o", str(tmp_path / "ours.yaml"))
+    assert done.exit_code == 0, done.output
+    got, want = from_recipe(load(tmp_path / "ours.yaml")).state_dict(), from_recipe(load(theirs)).state_dict()
+    assert all(torch.equal(got[name], tensor) for name, tensor in want.items())
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(want[name], (states["a"][name] + states["b"][name]) / 2), "the adapter counts"
+
+
+def adapter(folder: Path) -> None:
+    """A LoRA of rank two over the first layer's q_proj."""
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(3)
+    name = "base_model.model.model.layers.0.self_attn.q_proj"
+    shapes = {"lora_A": (2, HIDDEN), "lora_B": (HIDDEN, 2)}
+    save_file(
+        {f"{name}.{part}.weight": 0.1 * torch.randn(shape, generator=generator) for part, shape in shapes.items()},
+        folder / "adapter_model.safetensors",
+    )
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["q_proj"], "base_model_name_or_path": "a"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
 
 
 def test_our_methods_take_slices_of_layers(

@@ -21,6 +21,7 @@ def convert(
     import yaml
 
     from thetau.checkpoint.disk import write_bytes
+    from thetau.facade import from_recipe
     from thetau.recipes import MergekitRecipe, from_mapping, load
     from thetau.recipes.mergekit.convert import convert as converted
 
@@ -28,7 +29,7 @@ def convert(
     if not isinstance(loaded, MergekitRecipe):
         raise RecipeError(["is one of ours already."], str(recipe))
     content = converted(loaded)
-    from_mapping(content, f"{recipe}, converted")
+    from_recipe(from_mapping(content, f"{recipe}, converted"))  # told here, not by the first run
     text = f"# Converted from {recipe.name}; gives the same model.\n" + yaml.safe_dump(
         content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120
     )

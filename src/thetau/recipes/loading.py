@@ -37,7 +37,8 @@ def load(path: Path) -> Recipe | MergekitRecipe:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError([f"cannot be read: {error}."], str(path)) from error
     except (yaml.YAMLError, RecursionError) as error:
-        raise RecipeError([f"not valid YAML: {' '.join(str(error).split())}"], str(path)) from error
+        said = " ".join(str(error).replace("<unicode string>", path.name).split())
+        raise RecipeError([f"not valid YAML: {said}"], str(path)) from error
     try:
         return from_mapping(content, str(path), path.parent)
     except RecipeError as error:
@@ -123,7 +124,10 @@ def _resolved(recipe: Recipe, folder: Path) -> Recipe:
         return str(inside) if not Path(path).is_absolute() and exists(inside) else path
 
     models: list[str | ModelEntry] = [
-        at(model) if isinstance(model, str) else ModelEntry(path=at(model.path), name=model.name) for model in recipe.models
+        at(model)
+        if isinstance(model, str)
+        else ModelEntry(path=at(model.path), name=model.name, over=model.over and at(model.over))
+        for model in recipe.models
     ]
     evidence = {kind: {task: at(path) for task, path in given.items()} for kind, given in recipe.evidence.items()}
     return recipe.model_copy(update={"base": recipe.base and at(recipe.base), "models": models, "evidence": evidence})

@@ -12,12 +12,13 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", re.IGNORECASE)
 
 
 class ModelEntry(BaseModel):
-    """One fine-tuned model, adapter or saved task vector."""
+    """One fine-tuned model, adapter or saved task vector; `over` is the model that an adapter belongs to, if it is not the recipe's base."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     path: str
     name: str | None = Field(default=None, min_length=1)
+    over: str | None = None
 
 
 class SliceSource(BaseModel):

@@ -13,10 +13,11 @@ from typing import Any
 
 from thetau.engine.executor import Engine
 from thetau.errors import RecipeError
-from thetau.methods import plain
+from thetau.methods import build, plain
 from thetau.recipes.mergekit.modules import Cut
 from thetau.recipes.mergekit.plan import Assembly, Slot
 from thetau.recipes.mergekit.recipe import MergekitRecipe
+from thetau.recipes.mergekit.reference import Reference
 from thetau.recipes.mergekit.schema import Slice
 
 Numbers = Mapping[str, float]
@@ -45,13 +46,13 @@ def convert(recipe: MergekitRecipe) -> dict[str, Any]:
     content: dict[str, Any] = {}
     if script.base is not None:
         content["base"] = str(script.base)
-    paths = {assembly.models[reference].label: str(reference) for reference in assembly.models}
     based = any(slot.base is not None for slot in slots)
     used = list(dict.fromkeys(model.label for slot in slots if slot.method is not None for _, model, _ in slot.inputs))
-    content["models"] = [
-        path if Path(path).name == label else {"path": path, "name": label} for label, path in paths.items() if label in used
-    ]
+    content["models"] = [_entry(reference, model.label) for reference, model in assembly.models.items() if model.label in used]
     content["method"] = _method(slots, [name for cut in cuts for name in cut.tower.tensors], recipe.where)
+    own = [piece for module in script.modules.values() for piece in module.slices if piece.base not in (None, script.base)]
+    if own:
+        raise RecipeError([f"a slice has a base of its own, {own[0].base}; ours has one for all."], recipe.where)
     sliced = {name: module for name, module in script.modules.items() if module.slices}
     if None in sliced:
         content["slices"] = [_slice(piece, assembly, based) for piece in sliced[None].slices]
@@ -67,6 +68,13 @@ def convert(recipe: MergekitRecipe) -> dict[str, Any]:
     if recipe.seed:
         content["seed"] = recipe.seed
     return content
+
+
+def _entry(reference: Reference, label: str) -> str | dict[str, str]:
+    if reference.lora is not None:
+        return {"path": str(reference.lora), "over": str(reference.model), "name": label}
+    path = str(reference)
+    return path if Path(path).name == label else {"path": path, "name": label}
 
 
 def _cut(cuts: Sequence[Cut], module: object) -> Cut:
@@ -97,6 +105,14 @@ def _method(slots: Sequence[Slot], names: Sequence[str], where: str) -> dict[str
     for key in next(iter(said.values())):
         if key != "name":
             method[key] = _field(key, {name: one[key] for name, one in said.items()}, where)
+    plain_ones = {key: value for key, value in method.items() if key != "name" and not isinstance(value, Mapping)}
+    for key, value in method.items():
+        if isinstance(value, Mapping):
+            try:
+                build(method["name"], {**plain_ones, key: value})
+            except RecipeError as error:
+                problem = f"`{key}` differs between tensors, and `{method['name']}` of ours has one for all."
+                raise RecipeError([problem], where) from error
     return method
 
 
