@@ -20,7 +20,7 @@ from experiments.common import DOCS, ROOT
 from fixtures import random_weights, shifted, write_model
 
 SOURCES = ROOT / "src"
-PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 ELSEWHERE = {  # pages whose examples need more than models, and the test that runs them
     "bases": "tests/bases/test_bases_arithmetic.py",
     "finetuning": "tests/diagnostics/test_diagnose.py",
