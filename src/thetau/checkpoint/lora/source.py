@@ -9,7 +9,6 @@ LoHa, LoKr and (IA)³. What it does not cover is refused by name.
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
@@ -67,7 +66,7 @@ class LoraSource(Source):
         self.label = f"{path}#{adapter}" if adapter else str(path)
         self._base = self.over = base
         self._weights = open_weights(path)
-        found = _Found(self.label, self._weights, base, *_settings(path, self.label, self._weights, adapter))
+        found = _Found(self.label, self._weights, base, *settings_of(path, self.label, self._weights, adapter))
         self.deltas: Mapping[str, Delta] = found.deltas()
         self._settings = found.settings
         self.specs = {name: replace(spec, file=self._weights.label) for name, spec in base.specs.items() if name in self.deltas}
@@ -80,7 +79,6 @@ class LoraSource(Source):
             *found.notes,
         )
         self._norms: dict[str, Tensor] = {}
-        self._lock = threading.Lock()
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows of the difference, in float32: `[stop - start, *shape[1:]]`."""
@@ -126,11 +124,10 @@ class LoraSource(Source):
         assert delta.magnitude is not None
         magnitude = self._weights.read(delta.magnitude).float().flatten()
         if delta.along == 0:
-            norm = torch.linalg.vector_norm(moved.flatten(1), dim=1)
+            norm: Tensor = torch.linalg.vector_norm(moved.flatten(1), dim=1)
             return (magnitude[start:stop] / norm).reshape(-1, *[1] * (moved.ndim - 1))
-        with self._lock:
-            if name not in self._norms:
-                self._norms[name] = self._column_norms(delta, name)
+        if name not in self._norms:  # two threads that both find it missing get the same bits
+            self._norms[name] = self._column_norms(delta, name)
         factor: Tensor = magnitude / self._norms[name]
         return factor
 
@@ -177,7 +174,7 @@ def open_weights(path: Path) -> Source:
     return open_torch(path) if path.suffix in {".bin", ".pt", ".pth", ".ckpt"} else open_file(path)
 
 
-def _settings(path: Path, label: str, weights: Source, adapter: str | None) -> tuple[Settings, Layout]:
+def settings_of(path: Path, label: str, weights: Source, adapter: str | None) -> tuple[Settings, Layout]:
     """What is said about the tensors, and their names taken apart."""
     if path.is_dir() and is_adapter(path):
         return read_settings(path / "adapter_config.json", label), peft_layout(str(path), weights.specs, adapter)
