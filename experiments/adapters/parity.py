@@ -50,7 +50,12 @@ class Pictures(nn.Module):
 def llama() -> nn.Module:
     """A tiny Llama."""
     config = transformers.LlamaConfig(
-        vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, max_position_embeddings=16
+        vocab_size=40,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=16,
     )
     return transformers.LlamaForCausalLM(config)
 
@@ -75,7 +80,11 @@ FORMS: Mapping[str, tuple[Build, Any, Mapping[str, Tensor]]] = {
     "trained tokens": (llama, peft.LoraConfig(r=4, target_modules=["q_proj"], trainable_token_indices=[1, 5]), TEXT),
     "DoRA": (llama, peft.LoraConfig(r=4, use_dora=True, target_modules=["q_proj", "down_proj"]), TEXT),
     "DoRA, embedding": (llama, peft.LoraConfig(r=4, use_dora=True, target_modules=["embed_tokens"]), TEXT),
-    "DoRA, transposed": (gpt2, peft.LoraConfig(r=4, use_dora=True, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True), TEXT),
+    "DoRA, transposed": (
+        gpt2,
+        peft.LoraConfig(r=4, use_dora=True, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True),
+        TEXT,
+    ),
     "biases of B, transposed": (gpt2, peft.LoraConfig(r=4, lora_bias=True, target_modules=["c_attn"], fan_in_fan_out=True), TEXT),
     "convolutions": (Pictures, peft.LoraConfig(r=4, target_modules=["conv", "line"]), IMAGES),
     "convolutions, DoRA": (Pictures, peft.LoraConfig(r=4, use_dora=True, target_modules=["conv", "line"]), IMAGES),
@@ -142,7 +151,9 @@ def combinations(folder: Path) -> dict[str, dict[str, float]]:
     names = ["a", "b", "c"]
     for seed, name in enumerate(names):
         torch.manual_seed(0)
-        tuned = peft.get_peft_model(llama(), peft.LoraConfig(r=4, lora_alpha=4 + 4 * seed, target_modules=["q_proj", "down_proj"]))
+        tuned = peft.get_peft_model(
+            llama(), peft.LoraConfig(r=4, lora_alpha=4 + 4 * seed, target_modules=["q_proj", "down_proj"])
+        )
         shaken(tuned, seed + 1)
         tuned.save_pretrained(folder / name)
     torch.manual_seed(0)
@@ -169,7 +180,10 @@ def combinations(folder: Path) -> dict[str, dict[str, float]]:
     ties = Ties(density=0.5, trim="tensor", count="floor", cancelled="positive")
     dense = summed(WEIGHTS)
     rows: dict[str, dict[str, float]] = {
-        "cat": {"ours": distance(ours(None), theirs("cat", WEIGHTS)), "theirs from the dense sum": distance(theirs("cat", WEIGHTS), dense)},
+        "cat": {
+            "ours": distance(ours(None), theirs("cat", WEIGHTS)),
+            "theirs from the dense sum": distance(theirs("cat", WEIGHTS), dense),
+        },
         "svd, rank 4": {
             "ours": distance(ours(None, 4), theirs("svd", WEIGHTS, svd_rank=4)),
             "theirs from the dense sum": distance(theirs("svd", WEIGHTS, svd_rank=4), dense),
@@ -180,7 +194,8 @@ def combinations(folder: Path) -> dict[str, dict[str, float]]:
         },
         "dare_ties_svd, no drops": {
             "ours": distance(
-                ours(Ties(density=1.0, trim="tensor", cancelled="positive"), 32), theirs("dare_ties_svd", ones, svd_rank=32, density=1.0)
+                ours(Ties(density=1.0, trim="tensor", cancelled="positive"), 32),
+                theirs("dare_ties_svd", ones, svd_rank=32, density=1.0),
             )
         },
         "linear": {
@@ -201,7 +216,10 @@ def run() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place, warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # PEFT's and transformers' advice
         folder = Path(place)
-        forms = {name: form(build, config, inputs, folder / str(index)) for index, (name, (build, config, inputs)) in enumerate(FORMS.items())}
+        forms = {
+            name: form(build, config, inputs, folder / str(index))
+            for index, (name, (build, config, inputs)) in enumerate(FORMS.items())
+        }
         return {
             "peft": peft.__version__,
             "transformers": transformers.__version__,
