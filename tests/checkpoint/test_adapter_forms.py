@@ -62,6 +62,17 @@ CASES: dict[str, tuple[Build, Any, Mapping[str, Tensor]]] = {
         peft.LoraConfig(**LORA, target_modules=["first"], target_parameters=["experts.gate_up_proj", "experts.down_proj"]),
         HIDDEN,
     ),
+    "experts, patterns": (
+        Mixture,
+        peft.LoraConfig(
+            **LORA,
+            target_modules=["first"],
+            target_parameters=["experts.gate_up_proj", "experts.down_proj"],
+            rank_pattern={"experts.down_proj": 2},
+            alpha_pattern={"gate_up_proj": 9},
+        ),
+        HIDDEN,
+    ),
     "one parameter of the experts": (
         Mixture,
         peft.LoraConfig(**LORA, target_modules=[], target_parameters=["experts.down_proj"]),

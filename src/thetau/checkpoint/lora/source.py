@@ -313,7 +313,8 @@ class _Found:
             self.problems.append(str(error))
             return
         count = self.base.specs[target].shape[0] if form.startswith("experts") else 1
-        scale = self._scale(module, a[0] // count)
+        fused = f"{saved_name(module.path + '.')}{target.rsplit('.', 1)[-1]}" if form.startswith("experts") else None
+        scale = self._scale(module, a[0] // count, fused)
         self._put(target, add=(Product(a=pair[0], b=pair[1], scale=scale, form=form),))
         if "magnitude_vector" in parts:
             self._put(target, magnitude=parts["magnitude_vector"], along=1 if form == "columns" else 0)
@@ -326,8 +327,9 @@ class _Found:
                     f"{self.label}: {parts['B.bias']!r} is a bias for {target!r}, whose layer has none in the base."
                 )
 
-    def _scale(self, module: Module, rank: int | None) -> float:
-        scale = self.settings.scale(module.path.removesuffix(".base_layer"), rank)
+    def _scale(self, module: Module, rank: int | None, fused: str | None = None) -> float:
+        """α/r of a module; patterns know experts by the name of the `fused` parameter."""
+        scale = self.settings.scale(fused or module.path.removesuffix(".base_layer"), rank)
         if "alpha" in module.parts and rank:
             return float(self.weights.read(module.parts["alpha"]).float()) / rank
         return scale
