@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from thetau._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from thetau import adapters as adapters
     from thetau import bases as bases
     from thetau import evaluate as evaluate
     from thetau import methods as methods
@@ -46,6 +47,7 @@ _HOMES = {
     "Precision": "thetau.compression",
     "Sparse": "thetau.compression",
     "ThetauWarning": "thetau.facade",
+    "adapters": "thetau.adapters",
     "bases": "thetau.bases",
     "compress": "thetau.compression",
     "compress_tasks": "thetau.compression",
@@ -74,6 +76,7 @@ __all__ = [
     "Sparse",
     "ThetauWarning",
     "__version__",
+    "adapters",
     "bases",
     "compress",
     "compress_tasks",

@@ -12,7 +12,7 @@ from torch import nn
 
 from thetau.checkpoint.compressed import expanded
 from thetau.checkpoint.hub import download, key_of, look, open_headers
-from thetau.checkpoint.lora import CONFIG, LoraSource, is_adapter
+from thetau.checkpoint.lora import CONFIG, LoraSource, is_adapter, is_flat, lacks_config
 from thetau.checkpoint.masked import MaskedStore, one_vector, store_of
 from thetau.checkpoint.memory import from_mapping, from_module, open_torch, open_torch_index
 from thetau.checkpoint.remote import is_url, open_url
@@ -21,6 +21,7 @@ from thetau.checkpoint.source import Source
 from thetau.errors import CheckpointError
 
 HUB_PREFIX = "hub:"
+FLAT_FILE = "pytorch_lora_weights.safetensors"  # a pipeline's, by diffusers
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(@[\w./-]+)?")
 
 
@@ -50,7 +51,7 @@ def open_source(what: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | S
         return expanded(one_vector(_open_path(path, base)))
     file, _, task = text.rpartition("#")
     if file and exists(Path(file)):
-        return open_store(file).task(task)
+        return _adapter_of(Path(file), base, task) if Path(file).is_dir() else open_store(file).task(task)
     identifier = text.removeprefix(HUB_PREFIX)
     if HUB_ID.fullmatch(identifier):
         return _open_hub(identifier, text, base)
@@ -71,18 +72,16 @@ def open_store(path: str | os.PathLike[str]) -> MaskedStore:
 
 def _open_path(path: Path, base: Source | None) -> Source:
     if path.is_file():
-        return _open_weights(path)
+        return _unless_adapter(path, _open_weights(path), base)
     if not path.is_dir():
         raise CheckpointError(f"{path}: neither a file nor a folder.")
     main = weights_among({found.name for found in path.iterdir()}, str(path))
     if main is not None:
-        return _open_main(path, main)
-    if is_adapter(path):
-        if base is None:
-            raise CheckpointError(
-                f"{path}: a LoRA adapter needs its base. Give it: `thetau.open(adapter, base=...)`, or `--base` on the command line."
-            )
-        return LoraSource(path, base)
+        opened = _open_main(path, main)
+        named = main in ("model.safetensors", "open_clip_model.safetensors") or main.endswith(".index.json")
+        return opened if named else _unless_adapter(path / main, opened, base)
+    if is_adapter(path) or (path / FLAT_FILE).exists():
+        return LoraSource(path, _needed(path, base))
     if (path / "pytorch_model.bin.index.json").exists():
         return open_torch_index(path / "pytorch_model.bin.index.json")
     torch_files = [found for pattern in ("pytorch_model.bin", "*.bin", "*.pt", "*.pth") for found in sorted(path.glob(pattern))]
@@ -106,7 +105,7 @@ def weights_among(names: Collection[str], where: str) -> str | None:
         return "open_clip_model.safetensors"  # beside it lies the image tower alone, for timm
     if "model.safetensors" in names:
         return "model.safetensors"
-    if CONFIG in names:
+    if CONFIG in names or FLAT_FILE in names:
         return None
     here = sorted(name for name in names if "/" not in name)
     for name in here:
@@ -143,6 +142,39 @@ def _open_hub(identifier: str, text: str, base: Source | None) -> Source:
     opened = _open_main(folder, main)
     opened.key = key_of(folder)
     return expanded(one_vector(opened))
+
+
+def _needed(path: Path, base: Source | None) -> Source:
+    """An adapter's base. Raises `CheckpointError` where none is given."""
+    if base is None:
+        raise CheckpointError(
+            f"{path}: a LoRA adapter needs its base. Give it: `thetau.open(adapter, base=...)`, or `--base` on the command line."
+        )
+    return base
+
+
+def _adapter_of(path: Path, base: Source | None, name: str) -> Source:
+    """One of several adapters in a folder: a folder of its own below it, as PEFT saves them, or tensors that bear its name."""
+    inner = path / name
+    if is_adapter(inner):
+        return LoraSource(inner, _needed(inner, base))
+    return LoraSource(path, _needed(path, base), name)
+
+
+def _unless_adapter(path: Path, source: Source, base: Source | None) -> Source:
+    """A file's weights, or the adapter that it holds in kohya's or diffusers' spelling.
+
+    Raises:
+        CheckpointError: the adapter's base, or its configuration, is missing.
+    """
+    if is_flat(source.specs):
+        return LoraSource(path, _needed(path, base))
+    if lacks_config(source.specs):
+        raise CheckpointError(
+            f"{path}: is a PEFT adapter without its `adapter_config.json`, which says α and the kind of adapter. "
+            "Give the folder that holds both."
+        )
+    return source
 
 
 def _open_weights(path: Path) -> Source:

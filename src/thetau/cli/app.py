@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from thetau._version import __version__
+from thetau.cli.adapter import adapter_app
 from thetau.cli.basis import basis_app
 from thetau.cli.convert import convert
 from thetau.cli.diagnose import diagnose_app
@@ -52,6 +53,7 @@ app.command()(verify)
 app.command()(inspect)
 app.command()(methods)
 app.add_typer(vector_app, name="vector")
+app.add_typer(adapter_app, name="adapter")
 app.command()(finetune)
 app.command()(evaluate)
 app.command()(tune)

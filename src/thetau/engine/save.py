@@ -427,7 +427,7 @@ def report_of(output: Output, path: Path | None, reference: Source | None, *said
         notes += output.alignment.notes
     notes += output.guard.notes()
     warnings += output.guard.warnings(base)
-    for source in output.made:
+    for source in (*output.made, *leaves(output.combination.sources())):
         warnings += source.warnings(reference)
     if reference is not None:
         for source in _vectors(output.combination, reference):
