@@ -15,6 +15,7 @@ from thetau.checkpoint.disk import SIDE_FILES
 from thetau.checkpoint.lora import LoraSource, is_adapter
 from thetau.checkpoint.masked import MaskedStore, one_vector, store_of
 from thetau.checkpoint.memory import from_mapping, from_module, open_torch, open_torch_index
+from thetau.checkpoint.quantised import dequantised
 from thetau.checkpoint.remote import is_url, open_url
 from thetau.checkpoint.safetensors import exists, open_file, open_index
 from thetau.checkpoint.source import Source
@@ -35,25 +36,25 @@ def open_source(what: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | S
         CheckpointError: nothing readable is there, or it is not what it says it is.
     """
     if isinstance(what, nn.Module):
-        return from_module(what)
+        return dequantised(from_module(what))
     if isinstance(what, Mapping):
-        return from_mapping(what, f"state dict of {len(what)} tensors")
+        return dequantised(from_mapping(what, f"state dict of {len(what)} tensors"))
     if isinstance(what, Source):
         return what
     if not isinstance(what, str | os.PathLike):
         raise TypeError(f"`open` takes a path, a hub id, a state dict or a module. Got {type(what).__name__}.")
     text = os.fspath(what)
     if is_url(text):
-        return expanded(one_vector(open_url(text)))
+        return dequantised(expanded(one_vector(open_url(text))))
     path = Path(text)
     if text and not text.startswith(HUB_PREFIX) and exists(path):
-        return expanded(one_vector(_open_path(path, base)))
+        return dequantised(expanded(one_vector(_open_path(path, base))))
     file, _, task = text.rpartition("#")
     if file and exists(Path(file)):
         return open_store(file).task(task)
     identifier = text.removeprefix(HUB_PREFIX)
     if HUB_ID.fullmatch(identifier):
-        return _open_path(_download(identifier, text), base)
+        return dequantised(_open_path(_download(identifier, text), base))
     raise CheckpointError(f"{text!r}: no such file or folder, and not a hub id of the form org/name or org/name@revision.")
 
 

@@ -151,8 +151,9 @@ class Output:
         """Yield `(first row, rows)` of an output tensor, rounded once to its dtype. A 0-d tensor comes as shape `[1]`."""
         spec, out = self.alignment.specs[name], self.specs[name]
         if name in self.copied:
-            values = self.copied[name].read(name)
-            yield 0, values.reshape(1) if values.ndim == 0 else values
+            for low, high in windows(spec, engine.reach(1)):
+                values = self.copied[name].read(name, low, high).to(out.dtype)  # what is computed comes wider than it is written
+                yield low, values.reshape(1) if values.ndim == 0 else values
             return
         for low, high in windows(spec, spec.elements if self.whole(name) else engine.reach(self._readers)):
             window = Window(name, low, high)
