@@ -68,7 +68,9 @@ def bnb_int8(name: str, shape: Shape, generator: torch.Generator) -> Encoded:
     return {name: codes, f"{stem}.SCB": scale, f"{stem}.weight_format": torch.tensor(0, dtype=torch.uint8)}, value
 
 
-def bnb_4bit(name: str, shape: Shape, generator: torch.Generator, *, table: Sequence[float] = NF4, nested: bool = False) -> Encoded:
+def bnb_4bit(
+    name: str, shape: Shape, generator: torch.Generator, *, table: Sequence[float] = NF4, nested: bool = False
+) -> Encoded:
     block, inner = 64, 256
     codes = codes_of(generator, 4, shape[0] * shape[1])
     count = -(-codes.numel() // block)
@@ -95,7 +97,14 @@ def bnb_4bit(name: str, shape: Shape, generator: torch.Generator, *, table: Sequ
 
 
 def gptq(
-    name: str, shape: Shape, generator: torch.Generator, *, bits: int = 4, version: int = 1, order: bool = False, index: bool = True
+    name: str,
+    shape: Shape,
+    generator: torch.Generator,
+    *,
+    bits: int = 4,
+    version: int = 1,
+    order: bool = False,
+    index: bool = True,
 ) -> Encoded:
     (out, inputs), group = shape, 32
     groups = inputs // group
@@ -110,7 +119,7 @@ def gptq(
     stem = name.removesuffix(".weight")
     parts = {
         f"{stem}.qweight": packed_rows(codes.T, bits).T.contiguous(),
-        f"{stem}.qzeros": packed_rows(zeros - (version == 1), bits),
+        f"{stem}.qzeros": packed_rows(zeros - int(version == 1), bits),
         f"{stem}.scales": scales,
     }
     return parts | ({f"{stem}.g_idx": g_idx.int()} if index else {}), value.T.contiguous()
@@ -178,10 +187,15 @@ def mxfp4_packed(name: str, shape: Shape, generator: torch.Generator) -> Encoded
     codes = codes_of(generator, 4, *shape)
     scales = torch.randint(118, 126, (shape[0], shape[1] // 32), generator=generator)
     value = torch.tensor(FP4)[codes] * (2.0 ** (scales.double() - 127)).float().repeat_interleave(32, 1)
-    return {f"{name}_packed": (codes[:, ::2] + 16 * codes[:, 1::2]).to(torch.uint8), f"{name}_scale": scales.to(torch.uint8)}, value
+    return {
+        f"{name}_packed": (codes[:, ::2] + 16 * codes[:, 1::2]).to(torch.uint8),
+        f"{name}_scale": scales.to(torch.uint8),
+    }, value
 
 
-def ct_packed(name: str, shape: Shape, generator: torch.Generator, *, bits: int = 4, zero: bool = False, group: int = 32) -> Encoded:
+def ct_packed(
+    name: str, shape: Shape, generator: torch.Generator, *, bits: int = 4, zero: bool = False, group: int = 32
+) -> Encoded:
     half = 1 << (bits - 1)
     codes, groups = codes_of(generator, bits, *shape), shape[1] // group
     scales = (0.01 + 0.02 * normal(generator, shape[0], groups).abs()).bfloat16()
@@ -227,7 +241,10 @@ CASES: dict[str, Case] = {
     "bitsandbytes NF4, nested": case(bnb_4bit, BNB, nested=True),
     "bitsandbytes FP4": case(bnb_4bit, BNB, table=FP4),
     **{f"GPTQ, {bits} bits": case(gptq, GPTQ | {"bits": bits}, bits=bits) for bits in (2, 3, 4, 8)},
-    **{f"GPTQ v2, {bits} bits": case(gptq, GPTQ | {"bits": bits, "checkpoint_format": "gptq_v2"}, bits=bits, version=2) for bits in (3, 4)},
+    **{
+        f"GPTQ v2, {bits} bits": case(gptq, GPTQ | {"bits": bits, "checkpoint_format": "gptq_v2"}, bits=bits, version=2)
+        for bits in (3, 4)
+    },
     "GPTQ in order of activations": case(gptq, GPTQ | {"bits": 4, "desc_act": True}, order=True),
     "GPTQ without g_idx": case(gptq, GPTQ | {"bits": 4}, index=False),
     "AWQ": case(awq, {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"}),

@@ -143,7 +143,9 @@ def test_another_vocabulary_is_called_so() -> None:
 def test_quantised_weights(shape: tuple[int, ...]) -> None:
     base = random_weights(0)
     model = shifted(base, 1) | {LAST: torch.ones(shape, dtype=torch.int8)}
-    with pytest.raises(CheckpointError, match=rf"'{LAST}' \(int8, .* holds codes of a quantised weight that cannot be read: nothing beside"):
+    with pytest.raises(
+        CheckpointError, match=rf"'{LAST}' \(int8, .* holds codes of a quantised weight that cannot be read: nothing beside"
+    ):
         fit(base, model)
 
 

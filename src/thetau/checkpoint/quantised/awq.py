@@ -28,8 +28,6 @@ class AwqWeight(Weight):
 
     def rows(self, stored: Source, start: int, stop: int) -> Tensor:
         """Rows in float32: columns of what is stored."""
-        if start == stop:
-            return torch.empty((0, self.shape[1]))
         codes, zeros = (self._codes(stored, which, start, stop) for which in ("codes", "zero"))
         scale = columns(stored, self.parts["scale"], start, stop).float()
         index = torch.arange(self.shape[1]) // self.group

@@ -41,7 +41,7 @@ class Weight(ABC):
 
     @abstractmethod
     def rows(self, stored: Source, start: int, stop: int) -> Tensor:
-        """Rows `start:stop` in float32: `[stop - start, *shape[1:]]`, before any rounding to a narrower dtype."""
+        """Rows `start:stop`, of which there is at least one, in float32: `[stop - start, *shape[1:]]`, before any rounding to a narrower dtype."""
 
 
 class Form(ABC):

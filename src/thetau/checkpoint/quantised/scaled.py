@@ -27,8 +27,6 @@ class Scaled(Weight):
     def rows(self, stored: Source, start: int, stop: int) -> Tensor:
         """Rows in float32; of stacked experts, whole ones."""
         codes = stored.read(self.parts["codes"], start, stop).float()
-        if not codes.numel():
-            return codes
         if "zero" in self.parts:
             codes -= self._spread(stored, "zero", start, stop)
         return codes.mul_(self._spread(stored, "scale", start, stop))
@@ -67,7 +65,8 @@ def block_of(stored: Source, codes: str, scale: str, blocks: list[Block]) -> Blo
     whole = (shape[-2], shape[-1])
     if prod(got) == 1 and len(shape) == 2:
         return whole
-    lead, every = shape[:-2], [*blocks, (1, shape[-1]), *([whole] if lead else [])]
+    lead = shape[:-2]
+    every = [*blocks, (1, shape[-1]), *([whole] if lead else [])]
     fitting = [block for block in every if got in _shapes(shape, block)]
     if not fitting:
         wanted = ", ".join(str([*lead, *grid_of(shape, block)]) for block in every)

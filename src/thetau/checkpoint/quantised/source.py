@@ -67,9 +67,11 @@ class QuantisedSource(Source):
         spec, weight = self.specs[name], self.weights[name]
         start, stop = span(spec, start, stop)
         step = max(1, CHUNK // max(1, spec.row_elements))
-        if stop - start <= step:
+        if start < stop <= start + step and spec.elements:
             return weight.rows(self.stored, start, stop)
         out = torch.empty((stop - start, *spec.shape[1:]))
+        if not out.numel():
+            return out
         for first in range(start, stop, step):
             last = min(first + step, stop)
             out[first - start : last - start] = weight.rows(self.stored, first, last)
