@@ -106,16 +106,18 @@ class Gptq(Form):
         groups = stored.specs[parts["scale"]].rows
         check_shape(stored, parts["scale"], (groups, out), f"a scale for each group and output of {codes!r}")
         check_shape(stored, parts["zero"], (groups, -(-out * bits // 32)), f"a zero point for each group and output of {codes!r}")
-        self._check_index(stored, parts, codes, inputs, groups)
-        group = -(-inputs // max(1, groups))
-        said_group = said.table.get("group_size")
-        if "index" not in parts and type(said_group) is int and said_group > 0 and -(-inputs // said_group) == groups:
-            group = said_group
+        group = said.table.get("group_size")
+        group = group if type(group) is int and group > 0 else max(1, inputs)
+        if "index" in parts:
+            self._check_index(stored, parts["index"], codes, inputs, groups)
+        elif -(-inputs // group) != groups:
+            check_shape(
+                stored, parts["scale"], (-(-inputs // group), out), f"a scale for each {group} inputs of {codes!r} and output"
+            )
         return GptqWeight(name=f"{stem}.weight", shape=(out, inputs), parts=parts, bits=bits, group=group, less_one=less_one)
 
     @staticmethod
-    def _check_index(stored: Source, parts: dict[str, str], codes: str, inputs: int, groups: int) -> None:
-        if "index" in parts and inputs:
-            index = stored.read(parts["index"])
-            if index.dtype.is_floating_point or int(index.min()) < 0 or int(index.max()) >= groups:
-                damaged(stored, parts["index"], f"must give each input of {codes!r} one of its {groups} groups.")
+    def _check_index(stored: Source, name: str, codes: str, inputs: int, groups: int) -> None:
+        index = stored.read(name)
+        if index.dtype.is_floating_point or (inputs and (int(index.min()) < 0 or int(index.max()) >= groups)):
+            damaged(stored, name, f"must give each input of {codes!r} one of its {groups} groups.")

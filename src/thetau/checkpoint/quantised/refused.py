@@ -95,12 +95,13 @@ def check_left(left: dict[str, Spec], said: Said) -> None:
         codes = integer and (CODES.search(name) or (len(spec.shape) > 1 and re.search(r"(?:^|\.)weight$", name)))
         if codes or (spec.dtype.is_floating_point and SCALES.search(name)):
             what = "codes" if integer else "scales"
-            where = (
-                f"{said.file} says `{said.method}`, which does not explain it"
-                if said.method
-                else "nothing beside it says which form this is"
-            )
             raise CheckpointError(
                 f"{spec.file}: {name!r} ({str(spec.dtype).removeprefix('torch.')}, {list(spec.shape)}) holds {what} of a quantised weight that cannot be read: "
-                f"{where}. Give the whole checkpoint with its config.json, or the original, unquantised one."
+                f"{_said(said)}. Give the whole checkpoint with its config.json, or the original, unquantised one."
             )
+
+
+def _said(said: Said) -> str:
+    if said.method:
+        return f"{said.file} says `{said.method}`, which does not explain it"
+    return f"{said.file} says nothing of quantisation" if said.file else "nothing beside it says which form this is"
