@@ -20,6 +20,7 @@ import thetau
 from commands import run
 from encoders import CASES, Case, mxfp4_experts
 from fixtures import load_folder, write_model
+from thetau.errors import OutputError
 from tiny_decoders import dense
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
@@ -157,6 +158,16 @@ def test_a_quantised_fine_tune_of_a_plain_base(tmp_path: Path) -> None:
     got = load_folder(tmp_path / "out")
     for name, value in values.items():
         torch.testing.assert_close(got[name], value + 0.0005, rtol=1e-5, atol=1e-6)
+
+
+def test_fp8_is_not_written_again(tmp_path: Path) -> None:
+    """Without scales it would lose what they keep."""
+    quantised(tmp_path / "a", CASES["fp8, a scale a block"], 0, "bfloat16")
+    with pytest.raises(
+        OutputError, match=r"quantised with scales \(fp8 with scales\), and thetau does not make scales.*Write bfloat16"
+    ):
+        thetau.open(tmp_path / "a").save(tmp_path / "out", dtype="float8_e4m3fn")
+    assert not (tmp_path / "out").exists()
 
 
 def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from thetau.checkpoint.lora import LoraSource, is_adapter
 from thetau.checkpoint.masked import MaskedStore, one_vector, store_of
 from thetau.checkpoint.memory import from_mapping, from_module, open_torch, open_torch_index
 from thetau.checkpoint.quantised import dequantised
+from thetau.checkpoint.quantised.gguf import open_gguf
 from thetau.checkpoint.remote import is_url, open_url
 from thetau.checkpoint.safetensors import exists, open_file, open_index
 from thetau.checkpoint.source import Source
@@ -101,6 +102,11 @@ def _open_path(path: Path, base: Source | None) -> Source:
     torch_files = [found for pattern in ("pytorch_model.bin", "*.bin", "*.pt", "*.pth") for found in sorted(path.glob(pattern))]
     if len(set(torch_files)) == 1 or (torch_files and torch_files[0].name == "pytorch_model.bin"):
         return open_torch(torch_files[0], path)
+    files = sorted(path.glob("*.gguf"))
+    if len(files) == 1:
+        return open_gguf(files[0])
+    if files:
+        raise CheckpointError(f"{path}: holds {len(files)} GGUF files. Name one of them: {', '.join(p.name for p in files[:4])}.")
     there = ", ".join(sorted(p.name for p in path.iterdir())[:6]) or "nothing"
     raise CheckpointError(
         f"{path}: holds no weights that can be read (safetensors, LoRA adapter, torch files). It holds: {there}."
@@ -114,7 +120,9 @@ def _open_weights(path: Path) -> Source:
         return open_file(path)
     if path.suffix in {".bin", ".pt", ".pth"}:
         return open_torch(path)
-    raise CheckpointError(f"{path}: unknown kind of file. Weights end in .safetensors, .bin, .pt or .pth.")
+    if path.suffix == ".gguf":
+        return open_gguf(path)
+    raise CheckpointError(f"{path}: unknown kind of file. Weights end in .safetensors, .bin, .pt, .pth or .gguf.")
 
 
 def _download(identifier: str, text: str) -> Path:

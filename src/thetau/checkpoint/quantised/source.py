@@ -37,6 +37,7 @@ class QuantisedSource(Source):
         self.label, self.folder, self.metadata = stored.label, stored.folder, stored.metadata
         self.degree, self.partial = stored.degree, stored.partial
         self.key = f"quantised:{stored.key}"
+        self.quantised = " and ".join(forms)
         self.files = {**stored.files, **plain_files(stored.folder, dtype)}
         places = {name: weight for weight in weights.values() for name in weight.parts.values()}
         self.specs: dict[str, Spec] = {}
@@ -49,7 +50,7 @@ class QuantisedSource(Source):
         said_nothing = "" if said is not None else " Nothing beside them says how they are quantised; their names and dtypes do."
         self._notes = (
             *stored.notes,
-            f"{self.label}: {len(weights)} weights in {' and '.join(forms)} are read dequantised; what is made of this model is written as "
+            f"{self.label}: {len(weights)} weights in {self.quantised} are read dequantised; what is made of this model is written as "
             f"{dtype_name(dtype)} without quantisation, and its config says so.{said_nothing}",
             *(
                 (
