@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -224,5 +224,17 @@ def test_one_shard_file(tmp_path: Path) -> None:
     assert torch.equal(open_source(file).read(LAYERS[0]), value)
 
 
-def config_of(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / "config.json").read_text()))
+def test_another_process_reads_the_same(tmp_path: Path, case: Case) -> None:
+    """A source travels to Ray's workers, where its files are opened anew."""
+    values = model(tmp_path / "m", case, 0)
+    source = pickle.loads(pickle.dumps(open_source(tmp_path / "m")))
+    assert torch.equal(source.read(LAYERS[0], 3, 9), values[LAYERS[0]][3:9])
+
+
+def test_a_plan_counts_what_the_parts_take(tmp_path: Path) -> None:
+    model(tmp_path / "m", CASES["bitsandbytes NF4"], 0)
+    source = open_source(tmp_path / "m")
+    demand = source.demand(LAYERS[0])
+    assert 64 * 64 // 2 <= demand.read < 64 * 64
+    assert demand.memory >= 64 * 64 * 4
+    assert demand.by == "torch"

@@ -31,7 +31,8 @@ class AwqWeight(Weight):
         codes, zeros = (self._codes(stored, which, start, stop) for which in ("codes", "zero"))
         scale = columns(stored, self.parts["scale"], start, stop).float()
         index = torch.arange(self.shape[1]) // self.group
-        return (codes - zeros[index]).float().mul_(scale[index]).T.contiguous()
+        values = codes.float().sub_(zeros.float().index_select(0, index)).mul_(scale.index_select(0, index))
+        return values.T.contiguous()
 
     def _codes(self, stored: Source, which: str, start: int, stop: int) -> Tensor:
         """Codes of some outputs, `[in or groups, stop - start]`."""

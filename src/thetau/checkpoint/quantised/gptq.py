@@ -36,7 +36,8 @@ class GptqWeight(Weight):
         scale = columns(stored, self.parts["scale"], start, stop).float()
         zero = self._zeros(stored, start, stop)
         index = stored.read(self.parts["index"]).long() if "index" in self.parts else torch.arange(self.shape[1]) // self.group
-        return (codes - zero[index]).float().mul_(scale[index]).T.contiguous()
+        values = codes.float().sub_(zero.float().index_select(0, index)).mul_(scale.index_select(0, index))
+        return values.T.contiguous()
 
     def _zeros(self, stored: Source, start: int, stop: int) -> Tensor:
         """Zero points of some outputs, `[groups, stop - start]`; 32 outputs lie in whole words, whatever the bits."""

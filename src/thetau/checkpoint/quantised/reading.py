@@ -42,16 +42,16 @@ def columns(stored: Source, name: str, start: int, stop: int) -> Tensor:
 
 
 def from_words(words: Tensor, bits: int) -> Tensor:
-    """Codes out of 32-bit words `[words, columns]`, a stream of bits down each column, the lowest bit first: `[codes, columns]`, int64."""
+    """Codes out of 32-bit words `[words, columns]`, a stream of bits down each column, the lowest bit first: `[codes, columns]`, integers."""
+    if 32 % bits == 0:  # a word holds whole codes
+        shifts = torch.arange(0, 32, bits, dtype=torch.int32)
+        return ((words[:, None] >> shifts[:, None]) & ((1 << bits) - 1)).reshape(-1, words.shape[1])
     count = words.shape[0] * 32 // bits
     bit = torch.arange(count) * bits
     word, offset = bit // 32, (bit % 32)[:, None]
     plain = words.long() & 0xFFFFFFFF
-    codes = plain[word] >> offset
-    if 32 % bits:  # a code may begin in one word and end in the next
-        after = torch.cat([plain[1:], torch.zeros_like(plain[:1])])
-        codes |= after[word] << (32 - offset)
-    return codes & ((1 << bits) - 1)
+    after = torch.cat([plain[1:], torch.zeros_like(plain[:1])])  # a code may begin in one word and end in the next
+    return ((plain[word] >> offset) | (after[word] << (32 - offset))) & ((1 << bits) - 1)
 
 
 def nibbles(packed: Tensor, *, high_first: bool = False) -> Tensor:
