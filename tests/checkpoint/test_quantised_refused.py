@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import random
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -211,3 +214,50 @@ def test_damaged_states_of_bitsandbytes(tmp_path: Path, state: str) -> None:
 def test_groups_beyond_the_scales(tmp_path: Path) -> None:
     message = opened(tmp_path / "m", "GPTQ, 4 bits", lambda parts: parts[f"{STEM}.g_idx"].fill_(2))
     assert "must give each input of" in message
+
+
+WRONG = [None, 0, -1, 3, 1e400, "x", [], [4], {}, {"weights": 3}, True, [[1], 2], "gptq_v2"]
+
+
+@pytest.mark.parametrize("form", CASES)
+def test_nothing_but_our_own_errors(tmp_path: Path, form: str) -> None:
+    """Whatever a config or a header says, it is read or refused, and no other error comes out."""
+    draw = random.Random(form)
+    parts, _ = CASES[form](NAME, (64, 64), 0)
+    for trial in range(60):
+        config = json.loads(json.dumps(CASES[form].config))
+        changed = dict(parts)
+        if draw.random() < 0.6:
+            table = config
+            while isinstance(table, dict) and table:
+                key = draw.choice([*table, "group_size", "bits"])
+                if isinstance(table.get(key), dict) and draw.random() < 0.8:
+                    table = table[key]
+                    continue
+                table[key] = draw.choice(WRONG)
+                break
+        if draw.random() < 0.7:
+            name = draw.choice(list(changed))
+            value = changed[name]
+            change = draw.choice(["cut", "flat", "dtype", "bytes", "name"])
+            if change == "cut" and value.ndim:
+                changed[name] = value[: draw.randrange(len(value) + 1)].clone()
+            elif change == "flat":
+                changed[name] = value.reshape(-1)
+            elif change == "dtype":
+                kind = draw.choice([torch.float32, torch.int64, torch.uint8, torch.int8, torch.bfloat16])
+                changed[name] = value.float().nan_to_num(0).clamp(-100, 100).to(kind)
+            elif change == "bytes":
+                raw = value.reshape(-1).view(torch.uint8)
+                changed[name] = (
+                    torch.tensor([draw.randrange(256) for _ in range(raw.numel())], dtype=torch.uint8)
+                    .view(value.dtype)
+                    .reshape(value.shape)
+                )
+            else:
+                changed[name + draw.choice(["_x", ".scales", "_scale"])] = changed.pop(name)
+        write_model(tmp_path / f"m{trial}", changed, {"quantization_config": config})
+        with contextlib.suppress(CheckpointError):
+            source = open_source(tmp_path / f"m{trial}")
+            for name, spec in source.specs.items():
+                assert source.read(name).shape == spec.shape

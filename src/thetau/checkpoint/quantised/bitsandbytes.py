@@ -153,6 +153,7 @@ def _state(stored: Source, key: str) -> dict[str, Any]:
     try:
         state = json.loads(bytes(stored.read(key).reshape(-1).to(torch.uint8).tolist()).decode("utf-8"))
         fine = all(type(n) is int and n >= 0 for n in state["shape"]) and type(state["blocksize"]) is int
+        fine = fine and type(state.get("nested_blocksize") or 256) is int and int(state.get("nested_blocksize") or 256) > 0
         fine = fine and float(state.get("nested_offset") or 0.0) == float(state.get("nested_offset") or 0.0)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         damaged(stored, key, f"must be a JSON table with `shape` and `blocksize` ({error}). Copy the file again.")

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from thetau.checkpoint.quantised.form import Form, Said, Weight, check_shape, damaged, part
+from thetau.checkpoint.quantised.form import Form, Said, Weight, check_index, check_shape, damaged, part
 from thetau.checkpoint.quantised.fp8 import group_weights
 from thetau.checkpoint.quantised.reading import from_words
 from thetau.checkpoint.quantised.scaled import Block, Scaled, block_of
@@ -29,8 +30,7 @@ class PlainInts(Form):
 
     def find(self, stored: Source, said: Said) -> Iterator[Weight]:
         """Every int8 weight with a scale."""
-        sizes = {weights.get("group_size") for weights in group_weights(said.table)}
-        blocks: list[Block] = [(1, size) for size in sizes if type(size) is int and size > 0]
+        blocks: list[Block] = [(1, size) for size in _numbers(said.table, "group_size")]
         for codes in [
             name for name, spec in stored.specs.items() if spec.dtype == torch.int8 and f"{name}_scale" in stored.specs
         ]:
@@ -81,8 +81,10 @@ class PackedInts(Form):
     def _weight(self, stored: Source, codes: str, said: Said) -> PackedWeight:
         name, spec = codes.removesuffix("_packed"), stored.specs[codes]
         scale, said_shape = (part(stored, codes, name + end, self.title) for end in ("_scale", "_shape"))
+        if stored.specs[said_shape].dtype.is_floating_point or stored.specs[said_shape].elements != 2:
+            damaged(stored, said_shape, f"must give rows and columns of {codes!r}: stacks of matrices are not read in this form.")
         shape = tuple(int(n) for n in stored.read(said_shape).reshape(-1))
-        known = {one.get("num_bits") for one in group_weights(said.table)}
+        known = _numbers(said.table, "num_bits")
         fits = [
             bits
             for bits in BITS
@@ -97,24 +99,29 @@ class PackedInts(Form):
             )
         parts = {"codes": codes, "scale": scale, "shape": said_shape}
         groups = stored.specs[scale].row_elements
-        if stored.specs[scale].rows != shape[0] or groups == 0 or (shape[1] % groups and groups != 1):
-            check_shape(
-                stored,
-                scale,
-                (shape[0], max(1, groups)),
-                f"scales for each row of {codes!r}, in groups that divide its {shape[1]} inputs",
-            )
+        check_shape(stored, scale, (shape[0], groups), f"scales for each row of {codes!r}")
+        if groups == 0 or shape[1] % groups:
+            damaged(stored, scale, f"has {groups} scales a row, into which the {shape[1]} inputs of {codes!r} cannot be divided.")
         if f"{name}_g_idx" in stored.specs:
             parts["index"] = f"{name}_g_idx"
             check_shape(stored, parts["index"], (shape[1],), f"a group for each input of {codes!r}")
+            check_index(stored, parts["index"], codes, groups)
         zero = f"{name}_zero_point"
         if zero in stored.specs:
             parts["zero"] = zero
+            if stored.specs[zero].dtype != torch.int32:
+                damaged(stored, zero, f"must hold 32-bit words. Got {stored.specs[zero].dtype}.")
             check_shape(stored, zero, (-(-shape[0] * fits[0] // 32), groups), f"packed zero points of {codes!r}")
         elif not _symmetric(said.table):
             part(stored, codes, zero, self.title)
         return PackedWeight(name=name, shape=(shape[0], shape[1]), parts=parts, bits=fits[0], group=max(1, shape[1] // groups))
 
 
-def _symmetric(table: Mapping[str, object]) -> bool:
+def _numbers(table: Mapping[str, Any], key: str) -> list[int]:
+    """What the groups give under a key, where it is a positive number, each once."""
+    found = [weights.get(key) for weights in group_weights(table)]
+    return list(dict.fromkeys(value for value in found if type(value) is int and value > 0))
+
+
+def _symmetric(table: Mapping[str, Any]) -> bool:
     return all(weights.get("symmetric", True) for weights in group_weights(table))

@@ -84,3 +84,10 @@ def check_shape(stored: Source, name: str, want: tuple[int, ...], why: str) -> N
     got = stored.specs[name].shape
     if got != want:
         damaged(stored, name, f"must have shape {list(want)} ({why}). Got {list(got)}: these files do not belong together.")
+
+
+def check_index(stored: Source, name: str, codes: str, groups: int) -> None:
+    """Refuse an index that gives an input a group that has no scale."""
+    index = stored.read(name)
+    if index.dtype.is_floating_point or (index.numel() and (int(index.min()) < 0 or int(index.max()) >= groups)):
+        damaged(stored, name, f"must give each input of {codes!r} one of its {groups} groups.")

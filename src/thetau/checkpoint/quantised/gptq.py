@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from thetau.checkpoint.quantised.form import Form, Said, Weight, check_shape, damaged, part
+from thetau.checkpoint.quantised.form import Form, Said, Weight, check_index, check_shape, damaged, part
 from thetau.checkpoint.quantised.reading import columns, from_words
 from thetau.checkpoint.source import Source
 
@@ -110,15 +110,9 @@ class Gptq(Form):
         group = said.table.get("group_size")
         group = group if type(group) is int and group > 0 else max(1, inputs)
         if "index" in parts:
-            self._check_index(stored, parts["index"], codes, inputs, groups)
+            check_index(stored, parts["index"], codes, groups)
         elif -(-inputs // group) != groups:
             check_shape(
                 stored, parts["scale"], (-(-inputs // group), out), f"a scale for each {group} inputs of {codes!r} and output"
             )
         return GptqWeight(name=f"{stem}.weight", shape=(out, inputs), parts=parts, bits=bits, group=group, less_one=less_one)
-
-    @staticmethod
-    def _check_index(stored: Source, name: str, codes: str, inputs: int, groups: int) -> None:
-        index = stored.read(name)
-        if index.dtype.is_floating_point or (inputs and (int(index.min()) < 0 or int(index.max()) >= groups)):
-            damaged(stored, name, f"must give each input of {codes!r} one of its {groups} groups.")
