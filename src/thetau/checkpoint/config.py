@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from thetau.checkpoint.safetensors import read_text
+from thetau.checkpoint.source import Source
 from thetau.errors import CheckpointError
 
 FILE = "config.json"
@@ -32,6 +33,18 @@ def read_config(folder: Path, file: str = FILE) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise CheckpointError(f"{folder / file}: must hold a table. Got {type(config).__name__}.")
     return config
+
+
+def config_for(source: Source) -> dict[str, Any]:
+    """The config of what is made of a model: the one that it comes with, or the one in its folder; empty where there is none.
+
+    Raises:
+        CheckpointError: the folder's cannot be read.
+    """
+    changed = source.files.get(FILE)
+    if changed is not None:
+        return dict(changed)
+    return read_config(source.folder) if source.folder is not None and has_config(source.folder) else {}
 
 
 # Depth.

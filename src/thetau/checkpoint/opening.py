@@ -15,6 +15,8 @@ from thetau.checkpoint.hub import download, key_of, look, open_headers
 from thetau.checkpoint.lora import CONFIG, LoraSource, is_adapter, is_flat, lacks_config
 from thetau.checkpoint.masked import MaskedStore, one_vector, store_of
 from thetau.checkpoint.memory import from_mapping, from_module, open_torch, open_torch_index
+from thetau.checkpoint.quantised import dequantised
+from thetau.checkpoint.quantised.gguf import open_gguf
 from thetau.checkpoint.remote import is_url, open_url
 from thetau.checkpoint.safetensors import SafetensorsSource, exists, open_file, open_index
 from thetau.checkpoint.source import Source
@@ -36,25 +38,25 @@ def open_source(what: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | S
         CheckpointError: nothing readable is there, or it is not what it says it is.
     """
     if isinstance(what, nn.Module):
-        return from_module(what)
+        return dequantised(from_module(what))
     if isinstance(what, Mapping):
-        return from_mapping(what, f"state dict of {len(what)} tensors")
+        return dequantised(from_mapping(what, f"state dict of {len(what)} tensors"))
     if isinstance(what, Source):
         return what
     if not isinstance(what, str | os.PathLike):
         raise TypeError(f"`open` takes a path, a hub id, a state dict or a module. Got {type(what).__name__}.")
     text = os.fspath(what)
     if is_url(text):
-        return expanded(one_vector(open_url(text)))
+        return dequantised(expanded(one_vector(open_url(text))))
     path = Path(text)
     if text and not text.startswith(HUB_PREFIX) and exists(path):
-        return expanded(one_vector(_open_path(path, base)))
+        return dequantised(expanded(one_vector(_open_path(path, base))))
     file, _, task = text.rpartition("#")
     if file and exists(Path(file)):
         return _adapter_of(Path(file), base, task) if Path(file).is_dir() else open_store(file).task(task)
     identifier = text.removeprefix(HUB_PREFIX)
     if HUB_ID.fullmatch(identifier):
-        return _open_hub(identifier, text, base)
+        return dequantised(_open_hub(identifier, text, base))
     raise CheckpointError(f"{text!r}: no such file or folder, and not a hub id of the form org/name or org/name@revision.")
 
 
@@ -87,6 +89,11 @@ def _open_path(path: Path, base: Source | None) -> Source:
     torch_files = [found for pattern in ("pytorch_model.bin", "*.bin", "*.pt", "*.pth") for found in sorted(path.glob(pattern))]
     if len(set(torch_files)) == 1 or (torch_files and torch_files[0].name == "pytorch_model.bin"):
         return open_torch(torch_files[0], path)
+    files = sorted(path.glob("*.gguf"))
+    if len(files) == 1:
+        return open_gguf(files[0])
+    if files:
+        raise CheckpointError(f"{path}: holds {len(files)} GGUF files. Name one of them: {', '.join(p.name for p in files[:4])}.")
     there = ", ".join(sorted(p.name for p in path.iterdir())[:6]) or "nothing"
     raise CheckpointError(
         f"{path}: holds no weights that can be read (safetensors, LoRA adapter, torch files). It holds: {there}."
@@ -184,4 +191,6 @@ def _open_weights(path: Path) -> Source:
         return open_file(path)
     if path.suffix in {".bin", ".pt", ".pth"}:
         return open_torch(path)
-    raise CheckpointError(f"{path}: unknown kind of file. Weights end in .safetensors, .bin, .pt or .pth.")
+    if path.suffix == ".gguf":
+        return open_gguf(path)
+    raise CheckpointError(f"{path}: unknown kind of file. Weights end in .safetensors, .bin, .pt, .pth or .gguf.")

@@ -79,6 +79,7 @@ class Source(ABC):
     - `folder`: where config and tokenizer files lie, if anywhere.
     - `metadata`: what a file says of itself.
     - `over`: the model that this is a difference to, where it knows it (an adapter's base).
+    - `quantised`: the form that its weights are stored in, where they are codes with scales that are dequantised when they are read.
     - `files`: side files of an output that takes this as its base, by name, in place of those in the folder; None for one that is left out.
     """
 
@@ -90,6 +91,7 @@ class Source(ABC):
     folder: Path | None = None
     metadata: Mapping[str, str] = MappingProxyType({})
     over: Source | None = None
+    quantised: str = ""
     files: Mapping[str, Any] = MappingProxyType({})
     _notes: tuple[str, ...] = ()
 

@@ -81,7 +81,7 @@ class Patchwork(Source):
         patches = [Patch(combination, alignment.names, alignment)]
         if stays:
             patches.append(Patch(Combination(((1.0, reference),), reference=reference), stays))
-        return cls(patches, specs, label=label, folder=reference.folder, notes=alignment.notes)
+        return cls(patches, specs, label=label, folder=reference.folder, files=reference.files, notes=alignment.notes)
 
     def _reading(self, patch: Patch) -> Reading:
         alignment = patch.alignment

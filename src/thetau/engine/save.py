@@ -69,6 +69,7 @@ class Output:
                 f"{combination!r} is neither a model (its models' weights sum to 1) nor a task vector (they sum to 0). Subtract or add the base as needed."
             )
         reference = combination.reference or next((s for s in combination.sources() if s.degree == 1), None)
+        _check_dtype(combination, reference, dtype)
         sources = {s.key: s for s in ([reference] if reference is not None else []) + combination.sources()}
         label = reference.label if reference is not None else combination.label
         alignment = align(combination.specs(), label, list(sources.values()), exclude)
@@ -165,8 +166,9 @@ class Output:
         """Yield `(first row, rows)` of an output tensor, rounded once to its dtype. A 0-d tensor comes as shape `[1]`."""
         spec, out = self.alignment.specs[name], self.specs[name]
         if name in self.copied:
-            values = self.copied[name].read(name)
-            yield 0, values.reshape(1) if values.ndim == 0 else values
+            for low, high in windows(spec, engine.reach(1)):
+                values = self.copied[name].read(name, low, high).to(out.dtype)  # what is computed comes wider than it is written
+                yield low, values.reshape(1) if values.ndim == 0 else values
             return
         for low, high in windows(spec, spec.elements if self.whole(name) else engine.reach(self._readers)):
             window = Window(name, low, high)
@@ -374,6 +376,18 @@ def _models(combination: Combination) -> dict[str, Source]:
 def _leaves(combination: Combination, reference: Source | None) -> list[Source]:
     """Every stored source below a combination, through merges, each once, the reference first."""
     return leaves([*([reference] if reference is not None else []), *combination.sources()])
+
+
+def _check_dtype(combination: Combination, reference: Source | None, dtype: torch.dtype | None) -> None:
+    """Refuse to write codes without scales where the inputs are codes with scales, and nobody would expect the former."""
+    if dtype is not None and dtype.itemsize == 1:
+        for source in _leaves(combination, reference):
+            if source.quantised:
+                raise OutputError(
+                    f"{source.label}: its weights are quantised with scales ({source.quantised}), and thetau does not make scales: in {dtype_name(dtype)} "
+                    "without them most of the precision would be lost. Write bfloat16 (leave `--dtype` out), and quantise the output with the library "
+                    "that runs it."
+                )
 
 
 def _vectors(combination: Combination, reference: Source | None) -> list[Source]:

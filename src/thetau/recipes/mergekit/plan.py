@@ -16,7 +16,7 @@ from typing import Any
 
 from thetau.checkpoint import Kind, Source, Spec, check_patterns, kind_of, matches, open_source
 from thetau.checkpoint.arranged import Arranged, Piece
-from thetau.checkpoint.config import differences, has_config, out_of_step, part_like, read_config, with_depth
+from thetau.checkpoint.config import config_for, differences, has_config, out_of_step, part_like, read_config, with_depth
 from thetau.engine.executor import Engine
 from thetau.engine.merge import Merge
 from thetau.engine.patchwork import Patch, Patchwork
@@ -210,7 +210,7 @@ class Assembly:
         found: dict[Reference, Model] = {}
         donor: Layout | None = None
         for reference, source in sources.items():
-            config = self._config(source)
+            config = config_for(source)
             layout = Layout.of(source, config)
             donor = donor or layout
             names = {said: own for own, said in renamed(donor, layout).items()}
@@ -227,12 +227,6 @@ class Assembly:
             return named
         adapter = open_source(str(reference.lora), base=named)
         return Patchwork.of(Combination(((1.0, named), (1.0, adapter)), reference=named), label=str(reference))
-
-    def _config(self, source: Source) -> Mapping[str, Any]:
-        changed = source.files.get("config.json")
-        if changed is not None:
-            return dict(changed)
-        return read_config(source.folder) if has_config(source.folder) and source.folder is not None else {}
 
     # The whole.
 
@@ -630,7 +624,7 @@ class Assembly:
         known = self.models.get(reference) or self.lenders.get(reference)
         if known is None:
             source = self._source(reference)
-            config = self._config(source)
+            config = config_for(source)
             layout = Layout.of(source, config)
             names = {name: own for own, name in renamed(self.donor.layout, layout).items()}
             known = self.lenders[reference] = Model(str(reference), source, layout, names, config)
@@ -754,7 +748,7 @@ class Assembly:
         names = {slot.name for slot in slots}
         if changed.get("tie_word_embeddings") and any(is_head(name) and name not in self.donor.names for name in names):
             changed = {**changed, "tie_word_embeddings": False}
-        files: dict[str, Any] = dict(self.template)
+        files: dict[str, Any] = {**self.donor.source.files, **self.template}
         if self.vocabulary is not None:
             changed = self.vocabulary.config(changed, self.donor.label)
             files |= self.vocabulary.files

@@ -13,7 +13,7 @@ import torch
 
 from thetau.checkpoint import FLOATS, Source, Spec, dtype_name, layer_of
 from thetau.checkpoint.arranged import Arranged, Piece
-from thetau.checkpoint.config import has_config, read_config
+from thetau.checkpoint.config import config_for
 from thetau.checkpoint.memory import MemorySource
 from thetau.engine.executor import Engine
 from thetau.engine.patchwork import Patch, Patchwork
@@ -98,14 +98,12 @@ def _open(recipe: MoeRecipe) -> dict[Reference, _Model]:
             if not combination.is_model:
                 raise AlignmentError(f"{reference}: is a task vector, and an expert must be a model. Add it to its base first.")
             source = Patchwork.of(combination, label=str(reference))
-            found[reference] = _Model(source, read_config(source.folder) if source.folder and has_config(source.folder) else {})
+            found[reference] = _Model(source, config_for(source))
     base = found[recipe.base_model]
     if not base.config:
         raise CheckpointError(
             f"{recipe.base_model}: has no config.json, which the mixture's is made from. Put it beside the weights."
         )
-    if base.config.get("quantization_config"):
-        raise AlignmentError(f"{recipe.base_model}: its weights are quantised. Give the float checkpoint.")
     return found
 
 
