@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from thetau.checkpoint import FLOATS, Source, bring_tree, dtype_name, open_source
+from thetau.checkpoint.names import bring_library
 from thetau.checkpoint.remote import check_free, is_url, upload
 from thetau.checkpoint.writer import SHARD_BYTES
 from thetau.engine.executor import Engine
@@ -42,6 +43,7 @@ from thetau.vectors.combination import require_vector
 from thetau.vectors.identity import identities
 
 bring_tree("thetau.models.roles:tree_roles")
+bring_library("thetau.models.meta:library")
 bring_states("thetau.models.gates:prompt_states")
 
 Openable = str | os.PathLike[str] | Mapping[str, Any] | nn.Module

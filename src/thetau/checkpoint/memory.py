@@ -39,6 +39,7 @@ class MemorySource(Source):
         self.partial = degree == 0
         self.key = key or f"memory:{hash(tuple(map(_place, self._tensors.items())))}"
         self.specs = {name: Spec(name=name, shape=tuple(t.shape), dtype=t.dtype, file=label) for name, t in self._tensors.items()}
+        self.shared = _shared(self._tensors)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """A view of rows `start:stop`, on the CPU."""
@@ -68,6 +69,21 @@ def _place(item: tuple[str, Tensor]) -> tuple[object, ...]:
     place = tensor.data_ptr() if tensor.numel() else 0
     version = 0 if tensor.is_inference() else tensor._version  # moves when a tensor is changed in place
     return name, place, version, tuple(tensor.shape), tensor.stride(), tensor.dtype, str(tensor.device)
+
+
+def _shared(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Names of tensors that are the very memory of another one → the first name of it."""
+    first: dict[tuple[object, ...], str] = {}
+    found = {}
+    for name, tensor in tensors.items():
+        if not tensor.numel():
+            continue
+        place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype, str(tensor.device))
+        if place in first:
+            found[name] = first[place]
+        else:
+            first[place] = name
+    return found
 
 
 def from_mapping(tensors: Mapping[Any, Any], label: str) -> MemorySource:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from thetau._version import __version__
 from thetau.checkpoint import Alignment, Slots, Source, Spec, Writer, align, dtype_name
+from thetau.checkpoint.align import STATISTIC
 from thetau.checkpoint.config import has_config, read_config
 from thetau.checkpoint.disk import check_json
 from thetau.checkpoint.safetensors import SafetensorsFile
@@ -78,13 +79,15 @@ class Output:
         specs: dict[str, Spec] = {}
         copied: dict[str, Source] = {}
         for name, spec in alignment.specs.items():
-            if name in alignment.kept or name in inherited:
+            statistic = alignment.kept.get(name) == STATISTIC and _convex(combination)
+            if (name in alignment.kept or name in inherited) and not statistic:
                 if not vector and reference is not None and reference.degree == 1:
-                    specs[name], copied[name] = spec, reference
+                    copied[name] = reference
+                    specs[name] = replace(spec, dtype=dtype) if dtype is not None and spec.dtype.is_floating_point else spec
                 continue
             terms = reading.terms(combination, name)
-            if vector and not terms:
-                continue
+            if vector and (name in alignment.tied or (not terms and name not in alignment.own)):
+                continue  # a copy of another tensor, or zeros; those of what its base ties are said
             wanted = dtype or (torch.float32 if vector else spec.dtype)
             specs[name] = Spec(name=name, shape=spec.shape, dtype=wanted, file=spec.file)
         guard = Guard(list(_models(combination)))
@@ -152,6 +155,9 @@ class Output:
         spec, out = self.alignment.specs[name], self.specs[name]
         if name in self.copied:
             values = self.copied[name].read(name)
+            if values.dtype != out.dtype:
+                values = values.to(out.dtype)
+                self._check(as_float(self.copied[name].read(name)), values, name)
             yield 0, values.reshape(1) if values.ndim == 0 else values
             return
         for low, high in windows(spec, spec.elements if self.whole(name) else engine.reach(self._readers)):
@@ -185,7 +191,9 @@ class Output:
         if self.made or base is None or not models:
             return
         theirs = [
-            as_float(window.rows(source, self.alignment.maps[source.key][window.name], start, stop)).to(self.reading.dtype)
+            as_float(window.rows(self.alignment.seen(source), self.alignment.maps[source.key][window.name], start, stop)).to(
+                self.reading.dtype
+            )
             for source in (base, *models.values())
         ]
         stack = torch.stack(theirs[1:]) - theirs[0]
@@ -337,6 +345,13 @@ def state_dict(
         pass
     reference = combination.reference or next((s for s in combination.sources() if s.degree == 1), None)
     return out, report_of(output, None, reference)
+
+
+def _convex(combination: Combination) -> bool:
+    """Whether it is a weighted mean of stored models: then a statistic of them is one too, and a mean of variances is none below zero."""
+    return combination.is_model and all(
+        weight >= 0 and source.degree == 1 and not source.children() for weight, source in combination.terms
+    )
 
 
 def _models(combination: Combination) -> dict[str, Source]:
