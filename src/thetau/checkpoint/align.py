@@ -104,10 +104,10 @@ def align(
     fits = [_Fit(source, match(reference, source, folder=base.folder if base is not None else None)) for source in sources]
     for fit in fits:
         found.notes += fit.matched.notes
-        found.problems += fit.matched.problems
     out = {name for name in reference if matches(name, exclude) or any(matches(fit.theirs(name), exclude) for fit in fits)}
     for fit in fits:
         fit.gone = {name for name in fit.source.specs if matches(name, exclude)} | {fit.theirs(name) for name in out}
+        found.problems += [said for said, names in fit.matched.problems.items() if not fit.gone.issuperset(names)]
     tying = _Tying(reference, base, label, fits, found) if shapes else None
     if tying is not None:
         tying.settle(out)

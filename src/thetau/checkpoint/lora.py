@@ -20,9 +20,11 @@ import torch
 from torch import Tensor
 
 from thetau.checkpoint.memory import open_torch
+from thetau.checkpoint.names import Names
 from thetau.checkpoint.naming import view_of
 from thetau.checkpoint.safetensors import open_file, read_text
 from thetau.checkpoint.source import Source, Spec, span
+from thetau.checkpoint.ties import spread
 from thetau.errors import AlignmentError, CheckpointError, nearest
 
 PREFIX = "base_model.model."
@@ -64,8 +66,10 @@ class LoraSource(Source):
     def __init__(self, folder: Path, base: Source) -> None:
         self.folder: Path | None = folder
         self.label = str(folder)
-        self._base = self.over = base
+        self.over = base
+        self._base = base = spread(base)
         config = _config(folder / "adapter_config.json")
+        self.apart = not config.get("ensure_weight_tying")
         safe, weights = folder / "adapter_model.safetensors", folder / "adapter_model.bin"
         weights = safe if safe.exists() else weights
         self._weights: Source = open_file(weights) if weights == safe else open_torch(weights)
@@ -268,11 +272,5 @@ def saved_name(name: str) -> str:
 
 
 def _base_name(path: str, base: Source) -> str | None:
-    """The base's name for an adapter's path: the same, or with a leading part more or less (`bert.`, `model.`)."""
-    if path in base.specs:
-        return path
-    short = path.split(".", 1)[-1]
-    if short in base.specs:
-        return short
-    longer = [name for name in base.specs if name.endswith("." + path) and "." not in name[: -len(path) - 1]]
-    return longer[0] if len(longer) == 1 else None
+    """The base's name for an adapter's path, whatever library named it."""
+    return Names(base.specs, base.folder).find(path, among=base.label)

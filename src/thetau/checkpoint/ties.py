@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from thetau.checkpoint.arranged import Arranged, Piece
 from thetau.checkpoint.config import has_config, read_config
 from thetau.checkpoint.names import Library, Names, library_of, unwrapped
 from thetau.checkpoint.source import Source
@@ -172,6 +173,15 @@ def tied_to(base: Source, name: str) -> str | None:
     Names are those of the checkpoint, save for words of wrappers and old libraries.
     """
     return Ties(base).keeper(unwrapped(name))
+
+
+def spread(base: Source) -> Source:
+    """A model with its tied head under the head's own name too, so that what changes the head alone finds it; itself where it has none."""
+    head = Ties(base).head()
+    if head is None:
+        return base
+    pieces = {name: Piece(base, name) for name in base.specs} | {head[0]: Piece(base, head[1])}
+    return Arranged(pieces, label=base.label, folder=base.folder, metadata=base.metadata)
 
 
 def untied(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,6 +40,12 @@ def merge(
         list[str] | None,
         typer.Option("--evidence", help="What the method must know of a task's data: `fisher:task=file`. Repeat."),
     ] = None,
+    rename: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rename", help="`pattern=replacement`, a regular expression in the names of the models' tensors; may be repeated."
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of randomised methods.")] = None,
     shard_size: Annotated[str | None, typer.Option("--shard-size", help="Largest file, such as 5GB.")] = None,
     output: Annotated[
@@ -76,6 +82,7 @@ def merge(
         "models": [_entry(entry) for entry in model] if model else None,
         "method": {"name": method, **parse_fields(fields or [])} if method else None,
         "evidence": _evidence(evidence or []) or None,
+        "rename": _renames(rename or []) or None,
         "exclude": list(writing.left_out.exclude) or None,
         "seed": seed,
         "dtype": writing.dtype,
@@ -120,7 +127,7 @@ def _with_options(loaded: Recipe | MergekitRecipe, given: dict[str, Any], path: 
         return from_mapping({**loaded.model_dump(), **given}, f"{path} with options")
     problems = [
         f"`--{key}` does not go with a recipe of mergekit's, which says it itself. `thetau convert {path}` makes one of ours."
-        for key in ("base", "models", "method", "evidence", "output")
+        for key in ("base", "models", "method", "evidence", "output", "rename")
         if key in given
     ]
     if problems:
@@ -147,6 +154,22 @@ def _evidence(given: list[str]) -> dict[str, dict[str, str]]:
     if problems:
         raise RecipeError(problems, "options")
     return found
+
+
+def _renames(given: list[str]) -> dict[str, str]:
+    """`pattern=replacement`, the last `=` between them.
+
+    Raises:
+        RecipeError: all that are not of that form.
+    """
+    problems = [
+        f"`--rename` takes `pattern=replacement`, such as `^encoder=backbone`. Got {text!r}."
+        for text in given
+        if "=" not in text[1:]
+    ]
+    if problems:
+        raise RecipeError(problems, "options")
+    return {pattern: replacement for pattern, _, replacement in (text.rpartition("=") for text in given)}
 
 
 def _entry(text: str) -> str | dict[str, str]:

@@ -20,6 +20,7 @@ from thetau.checkpoint.config import has_config, read_config
 from thetau.checkpoint.disk import check_json
 from thetau.checkpoint.safetensors import SafetensorsFile
 from thetau.checkpoint.source import computed, leaves
+from thetau.checkpoint.ties import untied
 from thetau.checkpoint.window import Window
 from thetau.checkpoint.writer import SHARD_BYTES
 from thetau.engine.executor import Engine
@@ -92,6 +93,12 @@ class Output:
             specs[name] = Spec(name=name, shape=spec.shape, dtype=wanted, file=spec.file)
         guard = Guard(list(_models(combination)))
         return cls(combination, alignment, reading, specs, copied, computed(sources.values()), guard)
+
+    @property
+    def untied(self) -> bool:
+        """Whether something that the base ties comes out as a tensor of its own: changed apart in some source, or left out by name."""
+        tied = self.alignment.tied
+        return bool(self.alignment.own) or any((name in self.copied) != (keeper in self.copied) for name, keeper in tied.items())
 
     def leaves(self) -> list[Source]:
         """Every stored source below this output."""
@@ -228,9 +235,11 @@ def save(
     exclude: Sequence[str] = (),
     provenance: Mapping[str, Any] | None = None,
     resume: bool = False,
+    config: Path | None = None,
 ) -> Report:
     """Write a model or a task vector: a folder, or one file where `target` ends in `.safetensors`.
 
+    `config` is the folder whose config, tokenizer and template go with it; by default the base's.
     `resume` continues what an earlier run of the same recipe on the same inputs began, and keeps what was done if this one ends early.
 
     Raises:
@@ -244,9 +253,10 @@ def save(
     check_json(record, target, "provenance")
     metadata = metadata_of(combination, record["recipe"])
     metadata["thetau.run"] = hashlib.sha256(_compact([record, metadata, output.specs, shard_bytes]).encode()).hexdigest()
-    folder = reference.folder if reference is not None and not vector else None
+    folder = (config or reference.folder) if reference is not None and not vector else None
     side = reference.files if reference is not None and not vector else {}
-    files = {**side, **_config(folder, side.get("config.json"), dtype), "thetau.json": record}
+    changed = _config(folder, side.get("config.json"), dtype, own=output.untied)
+    files = {**side, **changed, "thetau.json": record}
     walk = output.walk(engine)
     engine.check(walk.steps, "Writing")
     if resume and _is_done(target, metadata["thetau.run"]):
@@ -398,14 +408,16 @@ def _compact(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
 
 
-def _config(folder: Path | None, changed: Mapping[str, Any] | None, dtype: torch.dtype | None) -> dict[str, Any]:
-    """The base's config, or a changed one, with the output's dtype, where the recipe gives one."""
-    if dtype is None or (changed is None and not has_config(folder)):
+def _config(folder: Path | None, changed: Mapping[str, Any] | None, dtype: torch.dtype | None, *, own: bool) -> dict[str, Any]:
+    """The base's config, or a changed one, with the output's dtype where the recipe gives one, and untied where the head is a tensor of its own."""
+    if (dtype is None and not own) or (changed is None and not has_config(folder)):
         return {}
     config = dict(changed) if changed is not None else read_config(folder) if folder is not None else {}
     for key in ("torch_dtype", "dtype"):
-        if key in config:
+        if key in config and dtype is not None:
             config[key] = dtype_name(dtype)
+    if own:
+        config = untied(config)
     return {"config.json": config}
 
 

@@ -33,7 +33,7 @@ class Matched:
     view: Source | None = None
     lead: tuple[str, str] = ("", "")
     notes: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    problems: dict[str, tuple[str, ...]] = field(default_factory=dict)  # a sentence → the source's names that it is about
 
     def theirs(self, name: str) -> str:
         """What the source would call a tensor of the reference that it may not have."""
@@ -118,18 +118,18 @@ def match(reference: Mapping[str, Spec], source: Source, *, folder: Path | None 
     more = [name for name, spec in source.specs.items() if name not in found.used and spec.dtype.is_floating_point]
     if not left or not more:
         return found
-    best: tuple[dict[str, str], tuple[str, str], _Way, list[str]] = ({}, ("", ""), _Way(str, str, ""), [])
+    best: tuple[dict[str, str], tuple[str, str], _Way, dict[str, tuple[str, ...]]] = ({}, ("", ""), _Way(str, str, ""), {})
     ours = [name for name in reference if name not in found.names]
     theirs = [name for name in source.specs if name not in found.used]
     met = len(found.names) > min(len(reference), len(source.specs)) // 2
     for way in _ways(folder, source):
         pairs, lead, problems = _paired(ours, theirs, way, guess=not met)
-        if len(pairs) > len(best[0]):
+        if len(pairs) > len(best[0]) or (problems and not best[0] and not best[3]):
             best = (pairs, lead, way, problems)
         if all(name in best[0] for name in left) or all(name in best[0].values() for name in more):
             break
-    pairs, found.lead, way, found.problems = best
-    found.problems = [f"{source.label}: {problem}" for problem in found.problems]
+    pairs, found.lead, way, problems = best
+    found.problems = {f"{source.label}: {problem}": names for problem, names in problems.items()}
     found.names = {name: one for name in reference if (one := found.names.get(name) or pairs.get(name)) is not None}
     found.used |= set(pairs.values())
     _tell(found, pairs, way, source.label)
@@ -160,7 +160,7 @@ def _ways(folder: Path | None, source: Source) -> Iterable[_Way]:
 
 def _paired(
     ours: Sequence[str], theirs: Sequence[str], way: _Way, *, guess: bool
-) -> tuple[dict[str, str], tuple[str, str], list[str]]:
+) -> tuple[dict[str, str], tuple[str, str], dict[str, tuple[str, ...]]]:
     """Reference → source by one way of spelling; the leading part that was taken off or put before; and what fits twice."""
     mine: dict[str, list[str]] = {}
     yours: dict[str, list[str]] = {}
@@ -170,16 +170,14 @@ def _paired(
         yours.setdefault(way.theirs(name), []).append(name)
     lead = _lead(list(mine), list(yours)) if guess and not any(form in yours for form in mine) else ("", "")
     pairs: dict[str, str] = {}
-    problems = []
+    problems: dict[str, tuple[str, ...]] = {}
     for form, names in mine.items():
         there = yours.get(lead[1] + form.removeprefix(lead[0]), [])
         if len(names) == len(there) == 1:
             pairs[names[0]] = there[0]
         elif there:
-            problems.append(
-                f"{' and '.join(map(repr, there[:SHOWN]))} can stand for {' and '.join(map(repr, names[:SHOWN]))}: two conversions fit. "
-                "Say which with `rename`, or leave one out with `exclude`."
-            )
+            said = f"{' and '.join(map(repr, there[:SHOWN]))} can stand for {' and '.join(map(repr, names[:SHOWN]))}: two conversions fit."
+            problems[f"{said} Say which with `rename`, or leave one out with `exclude`."] = tuple(there)
     return pairs, lead, problems
 
 

@@ -16,7 +16,7 @@ _WRAPPERS = re.compile(
 _NORM = re.compile(r"((?:^|[._])(?:layer_?norm|norm|ln)\w*)\.(gamma|beta)$", re.IGNORECASE)
 _PARTS = {"gamma": "weight", "beta": "bias"}
 # torch.nn.utils.weight_norm, before and after it became a parametrization.
-_WEIGHT_NORM = re.compile(r"\.weight_([gv])$")
+_WEIGHT_NORM = re.compile(r"(^|\.)weight_([gv])$")
 _ORIGINAL = {"g": "original0", "v": "original1"}
 # transformers 5 renamed the parts of a block, not the files.
 _BLOCKS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
@@ -44,7 +44,7 @@ def unwrapped(name: str) -> str:
     """
     name = _WRAPPERS.sub("", name)
     name = _NORM.sub(lambda match: f"{match[1]}.{_PARTS[match[2].lower()]}", name)
-    return _WEIGHT_NORM.sub(lambda match: f".parametrizations.weight.{_ORIGINAL[match[1]]}", name)
+    return _WEIGHT_NORM.sub(lambda match: f"{match[1]}parametrizations.weight.{_ORIGINAL[match[2]]}", name)
 
 
 def spelled(name: str) -> str:
