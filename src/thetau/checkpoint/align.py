@@ -8,7 +8,9 @@ from fnmatch import fnmatchcase
 
 import torch
 
+from thetau.checkpoint.companions import compared
 from thetau.checkpoint.dtypes import dtype_name
+from thetau.checkpoint.memory import ZERO_3
 from thetau.checkpoint.names import Matched, match
 from thetau.checkpoint.naming import Kind, is_statistic, kind_of
 from thetau.checkpoint.source import Source, Spec
@@ -34,6 +36,7 @@ class Alignment:
     - `specs`: the reference's tensors, and those that it ties to others and does not store, where some source has one of its own.
     - `tied`: copies of another tensor, in all sources; the two are one in all arithmetic, and both come out alike.
     - `own`: what the reference ties and comes out as a tensor of its own.
+    - `alarms`: where configs differ from the reference's, for warnings.
     - `views`: by a source's key, the source in the reference's layout, where it keeps some tensors otherwise.
     """
 
@@ -45,6 +48,7 @@ class Alignment:
     tied: Mapping[str, str] = field(default_factory=dict)
     own: tuple[str, ...] = ()
     views: Mapping[str, Source] = field(default_factory=dict)
+    alarms: tuple[str, ...] = ()
 
     def seen(self, source: Source) -> Source:
         """A source as it stands under the reference's names and layout."""
@@ -101,6 +105,12 @@ def align(
     if shapes:  # evidence need not hold what is excluded
         found.problems += check_patterns(exclude, everything, "exclude")
     base = next((source for source in sources if source.specs is reference), None)
+    alarms: list[str] = []
+    for source in sources if base is not None and shapes else ():
+        if source is not base and base is not None and source.degree == 1 and not source.children():
+            refused, told = compared(base, source)
+            found.problems += [refused] if refused is not None else []
+            alarms += told
     fits = [_Fit(source, match(reference, source, folder=base.folder if base is not None else None)) for source in sources]
     for fit in fits:
         found.notes += fit.matched.notes
@@ -135,7 +145,7 @@ def align(
     names = tuple(name for name in specs if name not in kept and name not in tied)
     own = tying.own if tying is not None else ()
     views = {fit.source.key: fit.matched.view for fit in fits if fit.matched.view is not None}
-    return Alignment(specs, names, kept, maps, tuple(found.notes), tied, tuple(own), views)
+    return Alignment(specs, names, kept, maps, tuple(found.notes), tied, tuple(own), views, tuple(alarms))
 
 
 @dataclass
@@ -326,6 +336,8 @@ def _check(want: Spec, label: str, got: Spec, source: str, found: _Findings) -> 
             f"{source}: {got.name!r} is {dtype_name(got.dtype)} where {label} has {dtype_name(want.dtype)}. "
             "Quantised weights cannot be merged: give the float checkpoint."
         )
+    elif got.shape == (0,) != want.shape:
+        found.problems.append(f"{source}: {got.name!r} is empty where {label} has {list(want.shape)}. {ZERO_3}")
     elif got.shape != want.shape:
         table = kind_of(want.name, want.shape) in (Kind.EMBEDDING, Kind.HEAD)
         vocabulary = table and len(want.shape) == len(got.shape) == 2 and got.shape[1] == want.shape[1]

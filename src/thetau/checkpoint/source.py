@@ -71,7 +71,7 @@ class Source(ABC):
     - `folder`: where config and tokenizer files lie, if anywhere.
     - `metadata`: what a file says of itself.
     - `over`: the model that this is a difference to, where it knows it (an adapter's base).
-    - `shared`: names whose tensors are the very storage of others' → those others.
+    - `twins`: names whose tensors are the very storage of others' → those others.
     - `apart`: of a difference: whether what its base ties is changed apart, so that a name that is absent does not follow the one it is tied to.
     - `files`: side files of an output that takes this as its base, by name, in place of those in the folder; None for one that is left out.
     """
@@ -84,7 +84,7 @@ class Source(ABC):
     folder: Path | None = None
     metadata: Mapping[str, str] = MappingProxyType({})
     over: Source | None = None
-    shared: Mapping[str, str] = MappingProxyType({})
+    twins: Mapping[str, str] = MappingProxyType({})
     apart: bool = False
     files: Mapping[str, Any] = MappingProxyType({})
     _notes: tuple[str, ...] = ()

@@ -61,7 +61,7 @@ class Ties:
         for table in (self.config, *(self.config.get(key) for key in ("text_config", "llm_config", "decoder"))):
             if isinstance(table, Mapping) and isinstance(table.get(KEY), bool):
                 return bool(table[KEY])
-        if any(_rank(name) == _LAST or _rank(kept) == _LAST for name, kept in self.source.shared.items()):
+        if any(_rank(name) == _LAST or _rank(kept) == _LAST for name, kept in self.source.twins.items()):
             return True
         if self.config and self._library is not None:
             return any(_HEAD.search(name) for name in self._library.tied)
@@ -84,7 +84,7 @@ class Ties:
         The name itself may be stored or not.
         """
         stored = self.source.specs
-        shared = self.source.shared.get(name)
+        shared = self.source.twins.get(name)
         if shared is not None:
             return shared
         if _BIAS.search(name) is not None:
@@ -134,7 +134,7 @@ class Ties:
         a, b = self.source.specs[name], self.source.specs[keeper]
         if self.source.children() or a.shape != b.shape or a.dtype != b.dtype:
             return False
-        if name in self.source.shared:
+        if name in self.source.twins:
             return True
         known = _AGREED.setdefault(self.source, {})
         if (name, keeper) not in known:

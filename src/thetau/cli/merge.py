@@ -46,6 +46,10 @@ def merge(
             "--rename", help="`pattern=replacement`, a regular expression in the names of the models' tensors; may be repeated."
         ),
     ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option("--config", help="Whose config, tokenizer and template the output takes: `base`, or a model by its name."),
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of randomised methods.")] = None,
     shard_size: Annotated[str | None, typer.Option("--shard-size", help="Largest file, such as 5GB.")] = None,
     output: Annotated[
@@ -73,7 +77,7 @@ def merge(
     """
     from thetau.cli.plan import show
     from thetau.engine.planning import plan, reading_rate
-    from thetau.facade import complete, dtype_of, from_recipe
+    from thetau.facade import complete, config_folder, dtype_of, from_recipe
     from thetau.recipes import from_mapping, load
     from thetau.recipes.schema import parse_size
 
@@ -82,6 +86,7 @@ def merge(
         "models": [_entry(entry) for entry in model] if model else None,
         "method": {"name": method, **parse_fields(fields or [])} if method else None,
         "evidence": _evidence(evidence or []) or None,
+        "config": config,
         "rename": _renames(rename or []) or None,
         "exclude": list(writing.left_out.exclude) or None,
         "seed": seed,
@@ -110,6 +115,7 @@ def merge(
     if planned.seconds > LONG:
         show(planned, to_stderr=True)  # nobody should find out after an hour that a solver takes days
     options = {"engine": engine, "dtype": chosen.dtype, "shard_bytes": parse_size(chosen.shard_size), "resume": resume}
+    options["config"] = config_folder(chosen)
     save(expression, out, quiet=machine.quiet, provenance={"recipe": complete(chosen), "seed": chosen.seed}, **options)
 
 
@@ -127,7 +133,7 @@ def _with_options(loaded: Recipe | MergekitRecipe, given: dict[str, Any], path: 
         return from_mapping({**loaded.model_dump(), **given}, f"{path} with options")
     problems = [
         f"`--{key}` does not go with a recipe of mergekit's, which says it itself. `thetau convert {path}` makes one of ours."
-        for key in ("base", "models", "method", "evidence", "output", "rename")
+        for key in ("base", "models", "method", "evidence", "output", "rename", "config")
         if key in given
     ]
     if problems:

@@ -16,7 +16,7 @@ from torch import Tensor
 from thetau._version import __version__
 from thetau.checkpoint import Alignment, Slots, Source, Spec, Writer, align, dtype_name
 from thetau.checkpoint.align import STATISTIC
-from thetau.checkpoint.config import has_config, read_config
+from thetau.checkpoint.config import has_config, read_config, stem_of
 from thetau.checkpoint.disk import check_json
 from thetau.checkpoint.safetensors import SafetensorsFile
 from thetau.checkpoint.source import computed, leaves
@@ -263,17 +263,18 @@ def save(
         return report_of(output, target, reference, f"{target}: was complete already.")
     keys = [source.key for source in _leaves(combination, reference) if not source.key.startswith("memory:")]
     run = hashlib.sha256(_compact([metadata["thetau.run"], keys]).encode()).hexdigest()
-    with Writer(target, output.specs, metadata, shard_bytes=shard_bytes, run=run, resume=resume) as writer:
+    stem = stem_of(folder)
+    with Writer(target, output.specs, metadata, shard_bytes=shard_bytes, run=run, resume=resume, stem=stem) as writer:
         left = [step for step in walk.steps if step.name not in writer.sealed]
         kept = f"{len(walk.steps) - len(left)} of {len(walk.steps)} tensors were there from an earlier run." if resume else ""
         if left:
             output.prepare()
         for step, crc in engine.run(left, _Write(output, writer.slots, engine, shared=engine.executor != "local"), "Writing"):
             writer.done(step.name, crc)
-        changed = changed_inputs(combination)
-        if changed:
+        other = changed_inputs(combination)
+        if other:
             raise CheckpointError(
-                f"{changed[0]}: changed while it was read ({len(changed)} files did). Nothing was written: run again when it is at rest."
+                f"{other[0]}: changed while it was read ({len(other)} files did). Nothing was written: run again when it is at rest."
             )
         record["tensors"] = {
             name: {"dtype": dtype_name(spec.dtype), "shape": list(spec.shape), "crc32": writer.sealed[name]}
@@ -331,7 +332,7 @@ class _Write(Work):
 
 def _is_done(target: Path, run: str) -> bool:
     """Whether the target is the finished output of this very run."""
-    file = target if target.suffix == ".safetensors" else next(iter(sorted(target.glob("model*.safetensors"))), None)
+    file = target if target.suffix == ".safetensors" else next(iter(sorted(target.glob("*.safetensors"))), None)
     return file is not None and file.is_file() and SafetensorsFile(file).metadata.get("thetau.run") == run
 
 
@@ -430,6 +431,7 @@ def report_of(output: Output, path: Path | None, reference: Source | None, *said
         notes += source.notes
     if not output.made:  # a merge has said it, of all its models
         notes += output.alignment.notes
+        warnings += output.alignment.alarms
     notes += output.guard.notes()
     warnings += output.guard.warnings(base)
     for source in output.made:
