@@ -114,8 +114,8 @@ def merge(
         raise RecipeError(["`--out` is missing: where shall the result go?"], "options")
     if planned.seconds > LONG:
         show(planned, to_stderr=True)  # nobody should find out after an hour that a solver takes days
-    options = {"engine": engine, "dtype": chosen.dtype, "shard_bytes": parse_size(chosen.shard_size), "resume": resume}
-    options["config"] = config_folder(chosen)
+    options: dict[str, Any] = {"engine": engine, "dtype": chosen.dtype, "shard_bytes": parse_size(chosen.shard_size)}
+    options |= {"resume": resume, "config": config_folder(chosen)}
     save(expression, out, quiet=machine.quiet, provenance={"recipe": complete(chosen), "seed": chosen.seed}, **options)
 
 

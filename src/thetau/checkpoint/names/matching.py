@@ -52,8 +52,10 @@ class Names:
     names: Iterable[str]
     folder: Path | None = None
 
-    def find(self, name: str, *, among: str = "the base") -> str | None:
+    def find(self, name: str, *, among: str = "the base", leading: bool = True) -> str | None:
         """The checkpoint's name of a tensor that another one, an adapter or a live model calls `name`; None where it has none.
+
+        `leading` is whether one of the two may have a word before it that the other has not.
 
         Raises:
             AlignmentError: several fit; they are named.
@@ -65,7 +67,7 @@ class Names:
             forms = self._forms(spelling)
             said = spelling(name)
             found = forms.get(said, [])
-            if not found:
+            if not found and leading:
                 longer = [
                     one
                     for form, ones in forms.items()
