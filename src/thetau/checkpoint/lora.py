@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from thetau.checkpoint.memory import open_torch
-from thetau.checkpoint.names import Names
+from thetau.checkpoint.names import names_of
 from thetau.checkpoint.naming import view_of
 from thetau.checkpoint.safetensors import open_file, read_text
 from thetau.checkpoint.source import Source, Spec, span
@@ -273,4 +273,4 @@ def saved_name(name: str) -> str:
 
 def _base_name(path: str, base: Source) -> str | None:
     """The base's name for an adapter's path, whatever library named it."""
-    return Names(base.specs, base.folder).find(path, among=base.label)
+    return names_of(base).find(path, among=base.label)

@@ -18,7 +18,7 @@ import torch
 
 from thetau.checkpoint.arranged import Arranged, Piece
 from thetau.checkpoint.config import has_config, read_config
-from thetau.checkpoint.names import Library, Names, library_of, unwrapped
+from thetau.checkpoint.names import Library, library_of, names_of, unwrapped
 from thetau.checkpoint.source import Source
 
 COMPARE_ROWS = 4096
@@ -118,7 +118,7 @@ class Ties:
         if "_library" not in self.__dict__ or self._library is None:
             return None
         kept = self._library.tied.get(self._library.live(name))
-        return Names(self.source.specs, self.source.folder).find(kept) if kept is not None else None
+        return names_of(self.source).find(kept) if kept is not None else None
 
     def copies(self) -> dict[str, str]:
         """The stored names that are copies of another stored one → that one. Nothing is read."""
@@ -153,7 +153,7 @@ class Ties:
         library = self._library
         if library is not None:
             for name, kept in library.tied.items():
-                keeper = Names(self.source.specs, self.source.folder).find(kept)
+                keeper = names_of(self.source).find(kept)
                 if _HEAD.search(name) and keeper is not None and keeper != name and name not in self.source.specs:
                     return name, keeper
             return None

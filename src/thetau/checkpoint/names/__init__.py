@@ -6,6 +6,7 @@ from thetau.checkpoint.names.library import library_of as library_of
 from thetau.checkpoint.names.matching import Matched as Matched
 from thetau.checkpoint.names.matching import Names as Names
 from thetau.checkpoint.names.matching import match as match
+from thetau.checkpoint.names.matching import names_of as names_of
 from thetau.checkpoint.names.renaming import renamed as renamed
 from thetau.checkpoint.names.spelling import bare as bare
 from thetau.checkpoint.names.spelling import spelled as spelled

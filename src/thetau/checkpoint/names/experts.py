@@ -7,6 +7,7 @@ the two a fused tensor is, its shape tells, and where that does not, the other o
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class ExpertsView(Source):
     def __init__(self, source: Source, specs: Mapping[str, Spec], ways: Mapping[str, _Stack | _Take]) -> None:
         self.label, self.degree, self.partial, self.folder = source.label, source.degree, source.partial, source.folder
         self.metadata, self.over = source.metadata, source.over
-        self.key = f"experts:{source.key}:{hash(tuple(sorted(ways)))}"
+        self.key = f"experts:{source.key}:{hashlib.blake2b(repr(sorted(ways)).encode(), digest_size=8).hexdigest()}"
         self.specs = {**source.specs, **specs}
         self._source, self._ways = source, dict(ways)
 

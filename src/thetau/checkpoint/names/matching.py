@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from thetau.checkpoint.names.experts import viewed
 from thetau.checkpoint.names.library import library_of
@@ -60,8 +61,7 @@ class Names:
         Raises:
             AlignmentError: several fit; they are named.
         """
-        known = set(self.names)
-        if name in known:
+        if name in self._known:
             return name
         for spelling in self._ways():
             forms = self._forms(spelling)
@@ -86,9 +86,13 @@ class Names:
 
     def _ways(self) -> Iterable[Spelling]:
         yield from (unwrapped, spelled, bare)
+        if self._live is not None:
+            yield self._live
+
+    @cached_property
+    def _live(self) -> Spelling | None:
         library = library_of(self.folder)
-        if library is not None:
-            yield lambda name: library.live(unwrapped(name))
+        return None if library is None else lambda name: library.live(unwrapped(name))
 
     def _forms(self, spelling: Spelling) -> dict[str, list[str]]:
         if spelling not in self._cache:
@@ -99,8 +103,22 @@ class Names:
         return self._cache[spelling]
 
     @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(self.names)
+
+    @cached_property
     def _cache(self) -> dict[Spelling, dict[str, list[str]]]:
         return {}
+
+
+_NAMES: WeakKeyDictionary[Source, Names] = WeakKeyDictionary()  # an adapter asks for hundreds of one base's names
+
+
+def names_of(source: Source) -> Names:
+    """A checkpoint's names, to look others up in."""
+    if source not in _NAMES:
+        _NAMES[source] = Names(source.specs, source.folder)
+    return _NAMES[source]
 
 
 @dataclass(frozen=True)
