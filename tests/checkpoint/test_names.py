@@ -288,3 +288,30 @@ def test_spellings_are_idempotent() -> None:
     for name in [*random_weights(0), "module.a._orig_mod.b.weight_g", "layers.0.attention.q_proj.weight"]:
         assert unwrapped(unwrapped(name)) == unwrapped(name)
         assert spelled(spelled(name)) == spelled(name)
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "vit"])
+def test_an_adapter_that_thetau_trains_fits_the_folder_it_was_trained_from(tmp_path: Path, kind: str) -> None:
+    """What `thetau finetune --paradigm lora` writes for an image model was refused: its names are the live model's."""
+    pytest.importorskip("peft")
+    from thetau.finetune.adapters import adapted, save_adapter
+    from thetau.finetune.config import FinetuneConfig
+    from thetau.models import load_encoder
+
+    folder = saved(tmp_path / kind, made(kind))
+    encoder = load_encoder(folder)
+    with adapted(encoder, FinetuneConfig(paradigm="lora", rank=2)) as module:
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                if "lora_" in name:
+                    parameter.copy_(0.1 * torch.randn_like(parameter))
+        save_adapter(module, tmp_path / "adapter", str(folder))
+        pixels = torch.randn(2, 3, 28, 28)
+        with torch.no_grad():
+            want = encoder.module(pixels)
+    thetau.open(tmp_path / "adapter", base=folder).save(tmp_path / "merged")
+    with torch.no_grad():
+        got = load_encoder(tmp_path / "merged").module(pixels)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(got, load_encoder(folder).module(pixels), rtol=1e-3, atol=1e-3)
