@@ -14,6 +14,7 @@ from torch import Tensor
 
 import thetau
 from fixtures import random_weights, shifted, write_model
+from thetau.engine.patchwork import Patchwork
 from thetau.errors import AlignmentError
 from tiny_decoders import dense
 
@@ -249,3 +250,17 @@ def test_adapters_over_a_tied_base(tmp_path: Path, settings: dict[str, Any]) -> 
     torch.testing.assert_close(logits(tmp_path / "again"), want, rtol=1e-4, atol=1e-4)
     (start + thetau.merge([opened - start], thetau.methods.TaskArithmetic(scale=1.0))).save(tmp_path / "merged")
     torch.testing.assert_close(logits(tmp_path / "merged"), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("saved", [["embed_tokens"], ["embed_tokens", "lm_head"]])
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_model_of_a_base_and_an_adapter_as_one_source(tmp_path: Path, saved: list[str], twice: bool) -> None:
+    """As recipes that move layers take it; over a base that stores one copy, or both."""
+    base = (stored_twice if twice else model)(tmp_path / "base", 0)
+    adapted(base, tmp_path / "adapter", target_modules=["q_proj"], modules_to_save=saved)
+    opened = thetau.open(tmp_path / "adapter", base=base)
+    source = Patchwork.of(opened, label="one")
+    want = opened.state_dict()
+    assert want.keys() == source.specs.keys() and HEAD in want
+    for name, value in want.items():
+        assert torch.equal(source.read(name), value), name
