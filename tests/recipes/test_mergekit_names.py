@@ -17,7 +17,7 @@ import torch
 from thetau.checkpoint import Source, open_source
 from thetau.checkpoint.config import depth_entries
 from thetau.recipes.mergekit import modules
-from thetau.recipes.mergekit.layout import Layout, is_after
+from thetau.recipes.mergekit.layout import Layout, is_after, renamed
 from thetau.recipes.mergekit.tokens import is_vocabulary
 
 TABLE = json.loads((Path(__file__).parent / "data" / "mergekit_names.json").read_text(encoding="utf-8"))
@@ -120,3 +120,11 @@ def test_the_entry_for_the_number_of_layers(key: str) -> None:
         if place == "layers" and entry:
             assert container is not None
             assert depth_entries(config, container) == [tuple(entry.split("."))]
+
+
+def test_layouts_ask_for_other_spellings() -> None:
+    """The parts of a block by the words of two versions of transformers, and a norm's old words."""
+    old = ["layers.0.attention.attention.query.weight", "layers.1.attention.attention.query.weight", "norm.gamma"]
+    new = ["layers.0.attention.q_proj.weight", "layers.1.attention.q_proj.weight", "norm.weight"]
+    mine, theirs = (Layout.of(open_source({name: torch.ones(2, 2) for name in names})) for names in (old, new))
+    assert renamed(mine, theirs) == dict(zip(new, old, strict=True))

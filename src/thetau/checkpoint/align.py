@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 import torch
 
+from thetau.checkpoint.companions import compared
 from thetau.checkpoint.dtypes import dtype_name
-from thetau.checkpoint.naming import Kind, kind_of
+from thetau.checkpoint.memory import ZERO_3
+from thetau.checkpoint.names import Matched, match
+from thetau.checkpoint.naming import Kind, is_statistic, kind_of
 from thetau.checkpoint.source import Source, Spec
+from thetau.checkpoint.ties import Ties
 from thetau.errors import AlignmentError, nearest
 
 SHOWN = 8  # problems of one kind that a message spells out
-COMPARE_ROWS = 4096
+STATISTIC = "running statistics or tables, no weights,"
+REMEDY = "Compute them anew on data after a merge, where the model has batch norms."
+TIED = (
+    " If a head is tied to the embedding there, give the folder with its config.json, which says so (`tie_word_embeddings`): "
+    "equal values alone do not."
+)
 
 
 @dataclass(frozen=True)
@@ -23,6 +32,12 @@ class Alignment:
 
     `names` take part in arithmetic; `kept` are the reference's other tensors and why they do not; `maps[key][name]` is the name in
     the source of that key, absent where a partial source has no such tensor.
+
+    - `specs`: the reference's tensors, and those that it ties to others and does not store, where some source has one of its own.
+    - `tied`: copies of another tensor, in all sources; the two are one in all arithmetic, and both come out alike.
+    - `own`: what the reference ties and comes out as a tensor of its own.
+    - `alarms`: where configs differ from the reference's, for warnings.
+    - `views`: by a source's key, the source in the reference's layout, where it keeps some tensors otherwise.
     """
 
     specs: Mapping[str, Spec]
@@ -30,6 +45,14 @@ class Alignment:
     kept: Mapping[str, str]
     maps: Mapping[str, Mapping[str, str]]
     notes: tuple[str, ...] = ()
+    tied: Mapping[str, str] = field(default_factory=dict)
+    own: tuple[str, ...] = ()
+    views: Mapping[str, Source] = field(default_factory=dict)
+    alarms: tuple[str, ...] = ()
+
+    def seen(self, source: Source) -> Source:
+        """A source as it stands under the reference's names and layout."""
+        return self.views.get(source.key, source)
 
 
 @dataclass
@@ -70,7 +93,7 @@ def align(
     Args:
         reference: the base's tensors, or those of a task vector where there is no base.
         label: what messages call the reference.
-        sources: all weights that take part.
+        sources: all weights that take part; the base is known among them by its tensors being the reference.
         exclude: shell-style patterns of tensors that do not take part: the output keeps the base's, and others' are left out.
         shapes: whether shapes and dtypes must agree; those of evidence need not.
 
@@ -81,83 +104,230 @@ def align(
     everything = [*reference, *(name for source in sources for name in source.specs)]
     if shapes:  # evidence need not hold what is excluded
         found.problems += check_patterns(exclude, everything, "exclude")
-    renames = {source.key: _prefix(reference, source, found) for source in sources}
-    out = {
-        name for name in reference if matches(name, exclude) or any(matches(rename(name), exclude) for rename in renames.values())
-    }
+    base = next((source for source in sources if source.specs is reference), None)
+    alarms: list[str] = []
+    for source in sources if base is not None and shapes else ():
+        if source is not base and base is not None and source.degree == 1 and not source.children():
+            refused, told = compared(base, source)
+            found.problems += [refused] if refused is not None else []
+            alarms += told
+    fits = [_Fit(source, match(reference, source, folder=base.folder if base is not None else None)) for source in sources]
+    for fit in fits:
+        found.notes += fit.matched.notes
+    out = {name for name in reference if matches(name, exclude) or any(matches(fit.theirs(name), exclude) for fit in fits)}
+    for fit in fits:
+        fit.gone = {name for name in fit.source.specs if matches(name, exclude)} | {fit.theirs(name) for name in out}
+        found.problems += [said for said, names in fit.matched.problems.items() if not fit.gone.issuperset(names)]
+    tying = _Tying(reference, base, label, fits, found) if shapes else None
+    if tying is not None:
+        tying.settle(out)
+    specs = {**reference, **(tying.added if tying is not None else {})}
     excluded = [name for name in reference if name in out]
     kept = dict.fromkeys(excluded, "excluded by the recipe")
-    maps = {}
-    for source in sources:
-        rename = renames[source.key]
-        gone = out | {name for name in source.specs if matches(name, exclude)} | {rename(name) for name in out}
-        maps[source.key] = _map_names(reference, label, source, sources, rename, gone, found, shapes)
+    for fit in fits:
+        _complete(specs, label, fit, out, found, shapes)
+    maps = {fit.source.key: fit.mapping for fit in fits}
     for name, spec in reference.items():
         if name not in kept and not spec.dtype.is_floating_point:
             kept[name] = _buffer(name, spec, sources, maps)
+        elif name not in kept and is_statistic(name):
+            kept[name] = STATISTIC
     found.several(f"{label}: {len(excluded)} tensors are excluded and stay the base's", excluded, "", found.notes)
-    buffers = [f"{name} ({why})" for name, why in kept.items() if name not in excluded]
+    statistics = [name for name, why in kept.items() if why == STATISTIC]
+    buffers = [f"{name} ({why})" for name, why in kept.items() if name not in excluded and why != STATISTIC]
     found.several(
         f"{label}: {len(buffers)} tensors are not floating-point and are copied from the base", buffers, "", found.notes
     )
+    found.several(f"{label}: {len(statistics)} tensors are {STATISTIC} and stay the base's", statistics, REMEDY, found.notes)
     if found.problems:
-        raise AlignmentError("\n".join(found.problems))
-    names = tuple(name for name in reference if name not in kept)
-    return Alignment(reference, names, kept, maps, tuple(found.notes))
+        raise AlignmentError("\n".join(dict.fromkeys(found.problems)))
+    tied = {name: keeper for name, keeper in tying.copies.items() if name not in kept} if tying is not None else {}
+    names = tuple(name for name in specs if name not in kept and name not in tied)
+    own = tying.own if tying is not None else ()
+    views = {fit.source.key: fit.matched.view for fit in fits if fit.matched.view is not None}
+    return Alignment(specs, names, kept, maps, tuple(found.notes), tied, tuple(own), views, tuple(alarms))
 
 
-def _map_names(
-    reference: Mapping[str, Spec],
-    label: str,
-    source: Source,
-    sources: Sequence[Source],
-    rename: _Rename,
-    gone: Set[str],
-    found: _Findings,
-    shapes: bool,
-) -> dict[str, str]:
-    """Reference name → source name; `gone` are the excluded names, in either spelling."""
-    mapping = {name: rename(name) for name in reference if rename(name) in source.specs}
-    missing = [name for name in reference if name not in mapping and name not in gone]
-    buffers = [name for name in missing if not reference[name].dtype.is_floating_point]
+@dataclass
+class _Fit:
+    """One source, how its names stand for the reference's, and its excluded names in either spelling."""
+
+    source: Source
+    matched: Matched
+    gone: set[str] = field(default_factory=set)
+    mapping: dict[str, str] = field(default_factory=dict)
+    spent: set[str] = field(default_factory=set)  # its names that mean something, besides those that are mapped
+
+    def __post_init__(self) -> None:
+        self.mapping = self.matched.names
+
+    def theirs(self, name: str) -> str:
+        """What the source calls, or would call, a tensor of the reference."""
+        return self.matched.theirs(name)
+
+    def spec(self, name: str) -> Spec:
+        """Of one of its names, or of its view's."""
+        return (self.matched.view or self.source).specs[name]
+
+
+class _Tying:
+    """Tied tensors of the base and of the others, brought together.
+
+    - `copies`: names of the reference that are copies of another one in every source: one tensor, of which the output stores as many copies.
+    - `added`: tensors that the base does not store, since it ties them, and of which some source has one of its own.
+    - `own`: names that the base ties and that come out as tensors of their own.
+    """
+
+    def __init__(
+        self, reference: Mapping[str, Spec], base: Source | None, label: str, fits: Sequence[_Fit], found: _Findings
+    ) -> None:
+        self.label, self.fits, self.found, self.base = label, fits, found, base
+        self.added: dict[str, Spec] = {}
+        self.own: list[str] = []
+        self.copies: dict[str, str] = {}
+        self._reference = reference
+        heir = Ties(base) if base is not None else None
+        self._ties = {fit.source.key: Ties(fit.source, heir if fit.source is not base else None) for fit in fits}
+        if heir is not None:
+            self.copies = heir.copies()
+
+    def settle(self, out: set[str]) -> None:
+        """Find which copies are torn apart, which names are new, and what stands for what each source does not store."""
+        base = self.base
+        if base is None:
+            return
+        for name, keeper in list(self.copies.items()):
+            torn = [fit for fit in self.fits if self._torn(fit, name, keeper)]
+            if torn or (name in out) != (keeper in out):
+                del self.copies[name]
+                self.own.append(name)
+                self._say(torn, name, keeper)
+        for fit in self.fits:
+            if fit.source is not base:
+                self._new(fit, out)
+        for name in [*self._reference, *self.added]:
+            for fit in self.fits:
+                self._fill(fit, name)
+        for name, keeper in self.copies.items():
+            for fit in self.fits:  # one identity: whatever the other copy holds
+                if name in fit.mapping and keeper in fit.mapping:
+                    fit.spent.add(fit.mapping[name])
+                if keeper in fit.mapping:
+                    fit.mapping[name] = fit.mapping[keeper]
+                else:
+                    fit.mapping.pop(name, None)
+
+    def _torn(self, fit: _Fit, name: str, keeper: str) -> bool:
+        """Whether a source changes two names apart that the base ties."""
+        here, there = fit.mapping.get(name), fit.mapping.get(keeper)
+        if here is None or there is None or here == there:
+            return fit.source.apart and (here is None) != (there is None)
+        if fit.source.degree == 1 and self._ties[fit.source.key].words is False:
+            return True
+        return here in fit.source.specs and there in fit.source.specs and not self._ties[fit.source.key].agree(here, there)
+
+    def _new(self, fit: _Fit, out: set[str]) -> None:
+        """Names of a source that the base ties and does not store."""
+        base = self.base
+        assert base is not None
+        used = set(fit.mapping.values()) | fit.matched.used
+        for theirs, spec in fit.source.specs.items():
+            if theirs in used or theirs in fit.gone or not spec.dtype.is_floating_point:
+                continue
+            mine = self._ties[fit.source.key].keeper(theirs)
+            if mine in used and mine in fit.source.specs and self._ties[fit.source.key].agree(theirs, mine):
+                fit.spent.add(theirs)
+                self.found.notes.append(f"{fit.source.label}: {theirs!r} is tied to {mine!r} and adds nothing.")
+                continue
+            name = fit.matched.ours(theirs)
+            keeper = self._ties[base.key].keeper(name)
+            if keeper is None or keeper not in self._reference or spec.shape != self._reference[keeper].shape:
+                continue
+            embedding = fit.mapping.get(keeper)
+            ties = self._ties[fit.source.key]
+            tied = embedding is not None and ties.words is not False and ties.agree(theirs, embedding)
+            fit.spent.add(theirs)
+            if tied or (embedding is None and not fit.source.partial):
+                if embedding is None:
+                    fit.mapping[keeper] = theirs
+                self.found.notes.append(f"{fit.source.label}: {theirs!r} is tied to {embedding or keeper!r} and adds nothing.")
+                continue
+            fit.mapping[name] = theirs
+            self._add(name, keeper, fit)
+        head = self._ties[base.key].head() if fit.source.apart else None
+        if head is not None and head[0] not in self.added and head[1] in fit.mapping and head[0] not in out:
+            self._add(*head, fit)  # the embedding was trained and the head was not
+
+    def _add(self, name: str, keeper: str, fit: _Fit) -> None:
+        if name not in self.added:
+            spec = self._reference[keeper]
+            self.added[name] = replace(spec, name=name)
+            self.own.append(name)
+        self._say([fit], name, keeper)
+
+    def _fill(self, fit: _Fit, name: str) -> None:
+        """What a source that does not store a name has for it: what the name is tied to there."""
+        base = self.base
+        assert base is not None
+        if name in fit.mapping or fit.theirs(name) in fit.gone:
+            return
+        source = fit.source
+        if source.partial:
+            keeper = self.copies.get(name) or (self._ties[base.key].keeper(name) if name in self.own else None)
+            if keeper is not None and keeper in fit.mapping and not source.apart:
+                fit.mapping[name] = fit.mapping[keeper]
+            return
+        mine = self._ties[source.key].keeper(fit.theirs(name))
+        if mine is None or mine not in source.specs:
+            return
+        spec = self._reference.get(name) or self.added[name]
+        if source.specs[mine].shape != spec.shape:
+            return
+        fit.mapping[name] = mine
+        if source is not base and not source.children():
+            self.found.notes.append(f"{source.label}: has no {name!r}; it is tied to {mine!r}, which is used for it.")
+
+    def _say(self, torn: Sequence[_Fit], name: str, keeper: str) -> None:
+        for fit in torn:
+            self.found.notes.append(
+                f"{fit.source.label}: {name!r}, which {self.label} ties to {keeper!r}, is a tensor of its own there; so it is in the output."
+            )
+
+
+def _complete(specs: Mapping[str, Spec], label: str, fit: _Fit, out: Set[str], found: _Findings, shapes: bool) -> None:
+    """Say what a source lacks, what it has beyond the reference, and what has another shape."""
+    source, mapping, gone = fit.source, fit.mapping, fit.gone
+    missing = [name for name in specs if name not in mapping and name not in out and fit.theirs(name) not in gone]
+    buffers = [name for name in missing if not specs[name].dtype.is_floating_point or is_statistic(name)]
+    missing = [name for name in missing if name not in buffers]
     if not source.partial:
         head = f"{source.label}: lacks {len(buffers)} buffers of {label}, which are not merged"
         found.several(head, buffers, "", found.notes)
-    missing = [name for name in missing if name not in buffers]
-    if missing and not source.partial:
-        for name in list(missing):
-            twin = _twin_elsewhere(name, [other for other in sources if other is not source])
-            if twin is not None and rename(twin) in source.specs:
-                mapping[name] = rename(twin)
-                missing.remove(name)
-                found.notes.append(f"{source.label}: has no {name!r}; it is tied to {twin!r}, which is used for it.")
+        tieable = any(Ties(source).ranked(name) for name in missing)
         found.several(
             f"{source.label}: lacks {len(missing)} tensors of {label}",
             missing,
-            "Give a complete checkpoint, or leave them out: `exclude: [pattern]` (`--exclude`).",
+            "Give a complete checkpoint, or leave them out: `exclude: [pattern]` (`--exclude`). If they are called otherwise there, say how: "
+            "`rename: {pattern: name}` (`--rename`)." + (TIED if tieable else ""),
             found.problems,
         )
-    used = set(mapping.values())
+    used = set(mapping.values()) | fit.matched.used | fit.spent
     extra = [name for name in source.specs if name not in used and name not in gone]
-    ties = {name: twin for name in extra if (twin := _twin(source, name)) in used}
-    for name, twin in ties.items():
-        found.notes.append(f"{source.label}: {name!r} is tied to {twin!r} and adds nothing.")
-    integer = [name for name in extra if not source.specs[name].dtype.is_floating_point]
+    integer = [name for name in extra if not source.specs[name].dtype.is_floating_point or is_statistic(name)]
     found.several(f"{source.label}: {len(integer)} buffers that {label} lacks are left out", integer, "", found.notes)
-    extra = [name for name in extra if name not in ties and name not in integer]
-    hint = nearest(extra[0], reference) if extra else ""
+    extra = [name for name in extra if name not in integer]
+    hint = nearest(extra[0], specs) if extra else ""
     found.several(
         f"{source.label}: has {len(extra)} tensors that {label} lacks",
         extra,
         f"If they are a task's head, leave them out: `exclude: [pattern]` (`--exclude`).{hint}",
         found.problems,
     )
-    dropped = [name for name in source.specs if name not in used and name in gone]
+    dropped = [name for name in source.specs if name not in used - gone and name in gone]
     found.several(f"{source.label}: {len(dropped)} tensors are excluded and left out", dropped, "", found.notes)
     for name, theirs in mapping.items():
-        if shapes and name not in gone:
-            _check(reference[name], label, source.specs[theirs], source.label, found)
-    return mapping
+        if shapes and name in specs and name not in out and theirs not in gone and not is_statistic(name):
+            _check(specs[name], label, fit.spec(theirs), source.label, found)
 
 
 def _check(want: Spec, label: str, got: Spec, source: str, found: _Findings) -> None:
@@ -166,6 +336,8 @@ def _check(want: Spec, label: str, got: Spec, source: str, found: _Findings) -> 
             f"{source}: {got.name!r} is {dtype_name(got.dtype)} where {label} has {dtype_name(want.dtype)}. "
             "Quantised weights cannot be merged: give the float checkpoint."
         )
+    elif got.shape == (0,) != want.shape:
+        found.problems.append(f"{source}: {got.name!r} is empty where {label} has {list(want.shape)}. {ZERO_3}")
     elif got.shape != want.shape:
         table = kind_of(want.name, want.shape) in (Kind.EMBEDDING, Kind.HEAD)
         vocabulary = table and len(want.shape) == len(got.shape) == 2 and got.shape[1] == want.shape[1]
@@ -177,65 +349,6 @@ def _check(want: Spec, label: str, got: Spec, source: str, found: _Findings) -> 
         found.problems.append(
             f"{source}: {got.name!r} has {why} (in {label}). Models must share one architecture; leave such tensors out with `exclude`."
         )
-
-
-class _Rename:
-    """Reference name → source name, by a leading part that one of them has and the other has not."""
-
-    def __init__(self, strip: str = "", add: str = "") -> None:
-        self.strip, self.add = strip, add
-
-    def __call__(self, name: str) -> str:
-        return self.add + (name[len(self.strip) :] if name.startswith(self.strip) else name)
-
-
-def _prefix(reference: Mapping[str, Spec], source: Source, found: _Findings) -> _Rename:
-    """`bert.encoder…` against `encoder…`: found only where the plain names do not meet at all."""
-    if any(name in source.specs for name in reference):
-        return _Rename()
-    heads = {name[: -len(other) - 1] for name in source.specs for other in list(reference)[:3] if name.endswith("." + other)}
-    for head in sorted(heads):
-        if sum(f"{head}.{name}" in source.specs for name in reference) > len(reference) // 2:
-            found.notes.append(f"{source.label}: its names start with {head + '.'!r}, which is taken off.")
-            return _Rename(add=head + ".")
-    ours = {name[: -len(other) - 1] for name in reference for other in list(source.specs)[:3] if name.endswith("." + other)}
-    for head in sorted(ours):
-        if (
-            sum(name.startswith(head + ".") and name[len(head) + 1 :] in source.specs for name in reference)
-            > len(source.specs) // 2
-        ):
-            found.notes.append(f"{source.label}: its names lack the leading {head + '.'!r}, which is put before them.")
-            return _Rename(strip=head + ".")
-    return _Rename()
-
-
-def _same(source: Source, a: str, b: str) -> bool:
-    rows = source.specs[a].rows
-    return all(
-        torch.equal(
-            source.read(a, start, min(start + COMPARE_ROWS, rows)), source.read(b, start, min(start + COMPARE_ROWS, rows))
-        )
-        for start in range(0, rows, COMPARE_ROWS)
-    )
-
-
-def _twin(source: Source, name: str) -> str | None:
-    """Another tensor of the same source with the very same values: a tied weight that was stored twice."""
-    spec = source.specs[name]
-    if len(spec.shape) < 2 or not spec.elements:
-        return None
-    for other, theirs in source.specs.items():
-        alike = other != name and theirs.shape == spec.shape and theirs.dtype == spec.dtype
-        if alike and torch.equal(source.read(name, 0, 1), source.read(other, 0, 1)) and _same(source, name, other):
-            return other
-    return None
-
-
-def _twin_elsewhere(name: str, sources: Sequence[Source]) -> str | None:
-    for source in sources:
-        if name in source.specs and (twin := _twin(source, name)) is not None:
-            return twin
-    return None
 
 
 def _buffer(name: str, spec: Spec, sources: Sequence[Source], maps: Mapping[str, Mapping[str, str]]) -> str:

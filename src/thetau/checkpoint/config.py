@@ -47,6 +47,14 @@ def config_for(source: Source) -> dict[str, Any]:
     return read_config(source.folder) if source.folder is not None and has_config(source.folder) else {}
 
 
+def stem_of(folder: Path | None) -> str:
+    """What the files of a model's weights are called, before their numbers: `model`, or diffusers' `diffusion_pytorch_model`, which its own
+    loader asks for and which its configs tell (`_class_name`).
+    """
+    named = folder is not None and has_config(folder) and "_class_name" in read_config(folder)
+    return "diffusion_pytorch_model" if named else "model"
+
+
 # Depth.
 
 _DEPTH = re.compile(r"^(?:num_)?(?:hidden_|encoder_|decoder_)?layers$|^n_layers?$|^depth$|^num_(?:encoder|decoder)?_?blocks$")

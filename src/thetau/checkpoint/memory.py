@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import pickle
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +19,13 @@ from thetau.checkpoint.dtypes import TO_SAFETENSORS, dtype_name
 from thetau.checkpoint.safetensors import home_of, read_weight_map, shard_path
 from thetau.checkpoint.source import Source, Spec, span
 from thetau.errors import CheckpointError
+
+_INNER = ("model_state_dict", "state_dict", "model", "module", "params", "net", "network", "weights", "generator")
+_ASIDE = re.compile(r"optim|sched|scaler|ema|callback|loop|hyper|config|args|rng|random|state_dict_|stat", re.IGNORECASE)
+ZERO_3 = (
+    "They are placeholders of DeepSpeed's ZeRO-3, which keeps the values in its own files: run its `zero_to_fp32.py` on the checkpoint's folder, and give "
+    "what that writes."
+)
 
 
 class MemorySource(Source):
@@ -39,6 +48,7 @@ class MemorySource(Source):
         self.partial = degree == 0
         self.key = key or f"memory:{hash(tuple(map(_place, self._tensors.items())))}"
         self.specs = {name: Spec(name=name, shape=tuple(t.shape), dtype=t.dtype, file=label) for name, t in self._tensors.items()}
+        self.twins = _shared(self._tensors)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """A view of rows `start:stop`, on the CPU."""
@@ -70,6 +80,21 @@ def _place(item: tuple[str, Tensor]) -> tuple[object, ...]:
     return name, place, version, tuple(tensor.shape), tensor.stride(), tensor.dtype, str(tensor.device)
 
 
+def _shared(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Names of tensors that are the very memory of another one → the first name of it."""
+    first: dict[tuple[object, ...], str] = {}
+    found = {}
+    for name, tensor in tensors.items():
+        if not tensor.numel():
+            continue
+        place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype, str(tensor.device))
+        if place in first:
+            found[name] = first[place]
+        else:
+            first[place] = name
+    return found
+
+
 def from_mapping(tensors: Mapping[Any, Any], label: str) -> MemorySource:
     """A state dict in memory.
 
@@ -99,7 +124,7 @@ def from_module(module: nn.Module) -> MemorySource:
 
 
 def open_torch(path: Path, folder: Path | None = None) -> MemorySource:
-    """A `.bin`, `.pt` or `.pth` file, memory-mapped where its format allows; `folder` where it was found through its folder."""
+    """A `.bin`, `.pt`, `.pth` or `.ckpt` file, memory-mapped where its format allows; `folder` where it was found through its folder."""
     tensors, notes = _load(path)
     _check(tensors, str(path))
     return MemorySource(tensors, label=str(path), key=_stamp([path]), folder=folder or home_of(path), notes=notes)
@@ -133,12 +158,13 @@ def _load(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     if not path.is_file():  # a FIFO would hang us
         raise CheckpointError(f"{path} is not a regular file. Give the path of a torch file.")
     try:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except (RuntimeError, ValueError) as error:
-            if "mmap" not in str(error):
-                raise
-            content = torch.load(path, map_location="cpu", weights_only=True)  # written before torch 1.6: no zip, no map
+        with torch.serialization.safe_globals([argparse.Namespace]):  # plain values, in which timm keeps its arguments
+            try:
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except (RuntimeError, ValueError) as error:
+                if "mmap" not in str(error):
+                    raise
+                content = torch.load(path, map_location="cpu", weights_only=True)  # written before torch 1.6: no zip, no map
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: holds more than tensors, and loading it could run code, so it was not loaded. Save the weights as safetensors where you trust them."
@@ -146,12 +172,56 @@ def _load(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     except Exception as error:  # a damaged pickle fails in many ways
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path}: not a readable torch file ({reason}). Copy or download it again.") from error
-    if isinstance(content, Mapping) and len(content) <= 4:  # a training checkpoint around the weights
-        inner = [content[key] for key in ("state_dict", "model", "module") if isinstance(content.get(key), Mapping)]
-        content = inner[0] if inner else content
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: must hold a state dict. Got {type(content).__name__}.")
+    content, said = _weights_in(content, path)
     tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
     other = [str(name) for name in content if name not in tensors]
-    notes = (f"{path}: {len(other)} entries that are not tensors were left out ({', '.join(other[:3])}).",) if other else ()
+    notes = (
+        *said,
+        *((f"{path}: {len(other)} entries that are not tensors were left out ({', '.join(other[:3])}).",) if other else ()),
+    )
+    empty = [name for name, value in tensors.items() if tuple(value.shape) == (0,)]
+    if tensors and 2 * len(empty) > len(tensors):
+        raise CheckpointError(f"{path}: {len(empty)} of its {len(tensors)} tensors are empty, such as {empty[0]!r}. {ZERO_3}")
     return tensors, notes
+
+
+def _weights_in(content: Mapping[Any, Any], path: Path) -> tuple[Mapping[Any, Any], tuple[str, ...]]:
+    """The weights inside a training checkpoint, and what of it is left out; a plain state dict as it is.
+
+    Known by their keys: PyTorch's own habit (`model_state_dict`), Lightning, timm and open_clip (`state_dict`), nanoGPT (`model`), DeepSpeed
+    (`module`), and others' `params`, `net`, `weights`. Averages that lie beside them (`state_dict_ema`) are not taken.
+
+    Raises:
+        CheckpointError: it holds several state dicts under names that are not known.
+    """
+    inner = {str(key): value for key, value in content.items() if _holds_tensors(value)}
+    known = next((key for key in _INNER if key in inner), None)
+    if known is None and any(isinstance(value, Tensor) for value in content.values()):
+        return content, ()
+    models = [key for key in inner if not _ASIDE.search(key)]
+    if known is None and len(models) > 1:
+        raise CheckpointError(
+            f"{path}: holds several sets of tensors, {', '.join(map(repr, models[:4]))}, and none is called {', '.join(_INNER[:3])}. Save the one that is "
+            "wanted as a file of its own."
+        )
+    chosen = known or next(iter(models), None)
+    if chosen is None:
+        return content, ()
+    left = [str(key) for key in content if str(key) != chosen]
+    said = (
+        (f"{path}: the weights are those under {chosen!r}; {', '.join(left[:6])} {'is' if len(left) == 1 else 'are'} left out.",)
+        if left
+        else ()
+    )
+    deeper, more = _weights_in(inner[chosen], path)
+    return deeper, (*said, *more)
+
+
+def _holds_tensors(value: Any) -> bool:
+    """Whether it is a state dict, or holds one at the next level."""
+    return isinstance(value, Mapping) and any(
+        isinstance(one, Tensor) or (isinstance(one, Mapping) and any(isinstance(two, Tensor) for two in one.values()))
+        for one in value.values()
+    )

@@ -52,6 +52,23 @@ _CONV1D = re.compile(
 _FUSED = re.compile(r"(?:in_proj_weight|(?:^|\.)(?:qkv|Wqkv|c_attn)\.weight)$")
 
 
+_STATISTIC = re.compile(
+    r"(?:^|\.)(?:running_mean|running_var|num_batches_tracked|inv_freq|original_inv_freq|masked_bias|cos_cached|sin_cached|attn_mask"
+    r"|relative_coords_table|causal_mask|attn\.bias_mask)$"
+)
+_VARIANCE = re.compile(r"(?:^|\.)running_var$")
+
+
+def is_statistic(name: str) -> bool:
+    """Whether a tensor is no weight but what a model counts, or works out from its config: moments of batches, frequencies, masks, positions."""
+    return _STATISTIC.search(name) is not None
+
+
+def is_variance(name: str) -> bool:
+    """Whether a tensor holds variances, which are never negative."""
+    return _VARIANCE.search(name) is not None
+
+
 @dataclass(frozen=True)
 class View:
     """How a stored matrix maps to logical ones of shape `[d_out, d_in]`: transposed (GPT-2's Conv1D), and `parts` stacked along d_out."""

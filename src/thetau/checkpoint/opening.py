@@ -86,14 +86,20 @@ def _open_path(path: Path, base: Source | None) -> Source:
         return LoraSource(path, _needed(path, base))
     if (path / "pytorch_model.bin.index.json").exists():
         return open_torch_index(path / "pytorch_model.bin.index.json")
-    torch_files = [found for pattern in ("pytorch_model.bin", "*.bin", "*.pt", "*.pth") for found in sorted(path.glob(pattern))]
+    torch_files = [
+        found for pattern in ("pytorch_model.bin", "*.bin", "*.pt", "*.pth", "*.ckpt") for found in sorted(path.glob(pattern))
+    ]
     if len(set(torch_files)) == 1 or (torch_files and torch_files[0].name == "pytorch_model.bin"):
         return open_torch(torch_files[0], path)
-    files = sorted(path.glob("*.gguf"))
-    if len(files) == 1:
-        return open_gguf(files[0])
-    if files:
-        raise CheckpointError(f"{path}: holds {len(files)} GGUF files. Name one of them: {', '.join(p.name for p in files[:4])}.")
+    if any(path.glob("**/zero_pp_rank_*")):
+        raise CheckpointError(
+            f"{path}: holds the parts of DeepSpeed's ZeRO. Run `zero_to_fp32.py`, which lies beside them, and give what that writes."
+        )
+    if any(path.glob("*.distcp")):
+        raise CheckpointError(
+            f"{path}: holds the shards of torch's distributed checkpoint (FSDP). Join them with `python -m torch.distributed.checkpoint.format_utils "
+            "dcp_to_torch FOLDER FILE`, and give the file."
+        )
     there = ", ".join(sorted(p.name for p in path.iterdir())[:6]) or "nothing"
     raise CheckpointError(
         f"{path}: holds no weights that can be read (safetensors, LoRA adapter, torch files). It holds: {there}."
@@ -189,8 +195,8 @@ def _open_weights(path: Path) -> Source:
         return open_torch_index(path) if ".bin" in path.name else open_index(path)
     if path.suffix == ".safetensors":
         return open_file(path)
-    if path.suffix in {".bin", ".pt", ".pth"}:
+    if path.suffix in {".bin", ".pt", ".pth", ".ckpt"}:
         return open_torch(path)
     if path.suffix == ".gguf":
         return open_gguf(path)
-    raise CheckpointError(f"{path}: unknown kind of file. Weights end in .safetensors, .bin, .pt, .pth or .gguf.")
+    raise CheckpointError(f"{path}: unknown kind of file. Weights end in .safetensors, .bin, .pt, .pth, .ckpt or .gguf.")

@@ -154,6 +154,8 @@ class SafetensorsSource(Source):
         self.degree = 1 if kinds == {"model"} else 0
         self.partial = self.degree == 0
         self.metadata = {key: value for file in files.values() for key, value in file.metadata.items()}
+        # `safetensors.torch.save_model` stores shared tensors once, and says in the metadata which name stands for which.
+        self.twins = {name: kept for name, kept in self.metadata.items() if kept in self.specs and name not in self.specs}
         stamps = [f"{file.place}:{file.stamp}" for file in files.values()]
         self.key = "file:" + hashlib.sha256("|".join(sorted(stamps)).encode()).hexdigest()
 

@@ -26,6 +26,8 @@ SHARD_BYTES = 5_000_000_000
 class Writer:
     """One output, a folder or (where the path ends in `.safetensors`) a single file. Use as a context: leaving it without `commit` removes what was begun.
 
+    `stem` is what the files of a folder are called, before their numbers.
+
     Folders above the output are made. `run` tells this run from every other one that could write there (its recipe and inputs). With
     `resume`, a begun output of the same run is continued: tensors whose bytes agree with the journal are `sealed` from the start; and what
     was done stays for the next time if this run ends early.
@@ -43,6 +45,7 @@ class Writer:
         shard_bytes: int = SHARD_BYTES,
         run: str = "",
         resume: bool = False,
+        stem: str = "model",
     ) -> None:
         self.target = target
         self.single = target.suffix == ".safetensors"
@@ -50,7 +53,8 @@ class Writer:
         self.sealed: dict[str, int] = {}  # CRC-32 by tensor
         self._run, self._resume = run, resume
         self._done = False
-        self._shards = _split(self.specs, None if self.single else shard_bytes)
+        self._stem = stem
+        self._shards = _split(self.specs, None if self.single else shard_bytes, stem)
         self._headers = {
             file: header([(name, specs[name].dtype, specs[name].shape) for name in names], metadata)
             for file, names in self._shards.items()
@@ -191,10 +195,10 @@ class Writer:
         weight_map = {name: file for file, names in self._shards.items() for name in names}
         total = sum(spec.nbytes for spec in self.specs.values())
         content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        return {"model.safetensors.index.json": content}
+        return {f"{self._stem}.safetensors.index.json": content}
 
 
-def _split(specs: Mapping[str, Spec], limit: int | None) -> dict[str, list[str]]:
+def _split(specs: Mapping[str, Spec], limit: int | None, stem: str) -> dict[str, list[str]]:
     """File → its tensors, in order; wider dtypes first within each file, so that every tensor is aligned."""
     shards: list[list[str]] = [[]]
     size = 0
@@ -205,5 +209,5 @@ def _split(specs: Mapping[str, Spec], limit: int | None) -> dict[str, list[str]]
         shards[-1].append(name)
         size += spec.nbytes
     count = len(shards)
-    files = ["model.safetensors"] if count == 1 else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    files = [f"{stem}.safetensors"] if count == 1 else [f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
     return {file: sorted(shard, key=lambda name: -specs[name].dtype.itemsize) for file, shard in zip(files, shards, strict=True)}

@@ -40,6 +40,16 @@ def merge(
         list[str] | None,
         typer.Option("--evidence", help="What the method must know of a task's data: `fisher:task=file`. Repeat."),
     ] = None,
+    rename: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rename", help="`pattern=replacement`, a regular expression in the names of the models' tensors; may be repeated."
+        ),
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option("--config", help="Whose config, tokenizer and template the output takes: `base`, or a model by its name."),
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of randomised methods.")] = None,
     shard_size: Annotated[str | None, typer.Option("--shard-size", help="Largest file, such as 5GB.")] = None,
     output: Annotated[
@@ -68,7 +78,7 @@ def merge(
     from thetau.cli.plan import show
     from thetau.engine.planning import plan, reading_rate
     from thetau.engine.work import gigabytes
-    from thetau.facade import complete, dtype_of, from_recipe
+    from thetau.facade import complete, config_folder, dtype_of, from_recipe
     from thetau.recipes import from_mapping, load
     from thetau.recipes.schema import parse_size
 
@@ -77,6 +87,8 @@ def merge(
         "models": [_entry(entry) for entry in model] if model else None,
         "method": {"name": method, **parse_fields(fields or [])} if method else None,
         "evidence": _evidence(evidence or []) or None,
+        "config": config,
+        "rename": _renames(rename or []) or None,
         "exclude": list(writing.left_out.exclude) or None,
         "seed": seed,
         "dtype": writing.dtype,
@@ -105,7 +117,8 @@ def merge(
         show(planned, to_stderr=True)  # nobody should find out after an hour that a solver takes days
     if planned.download and not machine.quiet:
         typer.echo(f"downloading {gigabytes(planned.download)} into the hub's cache", err=True)
-    options = {"engine": engine, "dtype": chosen.dtype, "shard_bytes": parse_size(chosen.shard_size), "resume": resume}
+    options: dict[str, Any] = {"engine": engine, "dtype": chosen.dtype, "shard_bytes": parse_size(chosen.shard_size)}
+    options |= {"resume": resume, "config": config_folder(chosen)}
     save(expression, out, quiet=machine.quiet, provenance={"recipe": complete(chosen), "seed": chosen.seed}, **options)
 
 
@@ -123,7 +136,7 @@ def _with_options(loaded: Recipe | MergekitRecipe, given: dict[str, Any], path: 
         return from_mapping({**loaded.model_dump(), **given}, f"{path} with options")
     problems = [
         f"`--{key}` does not go with a recipe of mergekit's, which says it itself. `thetau convert {path}` makes one of ours."
-        for key in ("base", "models", "method", "evidence", "output")
+        for key in ("base", "models", "method", "evidence", "output", "rename", "config")
         if key in given
     ]
     if problems:
@@ -150,6 +163,22 @@ def _evidence(given: list[str]) -> dict[str, dict[str, str]]:
     if problems:
         raise RecipeError(problems, "options")
     return found
+
+
+def _renames(given: list[str]) -> dict[str, str]:
+    """`pattern=replacement`, the last `=` between them.
+
+    Raises:
+        RecipeError: all that are not of that form.
+    """
+    problems = [
+        f"`--rename` takes `pattern=replacement`, such as `^encoder=backbone`. Got {text!r}."
+        for text in given
+        if "=" not in text[1:]
+    ]
+    if problems:
+        raise RecipeError(problems, "options")
+    return {pattern: replacement for pattern, _, replacement in (text.rpartition("=") for text in given)}
 
 
 def _entry(text: str) -> str | dict[str, str]:

@@ -222,7 +222,7 @@ class Aligned:
         if name in self.chosen:
             maps = self.evidence_reading.alignment.maps
             held += [(source, maps[source.key].get(name)) for source in self.testimony]
-        return [(source, theirs) for source, theirs in held if theirs is not None]
+        return [(self.alignment.seen(source), theirs) for source, theirs in held if theirs is not None]
 
     def _read(self, name: str) -> list[Source]:
         """All sources; without the base where models are merged and nothing asks for it."""

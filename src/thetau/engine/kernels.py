@@ -135,7 +135,7 @@ def inputs(alignment: Alignment, vectors: Sequence[Combination], name: str, grou
     names: list[str] = []
 
     def place(source: Source) -> int | None:
-        theirs = alignment.maps[source.key].get(name)
+        theirs, source = alignment.maps[source.key].get(name), alignment.seen(source)
         if theirs is None or source.specs[theirs].dtype not in DTYPES or not source.has_place(theirs):
             return None
         key = (source.key, theirs)

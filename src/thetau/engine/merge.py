@@ -41,7 +41,9 @@ class Merge(Source):
         evidence: Evidence | None = None,
         made: Mapping[str, Any] | None = None,
         judge: bool = True,
+        alarms: Sequence[str] = (),
     ) -> None:
+        self._alarms = tuple(alarms)  # what lies beside the models and differs
         self.judge = judge  # whether to say which models are no relatives, and which vectors are too long
         self.aligned = Aligned(tasks, chain, label=label, seed=seed, exclude=exclude, evidence=evidence)
         self.engine = engine or Engine()
@@ -111,9 +113,10 @@ class Merge(Source):
         """Vectors too long for this base, of another base, models that are strangers, evidence of another model."""
         if not self.judge:
             return self.aligned.foreign_evidence()
+        told = [*self.aligned.alignment.alarms, *self._alarms]
         label = self.reference.label if self.reference is not None else base.label if base is not None else "the base"
         others = self.aligned.strangers() if self.aligned.chain.models else self.aligned.other_bases(base)
-        return [*self.guard.warnings(label), *others, *self.aligned.foreign_evidence()]
+        return [*self.guard.warnings(label), *others, *told, *self.aligned.foreign_evidence()]
 
     # Rows.
 

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from thetau.checkpoint import Alignment, Slots, Source, Spec, align
+from thetau.checkpoint.config import has_config, read_config
 from thetau.checkpoint.source import Demand, computed, leaves
+from thetau.checkpoint.ties import untied
 from thetau.checkpoint.window import Window
 from thetau.engine.guard import strangers
 from thetau.engine.window import Reading, read_rows, straight
@@ -78,10 +80,15 @@ class Patchwork(Source):
         stays = tuple(alignment.kept)
         reference = combination.reference
         assert reference is not None
-        patches = [Patch(combination, alignment.names, alignment)]
+        patches = [Patch(combination, (*alignment.names, *alignment.tied), alignment)]
         if stays:
             patches.append(Patch(Combination(((1.0, reference),), reference=reference), stays))
-        return cls(patches, specs, label=label, folder=reference.folder, files=reference.files, notes=alignment.notes)
+        folder, own, files = reference.folder, alignment.own, dict(reference.files)
+        if own and "config.json" in files:
+            files["config.json"] = untied(files["config.json"])
+        elif own and folder is not None and has_config(folder):
+            files["config.json"] = untied(read_config(folder))
+        return cls(patches, alignment.specs, label=label, folder=folder, files=files, notes=alignment.notes)
 
     def _reading(self, patch: Patch) -> Reading:
         alignment = patch.alignment

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from thetau._version import __version__
 from thetau.checkpoint import Alignment, Slots, Source, Spec, Writer, align, dtype_name
-from thetau.checkpoint.config import has_config, read_config
+from thetau.checkpoint.align import STATISTIC
+from thetau.checkpoint.config import has_config, read_config, stem_of
 from thetau.checkpoint.disk import check_json, check_new
 from thetau.checkpoint.hub import bring
 from thetau.checkpoint.safetensors import SafetensorsFile
 from thetau.checkpoint.source import computed, leaves
+from thetau.checkpoint.ties import untied
 from thetau.checkpoint.window import Window
 from thetau.checkpoint.writer import SHARD_BYTES
 from thetau.engine.executor import Engine
@@ -80,17 +82,25 @@ class Output:
         specs: dict[str, Spec] = {}
         copied: dict[str, Source] = {}
         for name, spec in alignment.specs.items():
-            if name in alignment.kept or name in inherited:
+            statistic = alignment.kept.get(name) == STATISTIC and _convex(combination)
+            if (name in alignment.kept or name in inherited) and not statistic:
                 if not vector and reference is not None and reference.degree == 1:
-                    specs[name], copied[name] = spec, reference
+                    copied[name] = reference
+                    specs[name] = replace(spec, dtype=dtype) if dtype is not None and spec.dtype.is_floating_point else spec
                 continue
             terms = reading.terms(combination, name)
-            if vector and not terms:
-                continue
+            if vector and (name in alignment.tied or (not terms and name not in alignment.own)):
+                continue  # a copy of another tensor, or zeros; those of what its base ties are said
             wanted = dtype or (torch.float32 if vector else spec.dtype)
             specs[name] = Spec(name=name, shape=spec.shape, dtype=wanted, file=spec.file)
         guard = Guard(list(_models(combination)))
         return cls(combination, alignment, reading, specs, copied, computed(sources.values()), guard)
+
+    @property
+    def untied(self) -> bool:
+        """Whether something that the base ties comes out as a tensor of its own: changed apart in some source, or left out by name."""
+        tied = self.alignment.tied
+        return bool(self.alignment.own) or any((name in self.copied) != (keeper in self.copied) for name, keeper in tied.items())
 
     def leaves(self) -> list[Source]:
         """Every stored source below this output."""
@@ -167,8 +177,11 @@ class Output:
         spec, out = self.alignment.specs[name], self.specs[name]
         if name in self.copied:
             for low, high in windows(spec, engine.reach(1)):
-                values = self.copied[name].read(name, low, high).to(out.dtype)  # what is computed comes wider than it is written
-                yield low, values.reshape(1) if values.ndim == 0 else values
+                values = self.copied[name].read(name, low, high)
+                rows = values.to(out.dtype)  # what is computed comes wider than it is written
+                if values.dtype != out.dtype:
+                    self._check(as_float(values), rows, name)
+                yield low, rows.reshape(1) if rows.ndim == 0 else rows
             return
         for low, high in windows(spec, spec.elements if self.whole(name) else engine.reach(self._readers)):
             window = Window(name, low, high)
@@ -201,7 +214,9 @@ class Output:
         if self.made or base is None or not models:
             return
         theirs = [
-            as_float(window.rows(source, self.alignment.maps[source.key][window.name], start, stop)).to(self.reading.dtype)
+            as_float(window.rows(self.alignment.seen(source), self.alignment.maps[source.key][window.name], start, stop)).to(
+                self.reading.dtype
+            )
             for source in (base, *models.values())
         ]
         stack = torch.stack(theirs[1:]) - theirs[0]
@@ -236,9 +251,11 @@ def save(
     exclude: Sequence[str] = (),
     provenance: Mapping[str, Any] | None = None,
     resume: bool = False,
+    config: Path | None = None,
 ) -> Report:
     """Write a model or a task vector: a folder, or one file where `target` ends in `.safetensors`.
 
+    `config` is the folder whose config, tokenizer and template go with it; by default the base's.
     `resume` continues what an earlier run of the same recipe on the same inputs began, and keeps what was done if this one ends early.
 
     Raises:
@@ -257,24 +274,26 @@ def save(
     check_json(record, target, "provenance")
     metadata = metadata_of(combination, record["recipe"])
     metadata["thetau.run"] = hashlib.sha256(_compact([record, metadata, output.specs, shard_bytes]).encode()).hexdigest()
-    folder = reference.folder if reference is not None and not vector else None
+    folder = (config or reference.folder) if reference is not None and not vector else None
     side = reference.files if reference is not None and not vector else {}
-    files = {**side, **_config(folder, side.get("config.json"), dtype), "thetau.json": record}
+    changed = _config(folder, side.get("config.json"), dtype, own=output.untied)
+    files = {**side, **changed, "thetau.json": record}
     if resume and _is_done(target, metadata["thetau.run"]):
         return report_of(output, target, reference, f"{target}: was complete already.")
     keys = [source.key for source in _leaves(combination, reference) if not source.key.startswith("memory:")]
     run = hashlib.sha256(_compact([metadata["thetau.run"], keys]).encode()).hexdigest()
-    with Writer(target, output.specs, metadata, shard_bytes=shard_bytes, run=run, resume=resume) as writer:
+    stem = stem_of(folder)
+    with Writer(target, output.specs, metadata, shard_bytes=shard_bytes, run=run, resume=resume, stem=stem) as writer:
         left = [step for step in walk.steps if step.name not in writer.sealed]
         kept = f"{len(walk.steps) - len(left)} of {len(walk.steps)} tensors were there from an earlier run." if resume else ""
         if left:
             output.prepare()
         for step, crc in engine.run(left, _Write(output, writer.slots, engine, shared=engine.executor != "local"), "Writing"):
             writer.done(step.name, crc)
-        changed = changed_inputs(combination)
-        if changed:
+        other = changed_inputs(combination)
+        if other:
             raise CheckpointError(
-                f"{changed[0]}: changed while it was read ({len(changed)} files did). Nothing was written: run again when it is at rest."
+                f"{other[0]}: changed while it was read ({len(other)} files did). Nothing was written: run again when it is at rest."
             )
         record["tensors"] = {
             name: {"dtype": dtype_name(spec.dtype), "shape": list(spec.shape), "crc32": writer.sealed[name]}
@@ -337,7 +356,7 @@ class _Write(Work):
 
 def _is_done(target: Path, run: str) -> bool:
     """Whether the target is the finished output of this very run."""
-    file = target if target.suffix == ".safetensors" else next(iter(sorted(target.glob("model*.safetensors"))), None)
+    file = target if target.suffix == ".safetensors" else next(iter(sorted(target.glob("*.safetensors"))), None)
     return file is not None and file.is_file() and SafetensorsFile(file).metadata.get("thetau.run") == run
 
 
@@ -361,6 +380,13 @@ def state_dict(
         pass
     reference = combination.reference or next((s for s in combination.sources() if s.degree == 1), None)
     return out, report_of(output, None, reference)
+
+
+def _convex(combination: Combination) -> bool:
+    """Whether it is a weighted mean of stored models: then a statistic of them is one too, and a mean of variances is none below zero."""
+    return combination.is_model and all(
+        weight >= 0 and source.degree == 1 and not source.children() for weight, source in combination.terms
+    )
 
 
 def _models(combination: Combination) -> dict[str, Source]:
@@ -419,14 +445,16 @@ def _compact(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
 
 
-def _config(folder: Path | None, changed: Mapping[str, Any] | None, dtype: torch.dtype | None) -> dict[str, Any]:
-    """The base's config, or a changed one, with the output's dtype, where the recipe gives one."""
-    if dtype is None or (changed is None and not has_config(folder)):
+def _config(folder: Path | None, changed: Mapping[str, Any] | None, dtype: torch.dtype | None, *, own: bool) -> dict[str, Any]:
+    """The base's config, or a changed one, with the output's dtype where the recipe gives one, and untied where the head is a tensor of its own."""
+    if (dtype is None and not own) or (changed is None and not has_config(folder)):
         return {}
     config = dict(changed) if changed is not None else read_config(folder) if folder is not None else {}
     for key in ("torch_dtype", "dtype"):
-        if key in config:
+        if key in config and dtype is not None:
             config[key] = dtype_name(dtype)
+    if own:
+        config = untied(config)
     return {"config.json": config}
 
 
@@ -439,6 +467,7 @@ def report_of(output: Output, path: Path | None, reference: Source | None, *said
         notes += source.notes
     if not output.made:  # a merge has said it, of all its models
         notes += output.alignment.notes
+        warnings += output.alignment.alarms
     notes += output.guard.notes()
     warnings += output.guard.warnings(base)
     for source in (*output.made, *leaves(output.combination.sources())):

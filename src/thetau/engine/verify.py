@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from thetau.checkpoint import Source, dtype_name, open_source
+from thetau.checkpoint.naming import is_variance
 from thetau.checkpoint.safetensors import read_text
 from thetau.engine.executor import Engine
 from thetau.engine.save import Output
@@ -63,18 +64,21 @@ def verify(
         problems += _other_recipe(record.get("recipe", {}), recipe)
     steps = [Step(name, spec.nbytes, 2 * min(spec.nbytes, 4 * engine.window)) for name, spec in source.specs.items()]
 
-    def look(step: Step) -> tuple[int, int]:
-        spec, crc, lost = source.specs[step.name], 0, 0
+    def look(step: Step) -> tuple[int, int, int]:
+        spec, crc, lost, below = source.specs[step.name], 0, 0, 0
         for start, stop in windows(spec, engine.window):
             rows = source.read(step.name, start, stop)
             crc, lost = _crc(rows, crc), lost + _not_finite(rows)
-        return crc, lost
+            below += int((rows < 0).sum()) if source.degree == 1 and is_variance(step.name) else 0
+        return crc, lost, below
 
     sums: dict[str, int] = {}
-    for step, (crc, lost) in engine.run(steps, Call(look), "Verifying"):
+    for step, (crc, lost, below) in engine.run(steps, Call(look), "Verifying"):
         sums[step.name] = crc
         if lost:
             problems.append(f"{step.name!r}: {lost} values are not finite.")
+        if below:
+            problems.append(f"{step.name!r}: {below} variances are negative; the model would give NaN.")
         if recorded.get(step.name, {}).get("crc32", crc) != crc:
             problems.append(f"{step.name!r}: its bytes are not those that were written.")
     if again is not None:

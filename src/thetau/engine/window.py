@@ -54,7 +54,10 @@ class Reading:
     def terms(self, combination: Combination, name: str) -> list[tuple[float, Source, str]]:
         """The terms that hold this tensor, and its name in each."""
         maps: Mapping[str, Mapping[str, str]] = self.alignment.maps
-        return [(weight, source, maps[source.key][name]) for weight, source in combination.terms if name in maps[source.key]]
+        seen = self.alignment.seen
+        return [
+            (weight, seen(source), maps[source.key][name]) for weight, source in combination.terms if name in maps[source.key]
+        ]
 
     def evaluate(self, combination: Combination, window: Window, start: int, stop: int, out: Tensor) -> None:
         """Write Σ weight · rows into `out`, in float32 (float64 where a source is)."""

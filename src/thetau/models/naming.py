@@ -6,10 +6,11 @@ that LayerNorm once had. The map is made once with the base, so that other check
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from thetau.checkpoint.names import unwrapped
 from thetau.errors import AlignmentError, nearest
 
 _SHOWN = 4
@@ -22,8 +23,13 @@ def match_names(module: nn.Module, weights: Mapping[str, Tensor], prefix: str, o
     A tensor tied to another one needs no entry of its own. Raises `AlignmentError` listing what is missing.
     """
     live = module.state_dict()
+    stored = {unwrapped(name): name for name in weights} | {name: name for name in weights}
+    spellings = {
+        name: [one for word in (name, unwrapped(name)) for one in ([word, f"{prefix}.{word}"] if prefix else [word])]
+        for name in live
+    }
     found = {
-        name: known for name in live if (known := next((n for n in _spellings(name, prefix) if n in weights), None)) is not None
+        name: stored[known] for name in live if (known := next((n for n in spellings[name] if n in stored), None)) is not None
     }
     given = {live[name].data_ptr() for name in found}
     missing = [name for name, tensor in live.items() if name not in found and tensor.data_ptr() not in given]
@@ -54,14 +60,6 @@ def check_fit(
             problems.append(f"{name} must have shape {list(shape)}, got {list(weights[name].shape)}")
     if problems:
         raise AlignmentError(f"{origin}: does not fit the base model.\n" + "\n".join(f"  - {problem}" for problem in problems))
-
-
-def _spellings(name: str, prefix: str) -> Iterator[str]:
-    old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
-    for spelling in (name, old):
-        yield spelling
-        if prefix:
-            yield f"{prefix}.{spelling}"
 
 
 def _some(names: list[str]) -> str:

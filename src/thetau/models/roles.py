@@ -7,7 +7,6 @@ told by its class, which transformers and torch name so (`LlamaAttention`, `nn.M
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
@@ -18,9 +17,10 @@ import torch
 from torch import nn
 
 from thetau.checkpoint import Kind
+from thetau.checkpoint.names import bare, unwrapped
 from thetau.errors import CheckpointError
-from thetau.models.library import quiet, transformers
-from thetau.models.vision import canonical
+from thetau.models.library import transformers
+from thetau.models.meta import meta_model
 
 Found = tuple[Kind, int | None]
 
@@ -40,10 +40,10 @@ def tree_roles(folder: Path, names: tuple[str, ...]) -> dict[str, Found]:
         live = _live_roles((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, CheckpointError):
         return {}
-    spelt = {canonical(name): role for name, role in live.items()} | live
+    spelt = {bare(name): role for name, role in live.items()} | live
     ways = [
         {name: spelt[known] for name in names if (known := _known(name, strip, add, spelt)) is not None}
-        for strip in _leading(names, 2)
+        for strip in _leading(map(unwrapped, names), 2)
         for add in _leading(live, 1)
     ]
     best = max(ways, key=len)
@@ -141,27 +141,8 @@ def _heads(model: nn.Module, modules: Mapping[str, nn.Module]) -> list[str]:
 @lru_cache(maxsize=8)
 def _live_roles(config: str) -> dict[str, Found]:
     """The roles of the model that a config's text describes; empty where transformers cannot build it."""
-    api = transformers()
-    try:
-        content: Any = json.loads(config)
-        values = {name: value for name, value in content.items() if name not in ("auto_map", "quantization_config")}
-        kind = values.pop("model_type")
-        classes = [api.__dict__.get(name) or _named(api, name) for name in values.get("architectures") or []]
-        with quiet(), torch.device("meta"):
-            settings = api.AutoConfig.for_model(kind, **values)
-            chosen = next((one for one in classes if one is not None), None)
-            model = api.AutoModel.from_config(settings) if chosen is None else chosen(settings)
-    except Exception:  # another library's code on a file of anybody's: whatever it says, there is no tree
-        return {}
-    return module_roles(model)
-
-
-def _named(api: Any, name: str) -> Any:
-    """A class of transformers by its name, loaded as the library does; None where it has none."""
-    try:
-        return api.__getattr__(name)
-    except (AttributeError, ImportError):
-        return None
+    model = meta_model(config)
+    return {} if model is None else module_roles(model)
 
 
 def _leading(names: Iterable[str], most: int) -> list[str]:
@@ -172,6 +153,5 @@ def _leading(names: Iterable[str], most: int) -> list[str]:
 
 def _known(name: str, strip: str, add: str, live: Mapping[str, Found]) -> str | None:
     """A stored name as the live model has it, less what others put before it, after what the model puts before its own."""
-    old = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-    rest = add + old.removeprefix(strip)
-    return next((spelling for spelling in (rest, canonical(rest)) if spelling in live), None)
+    rest = add + unwrapped(name).removeprefix(strip)
+    return next((spelling for spelling in (rest, bare(rest)) if spelling in live), None)

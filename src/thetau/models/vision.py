@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Mapping
 from math import gcd
 from pathlib import Path
@@ -19,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from thetau.checkpoint.locate import OPEN_CLIP
+from thetau.checkpoint.names import bare
 from thetau.errors import CheckpointError
 from thetau.models.encoder import Channels, Encoder, ImageForm
 from thetau.models.library import package, quiet, reason_of, transformers
@@ -31,16 +31,6 @@ IMAGENET: tuple[Channels, Channels] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.2
 CLIP: tuple[Channels, Channels] = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 HALF: tuple[Channels, Channels] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # ViT's own image processor
 MODEL_TYPES = {"dinov2": IMAGENET, "vit": HALF, "clip": CLIP, "clip_vision_model": CLIP}
-
-# transformers 5 renamed the parts of a block, not the files: both come to the same word here.
-_RENAMED = (
-    (re.compile(r"^(?:vit|dinov2|vision_model)\."), ""),
-    (re.compile(r"^(?:encoder\.)?layers?\.(?=\d)"), "layers."),
-    (re.compile(r"\.attention\.attention\.(query|key|value)\."), lambda match: f".attention.{match[1][0]}_proj."),
-    (re.compile(r"\.attention\.output\.dense\."), ".attention.o_proj."),
-    (re.compile(r"\.intermediate\.dense\."), ".mlp.fc1."),
-    (re.compile(r"(?<=\d)\.output\.dense\."), ".mlp.fc2."),
-)
 
 
 @final
@@ -188,17 +178,10 @@ def _backbone(folder: Path, config: Any, weights: Mapping[str, Tensor]) -> tuple
 
 def _matched(module: nn.Module, weights: Mapping[str, Tensor], origin: str) -> dict[str, str]:
     """Live name → name in the checkpoint, whichever version of transformers gave either."""
-    live = {canonical(name): name for name in module.state_dict()}
-    stored = {live.get(canonical(name), name): name for name in weights}
+    live = {bare(name): name for name in module.state_dict()}
+    stored = {live.get(bare(name), name): name for name in weights}
     found = match_names(module, {name: weights[own] for name, own in stored.items()}, "", origin)
     return {name: stored[own] for name, own in found.items()}
-
-
-def canonical(name: str) -> str:
-    """A tensor's name with the words that every version of transformers has for the parts of an image model's block brought to one."""
-    for pattern, replacement in _RENAMED:
-        name = pattern.sub(replacement, name)
-    return name
 
 
 def _side(value: Any) -> int:

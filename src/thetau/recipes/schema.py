@@ -50,6 +50,8 @@ class Recipe(BaseModel):
     - `slices`: where the output's layers come from, run by run; `modules` the same for a model with several towers, by their names.
     - `tokenizer`: whose vocabulary the output has: `{source: union}`, `base` or a model, with `tokens` and `pad_to_multiple_of`.
     - `chat_template`: a template, a known name, or `auto`.
+    - `rename`: regular expressions and what replaces them in the names of the models' tensors (not the base's), where these are called otherwise.
+    - `config`: whose config, tokenizer and template the output takes: `base`, or a model by its name or path.
     - `exclude`: patterns of tensors that are left out (task heads); the output keeps the base's.
     - `output`: `model`, or `vector` for the merged task vector itself.
     - `seed`: of randomised methods.
@@ -67,6 +69,8 @@ class Recipe(BaseModel):
     modules: dict[str, list[SliceEntry]] = {}
     tokenizer: dict[str, Any] | str | None = None
     chat_template: str | None = None
+    rename: dict[str, str] = {}
+    config: str | None = None
     exclude: list[str] = []
     output: Literal["model", "vector"] = "model"
     seed: int = 0

@@ -25,6 +25,7 @@ from thetau.checkpoint.lora.targets import base_name, flat_names, form_of, param
 from thetau.checkpoint.memory import open_torch
 from thetau.checkpoint.safetensors import open_file
 from thetau.checkpoint.source import Source, span
+from thetau.checkpoint.ties import spread
 from thetau.errors import AlignmentError, nearest
 
 BLOCK = 1 << 16  # elements that are multiplied at once, always the same ones, so that no way of reading changes a bit
@@ -64,11 +65,13 @@ class LoraSource(Source):
     def __init__(self, path: Path, base: Source, adapter: str | None = None) -> None:
         self.folder: Path | None = path if path.is_dir() else path.parent
         self.label = f"{path}#{adapter}" if adapter else str(path)
-        self._base = self.over = base
+        self.over = base
+        self._base = base = spread(base)
         self._weights = open_weights(path)
         found = _Found(self.label, self._weights, base, *settings_of(path, self.label, self._weights, adapter))
         self.deltas: Mapping[str, Delta] = found.deltas()
         self._settings = found.settings
+        self.apart = not found.settings.values.get("ensure_weight_tying")
         self.specs = {name: replace(spec, file=self._weights.label) for name, spec in base.specs.items() if name in self.deltas}
         for name, wanted in found.extra.items():
             self.specs[wanted] = replace(self._weights.specs[name], name=wanted)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from thetau.checkpoint.lora.changes import Form
 from thetau.checkpoint.lora.config import PREFIX, Settings
+from thetau.checkpoint.names import names_of
 from thetau.checkpoint.naming import view_of
 from thetau.checkpoint.source import Source
 from thetau.errors import AlignmentError
@@ -17,14 +18,8 @@ def saved_name(name: str) -> str:
 
 
 def base_name(path: str, base: Source) -> str | None:
-    """The base's name for an adapter's path: the same, or with a leading part more or less (`bert.`, `model.`)."""
-    if path in base.specs:
-        return path
-    short = path.split(".", 1)[-1]
-    if short in base.specs:
-        return short
-    longer = [name for name in base.specs if name.endswith("." + path) and "." not in name[: -len(path) - 1]]
-    return longer[0] if len(longer) == 1 else None
+    """The base's name for an adapter's path, whatever library named it."""
+    return names_of(base).find(path, among=base.label)
 
 
 def flat_names(base: Source) -> Mapping[str, Sequence[str]]:

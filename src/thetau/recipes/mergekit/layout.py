@@ -14,6 +14,7 @@ from typing import Any
 
 from thetau.checkpoint import Kind, Source, kind_of
 from thetau.checkpoint.config import depth_of
+from thetau.checkpoint.names import Names
 from thetau.checkpoint.naming import place_of
 
 VISION = re.compile(r"vision|visual|image|vit(?:\.|$)", re.IGNORECASE)
@@ -157,7 +158,8 @@ def renamed(reference: Layout, other: Layout) -> dict[str, str]:
     """The other model's tensors under the reference's names, each with its own layer's number.
 
     Containers meet by name, else by what their layers hold; the words before a container that differ are taken off, or put before, in the
-    loose tensors too (`h.0…` against `transformer.h.0…`, `model.layers…` against `model.language_model.layers…`).
+    loose tensors too (`h.0…` against `transformer.h.0…`, `model.layers…` against `model.language_model.layers…`). What has no counterpart then
+    is looked up in the spellings that `checkpoint.names` knows.
     """
     pairs: dict[str, str] = {}
     for container in other.depth:
@@ -184,6 +186,11 @@ def renamed(reference: Layout, other: Layout) -> dict[str, str]:
             tried = [theirs + name.removeprefix(mine) for mine, theirs in heads if name.startswith(mine)]
             said = next((one for one in tried if one in reference.places), name)
         found[name] = said
+    spellings = Names(reference.places)
+    for name, said in list(found.items()):
+        spelt = None if said in reference.places else spellings.find(said, leading=False)
+        if spelt is not None and spelt not in found.values():
+            found[name] = spelt
     return found
 
 
