@@ -173,10 +173,9 @@ def joined(chosen: Mapping[str, Method]) -> Method | None:
             task: PerPattern({name: float(number) for name, number in numbers.items()}) for task, numbers in by_task.items()
         }
         changed[key] = PerTask(spread) if tasks else spread[""]
-    try:
-        return replace(first, **changed) if changed else first  # type: ignore[type-var]
-    except ValueError:  # a field that cannot vary by tensor
-        return None
+        if any(True for _ in declared(type(first))[key].rule.faults(changed[key])):
+            return None  # a field that cannot vary by tensor
+    return replace(first, **changed) if changed else first  # type: ignore[type-var]
 
 
 def _fitting(value: Any, names: Sequence[str] | None) -> Any:

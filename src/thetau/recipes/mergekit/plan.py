@@ -478,7 +478,11 @@ class Assembly:
                 if fused
                 else f"Leave them out with `--exclude PATTERN`: they stay as in {self.donor.label} where it has them. Or take models of one architecture."
             )
-            self.found.wrong(f"{label} lacks {len(names)} tensors that {next(iter(names.values()))} has: {some}. {why}")
+            holder = next(iter(names.values()))
+            pair = [model for name in (holder, label) for model in self.models.values() if model.label == name]
+            lines = differences(pair[0].config, pair[-1].config)
+            apart = f" Their configs differ in {'; '.join(lines[:SHOWN])}{' …' if len(lines) > SHOWN else ''}." if lines else ""
+            self.found.wrong(f"{label} lacks {len(names)} tensors that {holder} has: {some}.{apart} {why}")
 
     def _heads(self, cuts: Sequence[modules.Cut], taken: set[str]) -> list[Slot | None]:
         """Loose tensors that some model has and the donor has not: an output head of its own, beside a donor that ties it."""
