@@ -386,6 +386,18 @@ def test_an_arc_beyond_its_ends_is_allowed_and_said(
     assert "outside [0, 1]" not in command("merge", str(recipe), "-o", str(tmp_path / "within")).output
 
 
+def test_a_gradient_longer_than_its_layers_is_said(
+    llamas: tuple[Path, dict[str, Tensors]], command: Callable[..., Ended], tmp_path: Path
+) -> None:
+    folder, _ = llamas
+    for values, said in (([0, 1, 0, 1, 0], True), ([0, 1, 0, 1], False), ([0.5], False)):
+        models = [entry("a", weight=values)]
+        recipe = written(folder, {"merge_method": "task_arithmetic", "base_model": "base", "models": models})
+        done = command("merge", str(recipe), "-o", str(tmp_path / f"out {len(values)}"))
+        assert done.exit_code == 0, done.output
+        assert ("a gradient of 5 values is spread over 4 layers" in done.output) is said
+
+
 def test_what_means_nothing_to_a_method_is_said(
     command: Callable[..., Ended], llamas: tuple[Path, dict[str, Tensors]], tmp_path: Path
 ) -> None:

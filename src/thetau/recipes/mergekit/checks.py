@@ -8,6 +8,7 @@ from thetau.checkpoint.config import differences, part_like
 from thetau.recipes.mergekit.findings import Findings, some
 from thetau.recipes.mergekit.members import Model
 from thetau.recipes.mergekit.methods import PARAMETERS, Spec
+from thetau.recipes.mergekit.modules import Cut
 from thetau.recipes.mergekit.schema import Choice, Script, Settings
 from thetau.recipes.mergekit.settings import unknown
 
@@ -38,6 +39,20 @@ def check_parameters(script: Script, spec: Spec, found: Findings) -> None:
                 _check_share(script, found, key, choice)
     if spec.base is not None:
         _check_base_settings(script, spec, found)
+
+
+def check_gradients(script: Script, cuts: Sequence[Cut], found: Findings) -> None:
+    """Warn of a gradient with more values than the layers that it is spread over, some of which then hold nowhere."""
+    for cut in cuts:
+        for piece in cut.slices:
+            layers = next((one.layers[1] - one.layers[0] for one in piece.sources if one.layers is not None), 0)
+            levels = [script.parameters, cut.module.parameters, piece.parameters, *(one.parameters for one in piece.sources)]
+            for choice in (choice for level in levels for setting in level.values() for choice in setting.choices):
+                if isinstance(choice.value, tuple) and 0 < layers < len(choice.value):
+                    found.warn(
+                        f"{script.document.at(choice.where)}: a gradient of {len(choice.value)} values is spread over {layers} layers: "
+                        "some of its values hold nowhere."
+                    )
 
 
 def _check_share(script: Script, found: Findings, key: str, choice: Choice) -> None:

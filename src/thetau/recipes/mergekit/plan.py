@@ -19,7 +19,7 @@ from thetau.engine.patchwork import Patchwork
 from thetau.errors import AlignmentError, CheckpointError, RecipeError, nearest
 from thetau.parts import Method
 from thetau.recipes.mergekit import methods, modules
-from thetau.recipes.mergekit.checks import check_parameters, compare_configs
+from thetau.recipes.mergekit.checks import check_gradients, check_parameters, compare_configs
 from thetau.recipes.mergekit.findings import Findings, some
 from thetau.recipes.mergekit.layout import Layout, is_head, renamed
 from thetau.recipes.mergekit.members import Model, Slot, apart, find, identities_of, labels_of
@@ -160,6 +160,7 @@ class Assembly:
         check_parameters(self.script, self.spec, self.found)
         self.vocabulary = self._vocabulary()
         cuts = self._cuts()
+        check_gradients(self.script, cuts, self.found)
         slots = self._slots(cuts) if not self.found.problems else []
         self._check_idle()
         compare_configs(self.donor, list(self.models.values()), self.found)
