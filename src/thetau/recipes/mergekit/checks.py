@@ -42,14 +42,14 @@ def check_parameters(script: Script, spec: Spec, found: Findings) -> None:
 
 
 def check_gradients(script: Script, cuts: Sequence[Cut], found: Findings) -> None:
-    """Warn of a gradient with more values than the layers that it is spread over, some of which then hold nowhere."""
+    """A word on a gradient with more values than the layers that it is spread over: some of them hold nowhere."""
     for cut in cuts:
         for piece in cut.slices:
             layers = next((one.layers[1] - one.layers[0] for one in piece.sources if one.layers is not None), 0)
             levels = [script.parameters, cut.module.parameters, piece.parameters, *(one.parameters for one in piece.sources)]
             for choice in (choice for level in levels for setting in level.values() for choice in setting.choices):
-                if isinstance(choice.value, tuple) and 0 < layers < len(choice.value):
-                    found.warn(
+                if isinstance(choice.value, tuple) and 1 < layers < len(choice.value):
+                    found.note(
                         f"{script.document.at(choice.where)}: a gradient of {len(choice.value)} values is spread over {layers} layers: "
                         "some of its values hold nowhere."
                     )
