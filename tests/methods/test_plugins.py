@@ -207,8 +207,8 @@ class Wrong(Method):
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"transforms": (Sum(),)}, "`Chain(transforms=...)` takes a `thetau.parts.Transform`. Got Sum(scale=1.0)."),
-        ({"post": (Sum(),)}, "`Chain(post=...)` takes a `thetau.parts.PostStage`. Got Sum(scale=1.0)."),
+        ({"transforms": (Sum(),)}, "`Chain(transforms=...)` takes a `thetau.parts.Transform`. Got Sum(scale=1.0, "),
+        ({"post": (Sum(),)}, "`Chain(post=...)` takes a `thetau.parts.PostStage`. Got Sum(scale=1.0, "),
         ({"reduction": Scale()}, "`Chain(reduction=...)` takes a `thetau.parts.Reduction`. Got Scale(scale=1.0)."),
         ({"emit": Scale()}, "`Chain(emit=...)` takes a `thetau.parts.Emit`. Got Scale(scale=1.0)."),
     ],
@@ -246,14 +246,14 @@ def test_methods_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     drop = told["fields"][0]
     assert drop == {
         "name": "drop",
-        "range": "in [0, 1)",
+        "range": "a number, a tuple, `PerTask` or `PerPattern`, each in [0, 1)",
         "default": 0.7,
         "required": False,
-        "meaning": "p, the mean probability.",
+        "meaning": "p, the mean probability, by task and by pattern of names too; with 0 nothing is dropped, whatever ε.",
     }
     assert "in [0, 1)" in command(capsys, "methods", "della")
     awd = json.loads(command(capsys, "methods", "awd", "--json"))
-    assert awd["fields"][0]["default"] == {"name": "task_arithmetic", "scale": 0.3}
+    assert awd["fields"][0]["default"] == {"name": "task_arithmetic", "scale": 0.3, "total": None}
 
 
 @pytest.fixture(scope="module")

@@ -267,7 +267,8 @@ def test_over_a_method_on_models_the_base_is_taken_off_and_put_back(outer: Any) 
 
     def through(method: Method) -> State:
         merged = Merge(dict(zip(tuned, vectors, strict=True)), method.chain(), label="mean")
-        return thetau.Expression(((1.0, merged),), reference=merged.reference).state_dict()
+        under = ((-1.0, merged.reference),) if merged.degree else ()  # what a merge of models gives is a model
+        return thetau.Expression(((1.0, merged), *under), reference=merged.reference).state_dict()
 
     got, want = through(outer(then=ModelMean())), through(outer(then=Average()))
     plain = through(Average())

@@ -362,6 +362,42 @@ def test_nan_in_a_model_is_refused_and_a_stranger_noticed(
     assert "They are probably not related." in done.output
 
 
+@pytest.mark.parametrize(
+    ("method", "models", "parameters"),
+    [
+        ("slerp", [entry("base"), entry("a")], {"t": 1.5}),
+        ("nuslerp", [entry("a", weight=-1), entry("b", weight=3)], {}),
+    ],
+)
+def test_an_arc_beyond_its_ends_is_allowed_and_said(
+    method: str,
+    models: list[Any],
+    parameters: dict[str, Any],
+    llamas: tuple[Path, dict[str, Tensors]],
+    command: Callable[..., Ended],
+    tmp_path: Path,
+) -> None:
+    folder, _ = llamas
+    recipe = written(folder, {"merge_method": method, "base_model": "base", "models": models, "parameters": parameters})
+    done = command("merge", str(recipe), "-o", str(tmp_path / "out"))
+    assert done.exit_code == 0, done.output
+    assert "t = 1.5 lies outside [0, 1]" in done.output
+    recipe.write_text(recipe.read_text().replace("1.5", "0.5").replace("weight: -1", "weight: 1"))
+    assert "outside [0, 1]" not in command("merge", str(recipe), "-o", str(tmp_path / "within")).output
+
+
+def test_a_gradient_longer_than_its_layers_is_said(
+    llamas: tuple[Path, dict[str, Tensors]], command: Callable[..., Ended], tmp_path: Path
+) -> None:
+    folder, _ = llamas
+    for values, said in (([0, 1, 0, 1, 0], True), ([0, 1, 0, 1], False), ([0.5], False)):
+        models = [entry("a", weight=values)]
+        recipe = written(folder, {"merge_method": "task_arithmetic", "base_model": "base", "models": models})
+        done = command("merge", str(recipe), "-o", str(tmp_path / f"out {len(values)}"))
+        assert done.exit_code == 0, done.output
+        assert ("a gradient of 5 values is spread over 4 layers" in done.output) is said
+
+
 def test_what_means_nothing_to_a_method_is_said(
     command: Callable[..., Ended], llamas: tuple[Path, dict[str, Tensors]], tmp_path: Path
 ) -> None:

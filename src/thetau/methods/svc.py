@@ -52,8 +52,8 @@ class Svc(Method):
     def chain(self) -> Chain:
         """The other method's chain, and the calibration after it."""
         inner = self.then.chain()
-        stage = Calibrate(alpha=self.alpha, matrices=self.matrices, split=inner.split_fused, models=inner.models)
-        return followed(inner, stage)
+        kind = CalibrateModels if inner.models else Calibrate
+        return followed(inner, kind(alpha=self.alpha, matrices=self.matrices, split=inner.split_fused, models=inner.models))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +95,13 @@ class Calibrate(PostStage):
         matrices = site.logical(torch.cat([delta[None], vectors]), split=self.split)
         out = site.stored([calibrated(matrix[0], matrix[1:], alpha) for matrix in matrices])
         return out if base is None else out + base
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateModels(Calibrate):
+    """The same in a chain over models, from which the base is taken first."""
+
+    needs: ClassVar[tuple[str, ...]] = ("base",)
 
 
 def calibrated(

@@ -14,8 +14,9 @@ from typing import Any
 from thetau.engine.executor import Engine
 from thetau.errors import RecipeError
 from thetau.methods import build, plain
+from thetau.recipes.mergekit.members import Slot
 from thetau.recipes.mergekit.modules import Cut
-from thetau.recipes.mergekit.plan import Assembly, Slot
+from thetau.recipes.mergekit.plan import Assembly
 from thetau.recipes.mergekit.recipe import MergekitRecipe
 from thetau.recipes.mergekit.reference import Reference
 from thetau.recipes.mergekit.schema import Slice

@@ -173,10 +173,9 @@ def joined(chosen: Mapping[str, Method]) -> Method | None:
             task: PerPattern({name: float(number) for name, number in numbers.items()}) for task, numbers in by_task.items()
         }
         changed[key] = PerTask(spread) if tasks else spread[""]
-    try:
-        return replace(first, **changed) if changed else first  # type: ignore[type-var]
-    except ValueError:  # a field that cannot vary by tensor
-        return None
+        if any(True for _ in declared(type(first))[key].rule.faults(changed[key])):
+            return None  # a field that cannot vary by tensor
+    return replace(first, **changed) if changed else first  # type: ignore[type-var]
 
 
 def _fitting(value: Any, names: Sequence[str] | None) -> Any:
@@ -340,6 +339,16 @@ def _divided(values: Values, each: Sequence[Values]) -> str | None:
     return f"the weights add up to {total:.4g} and are divided by it. Say `normalize: false` to add them as they are."
 
 
+def _beyond(values: Values, each: Sequence[Values]) -> str | None:
+    """That an arc is followed beyond its ends."""
+    if "t" in values:
+        t = values["t"]
+    else:
+        total = sum(given["weight"] for given in each)
+        t = each[-1]["weight"] / total if abs(total) >= _TINY else 0.5
+    return None if 0 <= t <= 1 else f"t = {t:.4g} lies outside [0, 1]: the result lies beyond the models, not between them."
+
+
 def _linear(values: Values, each: Sequence[Values], ids: Sequence[str], based: bool) -> Method:
     _check_sum(values, each, least=0)
     return Linear(weights=by_task("weight", each, ids), normalise=values["normalize"])
@@ -380,6 +389,7 @@ SPECS: Mapping[str, Spec] = {
         shared={"t": Parameter(float)},
         base="required",
         most=1,
+        remark=_beyond,
     ),
     "nuslerp": Spec(
         build=_nuslerp,
@@ -388,6 +398,7 @@ SPECS: Mapping[str, Spec] = {
         base="optional",
         fewest=2,
         most=2,
+        remark=_beyond,
     ),
     "multislerp": Spec(
         build=_multislerp,

@@ -6,124 +6,38 @@ there. Tensors that share models, base and method form one merge. Only headers a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from thetau.checkpoint import Kind, Source, Spec, check_patterns, kind_of, matches, open_source
-from thetau.checkpoint.arranged import Arranged, Piece
-from thetau.checkpoint.config import config_for, differences, has_config, out_of_step, part_like, read_config, with_depth
+from thetau.checkpoint import Source, Spec, check_patterns, matches, open_source
+from thetau.checkpoint.arranged import Piece
+from thetau.checkpoint.config import config_for, differences
 from thetau.engine.executor import Engine
-from thetau.engine.merge import Merge
-from thetau.engine.patchwork import Patch, Patchwork
+from thetau.engine.patchwork import Patchwork
 from thetau.errors import AlignmentError, CheckpointError, RecipeError, nearest
-from thetau.methods import plain
 from thetau.parts import Method
 from thetau.recipes.mergekit import methods, modules
+from thetau.recipes.mergekit.checks import check_gradients, check_parameters, compare_configs
+from thetau.recipes.mergekit.findings import Findings, some
 from thetau.recipes.mergekit.layout import Layout, is_head, renamed
+from thetau.recipes.mergekit.members import Model, Slot, apart, find, identities_of, labels_of
+from thetau.recipes.mergekit.patches import patches
 from thetau.recipes.mergekit.reference import Reference, parse
-from thetau.recipes.mergekit.schema import Choice, Input, Module, Script, Settings, Slice, Where
-from thetau.recipes.mergekit.settings import Resolver, unknown
+from thetau.recipes.mergekit.schema import Input, Module, Script, Slice, Where
+from thetau.recipes.mergekit.settings import Resolver
+from thetau.recipes.mergekit.sidefiles import side_files
 from thetau.recipes.mergekit.tokens import (
     Speaker,
     TokenizerSettings,
     Vocabulary,
     differing,
-    embedding_rows,
-    is_vocabulary,
     templated,
     unequal,
     vocabulary,
-    vocabulary_size,
 )
 from thetau.vectors import Combination
-
-SHOWN = 6
-SHARES = ("density", "select_topk")
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model of the recipe. `names` are its tensors by the donor's names, each with its own layer's number."""
-
-    label: str
-    source: Source
-    layout: Layout
-    names: Mapping[str, str]
-    config: Mapping[str, Any]
-
-    @cached_property
-    def token_rows(self) -> tuple[int, ...]:
-        """The numbers of rows that a tensor which counts tokens may have."""
-        known = (embedding_rows(self.source, self.config), vocabulary_size(self.config))
-        return tuple({rows for rows in known if rows is not None})
-
-    def by_token(self, own: str) -> bool:
-        """Whether the first axis of one of its tensors counts tokens."""
-        return is_vocabulary(own, self.source.specs[own].shape, self.token_rows)
-
-    @cached_property
-    def layers(self) -> Mapping[str, Mapping[int, Sequence[str]]]:
-        """The names inside each layer of each container, by the donor's name of the container."""
-        found: dict[str, dict[int, list[str]]] = {}
-        for said, own in self.names.items():
-            place = self.layout.places[own]
-            if place.container is not None:
-                container = said.removesuffix(f".{place.index}.{place.rest}")
-                found.setdefault(container, {}).setdefault(place.index, []).append(place.rest)
-        return found
-
-    def depth(self, container: str) -> int:
-        """How many layers it has there."""
-        return len(self.layers.get(container, ()))
-
-    def holds(self, tower: modules.Tower) -> bool:
-        """Whether it has any tensor of a tower."""
-        return any(name in self.names for name in tower.tensors)
-
-
-@dataclass(frozen=True)
-class Slot:
-    """One output tensor: what each input calls it, the base's, and the method."""
-
-    name: str
-    inputs: tuple[tuple[str, Model, str], ...]  # identity, model, its tensor
-    base: tuple[Model, str] | None
-    method: Method | None  # None: the first input's tensor as it is
-
-
-@dataclass
-class Findings:
-    """What is wrong, what deserves a second look, and what is only said."""
-
-    warnings: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    _found: dict[str, dict[str, None]] = field(default_factory=dict)
-
-    def wrong(self, problem: str, tensor: str | None = None) -> None:
-        """Note a problem once; of one that many tensors have, `{}` in it stands for their names."""
-        names = self._found.setdefault(problem, {})
-        if tensor is not None:
-            names[tensor] = None
-
-    def warn(self, warning: str) -> None:
-        """Note a warning once."""
-        if warning not in self.warnings:
-            self.warnings.append(warning)
-
-    def note(self, note: str) -> None:
-        """Note what is only said, once."""
-        if note not in self.notes:
-            self.notes.append(note)
-
-    @property
-    def problems(self) -> list[str]:
-        """All problems, each once."""
-        return [problem.replace("{}", _several([*names])) if names else problem for problem, names in self._found.items()]
 
 
 def assemble(
@@ -179,8 +93,8 @@ class Assembly:
         self.folder, self.template = folder, dict[str, Any]()
         self.found = Findings()
         self.fixed, self.opened, self.labels = fixed, opened, labels
-        self.spec = methods.SPECS.get(script.method) if fixed is None else methods.ours(fixed)
-        if self.spec is None:
+        spec = methods.SPECS.get(script.method) if fixed is None else methods.ours(fixed)
+        if spec is None:
             known = ", ".join(sorted(methods.SPECS))
             raise RecipeError(
                 [
@@ -188,6 +102,7 @@ class Assembly:
                 ],
                 where,
             )
+        self.spec = spec
         self.models = self._opened()
         self.donor = next(iter(self.models.values()))
         self.base = self.models[script.base] if script.base is not None else None
@@ -206,7 +121,7 @@ class Assembly:
                 problems.append(f"{self._at(self.script.place(reference))}: {error}")
         if problems:
             raise RecipeError(problems, self.where)
-        labels = {**_labels(references), **self.labels}
+        labels = {**labels_of(references), **self.labels}
         found: dict[Reference, Model] = {}
         donor: Layout | None = None
         for reference, source in sources.items():
@@ -236,12 +151,13 @@ class Assembly:
         Raises:
             RecipeError: with all that is wrong.
         """
-        self._check_parameters()
+        check_parameters(self.script, self.spec, self.found)
         self.vocabulary = self._vocabulary()
         cuts = self._cuts()
+        check_gradients(self.script, cuts, self.found)
         slots = self._slots(cuts) if not self.found.problems else []
         self._check_idle()
-        self._compare_configs()
+        compare_configs(self.donor, list(self.models.values()), self.found)
         if self.found.problems:
             raise RecipeError(self.found.problems, self.where)
         return cuts, slots
@@ -254,10 +170,12 @@ class Assembly:
         """
         cuts, slots = self.settled()
         specs = {slot.name: self._spec(slot) for slot in slots}
-        files = self._files(cuts, slots)
+        architecture = next((reference.architecture for reference in self.models if reference.architecture), None)
+        beside = side_files(self.donor, cuts, slots, self.vocabulary, architecture, self.found)
+        files = {**self.donor.source.files, **self.template, **beside}
         models = {model.label: model.source for model in self.models.values()}
         return Patchwork(
-            self._patches(slots, specs),
+            patches(slots, self._piece, label=self.script.method or "merge", seed=self.seed, engine=self.engine),
             specs,
             label=self.script.name or self.where,
             folder=self.donor.source.folder,
@@ -268,66 +186,13 @@ class Assembly:
             alarms=self.found.warnings,
         )
 
-    def _patches(self, slots: Sequence[Slot], specs: Mapping[str, Spec]) -> list[Patch]:
-        """One merge for all tensors of the same models, base and kind of method; a number that differs between them goes by name."""
-        groups: dict[tuple[Any, ...], list[Slot]] = {}
-        for slot in slots:
-            ids = tuple(identity for identity, _, _ in slot.inputs)
-            key = (ids, slot.base[0].label if slot.base else None, type(slot.method))
-            groups.setdefault(key, []).append(slot)
-        found = []
-        for group in groups.values():
-            chosen = {slot.name: slot.method for slot in group if slot.method is not None}
-            shared = methods.joined(chosen) if chosen else None
-            if shared is not None or not chosen:
-                found.append((group, shared))
-                continue
-            apart: dict[str, list[Slot]] = {}
-            for slot in group:
-                apart.setdefault(json.dumps(plain(chosen[slot.name]), sort_keys=True), []).append(slot)
-            found += [(some, chosen[some[0].name]) for some in apart.values()]
-        return [self._patch(group, method, len(found)) for group, method in found]
-
-    def _patch(self, slots: Sequence[Slot], method: Method | None, groups: int) -> Patch:
-        first = slots[0]
-        names = tuple(slot.name for slot in slots)
-        arranged = [
-            Arranged(
-                {slot.name: self._piece(slot, *slot.inputs[index][1:]) for slot in slots},
-                label=model.label,
-                folder=model.source.folder,
-            )
-            for index, (_, model, _) in enumerate(first.inputs)
-        ]
-        if method is None:
-            return Patch(Combination(((1.0, arranged[0]),), reference=arranged[0]), names)
-        base = arranged[0]
-        if first.base is not None:
-            pieces = {slot.name: self._piece(slot, *slot.base) for slot in slots if slot.base is not None}
-            base = Arranged(pieces, label=first.base[0].label, folder=first.base[0].source.folder)
-        ground = Combination(((1.0, base),), reference=base)
-        tasks = {
-            identity: (Combination(((1.0, one),), reference=one) - ground).named(identity)
-            for (identity, _, _), one in zip(first.inputs, arranged, strict=True)
-        }
-        merge = Merge(
-            tasks,
-            methods.narrowed(method, tuple(tasks), names).chain(),
-            label=f"{self.script.method} of {len(tasks)} models" + (f", {len(names)} tensors" if groups > 1 else ""),
-            seed=self.seed,
-            engine=self.engine,
-            judge=False,
-        )
-        merged = Combination(((1.0, merge),), reference=base)
-        return Patch(merged if merge.degree else ground + merged, names)
-
     def _piece(self, slot: Slot, model: Model, own: str) -> Piece:
         if self.vocabulary is None or not self._by_token(slot.name):
             return Piece(model.source, own)
 
         def tensor_of(label: str) -> tuple[Source, str] | None:
             other = next(one for one in (*self.models.values(), *self.lenders.values()) if one.label == label)
-            found = self._find(other, slot.name)
+            found = find(other, slot.name)
             return (other.source, found) if found is not None else None
 
         among = [
@@ -355,8 +220,7 @@ class Assembly:
         left = [tensor for tensor in self.donor.source.specs if tensor not in taken]
         if left and not self.found.problems:
             self.found.notes.append(
-                f"{len(left)} tensors of towers that the recipe does not name are taken from {self.donor.label}: "
-                f"{', '.join(left[:SHOWN])}{' …' if len(left) > SHOWN else ''}"
+                f"{len(left)} tensors of towers that the recipe does not name are taken from {self.donor.label}: {some(left)}"
             )
         return found
 
@@ -394,7 +258,7 @@ class Assembly:
             lacking = next(self.models[model] for model, count in depths.items() if count == 0)
             having = next(self.models[model] for model, count in depths.items() if count)
             self.found.wrong(
-                f"{self._at(module.where)}: {lacking.label} has no layers {container!r}, {having.label} has.{_apart([having, lacking])}"
+                f"{self._at(module.where)}: {lacking.label} has no layers {container!r}, {having.label} has.{apart([having, lacking])}"
             )
         elif len(set(depths.values())) > 1:
             said = ", ".join(f"{self.models[model].label} {count}" for model, count in depths.items())
@@ -465,14 +329,18 @@ class Assembly:
     def _tell_lacking(self) -> None:
         """A problem for each model that lacks tensors."""
         for label, names in self.lacking.items():
-            some = ", ".join(list(names)[:SHOWN]) + (" …" if len(names) > SHOWN else "")
+            shown = some(list(names))
             fused = any(name.endswith(("experts.gate_up_proj", "experts.down_proj")) for name in names)
             why = (
                 "One keeps its experts in one tensor, the other each by itself: save one of them anew with the other's version of transformers."
                 if fused
                 else f"Leave them out with `--exclude PATTERN`: they stay as in {self.donor.label} where it has them. Or take models of one architecture."
             )
-            self.found.wrong(f"{label} lacks {len(names)} tensors that {next(iter(names.values()))} has: {some}. {why}")
+            holder = next(iter(names.values()))
+            pair = [model for name in (holder, label) for model in self.models.values() if model.label == name]
+            lines = differences(pair[0].config, pair[-1].config)
+            differ = f" Their configs differ in {some(lines, '; ')}." if lines else ""
+            self.found.wrong(f"{label} lacks {len(names)} tensors that {holder} has: {shown}.{differ} {why}")
 
     def _heads(self, cuts: Sequence[modules.Cut], taken: set[str]) -> list[Slot | None]:
         """Loose tensors that some model has and the donor has not: an output head of its own, beside a donor that ties it."""
@@ -484,7 +352,7 @@ class Assembly:
                 taken.add(said)
                 if matches(said, self.exclude) or model.layout.further(own):
                     self.found.notes.append(f"{model.label}: {said!r}, which {self.donor.label} has not, is left out.")
-                elif is_head(said) and self._find(self.donor, said) is not None:
+                elif is_head(said) and find(self.donor, said) is not None:
                     found.append(self._slot(said, cuts[0], cuts[0].slices[-1], 0.0, None))
                     self.found.notes.append(
                         f"{model.label} has {said!r} of its own; where the others tie it to the embedding, that counts."
@@ -498,23 +366,10 @@ class Assembly:
                             self._lacks(self.donor.label, f"{container}.{index}.{rest}", model.label)
         return found
 
-    def _find(self, model: Model, said: str) -> str | None:
-        """The tensor that a model has under a donor's name; of a tied head, the embedding."""
-        own = model.names.get(said)
-        if own is not None:
-            return own
-        if not is_head(said):
-            return None
-        for name, spec in model.source.specs.items():
-            if spec.dtype.is_floating_point and model.by_token(name) and kind_of(name, spec.shape) is Kind.EMBEDDING:
-                return name
-        return None
-
     def _slot(
         self, name: str, cut: modules.Cut, piece: Slice, t: float, layer: modules.Layer | None, rest: str = ""
     ) -> Slot | None:
         spec = self.spec
-        assert spec is not None
         base_reference = piece.base or self.script.base
         inputs: list[tuple[Input, Model, str]] = []
         lacking: list[Model] = []
@@ -522,7 +377,7 @@ class Assembly:
         for position, one in enumerate(piece.sources):
             model = self.models[one.model]
             said = f"{cut.tower.container}.{layer.indices[position]}.{rest}" if layer is not None else name
-            own = self._find(model, said)
+            own = find(model, said)
             if own is None:
                 lacking.append(model)
             else:
@@ -535,12 +390,12 @@ class Assembly:
             for model in lacking:
                 self._lacks(model.label, name, inputs[0][1].label if inputs else self.donor.label)
             return None
-        ids = _identities([model.label for _, model, _ in inputs])
+        ids = identities_of([model.label for _, model, _ in inputs])
         over = [index for index, (one, _, _) in enumerate(inputs) if one.model == base_reference] if spec.base else []
         base = (inputs[over[0]][1], inputs[over[0]][2]) if over else None
         if spec.base == "required" and base is None:
             what = "`base_model` is missing" if base_reference is None else f"{base_reference} must be one of the slice's sources"
-            self.found.wrong(f"{self._at(piece.where)}: {script_name(self.script)} needs a base: {what}.")
+            self.found.wrong(f"{self._at(piece.where)}: `{self.script.method}` needs a base: {what}.")
             return None
         tasks = [index for index in range(len(inputs)) if index not in over]
         self._check_shapes(name, inputs)
@@ -635,58 +490,12 @@ class Assembly:
 
     def _by_token(self, name: str) -> bool:
         for model in self.models.values():
-            own = self._find(model, name)
+            own = find(model, name)
             if own is not None:
                 return model.by_token(own)
         return False
 
     # Checks.
-
-    def _check_parameters(self) -> None:
-        spec = self.spec
-        assert spec is not None
-        known = [*spec.shared, *spec.per_input]
-        levels: list[tuple[Settings, bool]] = [(self.script.parameters, False)]
-        for module in self.script.modules.values():
-            levels += [(module.parameters, False), *((one.parameters, True) for one in module.models)]
-            for piece in module.slices:
-                levels += [(piece.parameters, False), *((one.parameters, True) for one in piece.sources)]
-        for settings, inner in levels:
-            for place, problem in unknown(settings, known, methods.PARAMETERS, self.script.method):
-                self.found.wrong(f"{self._at(place)}: {problem}")
-            for key, setting in settings.items():
-                if key in methods.PARAMETERS and key not in known:
-                    self.found.notes.append(
-                        f"{self._at(setting.where)}: `{key}` means nothing to {self.script.method}, there as here."
-                    )
-                elif inner and key in spec.shared:
-                    self.found.warnings.append(
-                        f"{self._at(setting.where)}: `{key}` is a setting of the whole merge; under a model it has no effect. Put it under `parameters`."
-                    )
-                for choice in setting.choices:
-                    self._check_share(key, choice)
-        if spec.base is not None:
-            self._check_base_settings(spec)
-
-    def _check_share(self, key: str, choice: Choice) -> None:
-        """Warn of a density outside [0, 1]: nothing more than everything can be kept."""
-        values = choice.value if isinstance(choice.value, tuple) else (choice.value,)
-        outside = [value for value in values if isinstance(value, int | float) and not 0 <= value <= 1]
-        if key in SHARES and outside:
-            kept = "everything" if outside[0] > 1 else "nothing"
-            self.found.warn(f"{self._at(choice.where)}: `{key}` is a share, from 0 to 1. Got {outside[0]!r}: {kept} is kept.")
-
-    def _check_base_settings(self, spec: methods.Spec) -> None:
-        """Warn of what is set under the base, which has no vector of its own."""
-        for module in self.script.modules.values():
-            inputs = [(one, self.script.base) for one in module.models]
-            inputs += [(one, piece.base or self.script.base) for piece in module.slices for one in piece.sources]
-            for one, base in inputs:
-                for key in spec.per_input if one.model == base else ():
-                    if key in one.parameters:
-                        self.found.warn(
-                            f"{self._at(one.parameters[key].where)}: `{key}` has no effect under the base, whose vector is zero."
-                        )
 
     def _check_idle(self) -> None:
         if self.found.problems:
@@ -707,99 +516,5 @@ class Assembly:
                 rows = {model.label: shape[0] for (_, model, _), shape in zip(inputs, shapes, strict=True)}
                 self.found.wrong(unequal(name, rows))
             return
-        apart = _apart([model for _, model, _ in inputs])
-        self.found.wrong(f"{{}}: the models have other shapes.{apart}", f"{name} ({said})")
-
-    def _compare_configs(self) -> None:
-        for model in self.models.values():
-            lines = (
-                differences(part_like(self.donor.config, model.config), part_like(model.config, self.donor.config))
-                if model is not self.donor and self.donor.config and model.config
-                else []
-            )
-            lines = [
-                line
-                for line in lines
-                if not any(line.startswith(f"{key}:") or f".{key}:" in line for key in ("num_hidden_layers", "n_layer"))
-            ]
-            if lines:
-                self.found.warnings.append(
-                    f"{model.label}: its config differs from that of {self.donor.label}, which the result keeps: {'; '.join(lines[:SHOWN])}"
-                    f"{' …' if len(lines) > SHOWN else ''}."
-                )
-
-    # Beside the weights.
-
-    def _files(self, cuts: Sequence[modules.Cut], slots: Sequence[Slot]) -> dict[str, Any]:
-        config = dict(self.donor.config)
-        changed = config
-        for cut in cuts:
-            container = cut.tower.container
-            if container is None or not cut.module.slices or not config:
-                continue
-            origin = [layer.indices[0] for layer in cut.layers()]
-            if origin != list(range(self.donor.depth(container))):
-                changed = with_depth(changed, container, origin)
-                self.found.warnings += [
-                    f"the config of {self.donor.label} gives layers their kind by their number (`{said}`): some of {container!r} get another "
-                    "kind than they had. Take ranges that keep the rhythm, or say each layer's kind in the config (`layer_types`)."
-                    for said in out_of_step(config, container, origin)
-                ]
-        names = {slot.name for slot in slots}
-        if changed.get("tie_word_embeddings") and any(is_head(name) and name not in self.donor.names for name in names):
-            changed = {**changed, "tie_word_embeddings": False}
-        files: dict[str, Any] = {**self.donor.source.files, **self.template}
-        if self.vocabulary is not None:
-            changed = self.vocabulary.config(changed, self.donor.label)
-            files |= self.vocabulary.files
-            generation = self._generation()
-            if generation is not None:
-                files["generation_config.json"] = self.vocabulary.config(generation, self.donor.label)
-        architecture = next((reference.architecture for reference in self.models if reference.architecture), None)
-        if architecture:
-            changed = {**changed, "architectures": [architecture]}
-        return {**files, "config.json": changed} if changed != config or self.donor.source.folder is None else files
-
-    def _generation(self) -> dict[str, Any] | None:
-        folder = self.donor.source.folder
-        return read_config(folder, "generation_config.json") if has_config(folder, "generation_config.json") and folder else None
-
-
-def _several(names: Sequence[str]) -> str:
-    """The first name, and how many more there are."""
-    more = len(names) - 1
-    return names[0] + (f" and {more} other tensor{'s' if more > 1 else ''}" if more else "")
-
-
-def _apart(models: Sequence[Model]) -> str:
-    """A sentence on where the models' configs differ, and that models of other architectures do not go together."""
-    keys = [line for model in models[1:] for line in differences(models[0].config, model.config)]
-    shown = "; ".join(list(dict.fromkeys(keys))[:SHOWN]) + (" …" if len(keys) > SHOWN else "")
-    why = f" Their configs differ in {shown}." if keys else ""
-    return f"{why} Models of other architectures cannot be merged."
-
-
-def script_name(script: Script) -> str:
-    """What messages call a merge."""
-    return f"`{script.method}`"
-
-
-def _labels(references: Sequence[Reference]) -> dict[Reference, str]:
-    """What messages, provenance and randomness call the models: the last words of their paths where these differ, else the paths."""
-    short = {reference: "+".join(Path(part.split("@")[0]).name for part in str(reference).split("+")) for reference in references}
-    count = list(short.values())
-    return {reference: label if count.count(label) == 1 and label else str(reference) for reference, label in short.items()}
-
-
-def _identities(labels: Sequence[str]) -> list[str]:
-    seen: dict[str, int] = {}
-    out = []
-    for label in labels:
-        seen[label] = seen.get(label, 0) + 1
-        out.append(label if seen[label] == 1 else f"{label}#{seen[label]}")
-    return out
-
-
-def dtype_of(script: Script) -> str | None:
-    """The output's dtype as the recipe says it."""
-    return script.out_dtype or script.dtype
+        differ = apart([model for _, model, _ in inputs])
+        self.found.wrong(f"{{}}: the models have other shapes.{differ}", f"{name} ({said})")
