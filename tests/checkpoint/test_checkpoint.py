@@ -260,6 +260,7 @@ def test_what_a_folder_without_weights_holds_is_said(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"It holds: notes\.md"):
         open_source(tmp_path)
     with pytest.raises(
-        CheckpointError, match=r"notes\.md: unknown kind of file. Weights end in \.safetensors, \.bin, \.pt or \.pth"
+        CheckpointError,
+        match=r"notes\.md: unknown kind of file. Weights end in \.safetensors, \.bin, \.pt, \.pth, \.ckpt or \.gguf",
     ):
         open_source(tmp_path / "notes.md")

@@ -282,11 +282,12 @@ def test_a_target_that_exists_and_a_budget_that_is_too_small_are_told_first(hub:
 
 
 def test_tensors_that_alignment_compares_are_read_in_place(hub: FakeHub, tmp_path: Path) -> None:
-    """A head that is stored once, tied to the embedding, fits a base that stores both."""
+    """A head that is stored once, tied to the embedding as both configs say, fits a base that stores both."""
+    config = CONFIG | {"tie_word_embeddings": True}
     tied = weights() | {"lm_head.weight": weights()["model.embed_tokens.weight"].clone()}
-    write_model(tmp_path / "tied", tied, CONFIG)
+    write_model(tmp_path / "tied", tied, config)
     once = {name: tensor for name, tensor in shifted(tied, 3).items() if name != "lm_head.weight"}
-    write_model(tmp_path / "once", once, CONFIG)
+    write_model(tmp_path / "once", once, config)
     for name in ("tied", "once"):
         hub.push(f"org/{name}", tmp_path / name)
     planned = plan(summed("org/once", base="org/tied"), engine=Engine())

@@ -89,6 +89,7 @@ def test_a_merge_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert code == 0, text
 
 
+@pytest.mark.filterwarnings("ignore:.*says that it was trained on")  # on the plain base, which has no other place
 def test_an_adapter_over_an_int8_base(tmp_path: Path) -> None:
     """The output is the dequantised base + B·A·α/r, rounded once, and what PEFT merges over the plain base."""
     values = quantised(tmp_path / "base", CASES["bitsandbytes int8"], 0, "bfloat16")

@@ -91,6 +91,11 @@ def _open_path(path: Path, base: Source | None) -> Source:
     ]
     if len(set(torch_files)) == 1 or (torch_files and torch_files[0].name == "pytorch_model.bin"):
         return open_torch(torch_files[0], path)
+    files = sorted(path.glob("*.gguf"))
+    if len(files) == 1:
+        return open_gguf(files[0])
+    if files:
+        raise CheckpointError(f"{path}: holds {len(files)} GGUF files. Name one of them: {', '.join(p.name for p in files[:4])}.")
     if any(path.glob("**/zero_pp_rank_*")):
         raise CheckpointError(
             f"{path}: holds the parts of DeepSpeed's ZeRO. Run `zero_to_fp32.py`, which lies beside them, and give what that writes."

@@ -51,7 +51,7 @@ def _patch(slots: Sequence[Slot], method: Method | None, piece: PieceOf, label: 
         Arranged(
             {slot.name: piece(slot, *slot.inputs[index][1:]) for slot in slots},
             label=model.label,
-            folder=model.source.folder,
+            folder=None if index or first.base is not None else model.source.folder,  # the recipe compares configs by itself
         )
         for index, (_, model, _) in enumerate(first.inputs)
     ]
