@@ -72,11 +72,14 @@ class Expression(Combination):
         provenance: Mapping[str, Any] | None = None,
         resume: bool = False,
         config: str | os.PathLike[str] | None = None,
+        quantise: str | None = None,
     ) -> Report:
         """Write a model or a task vector as safetensors: a folder, or one file where `path` ends in `.safetensors`; or to a URL (fsspec).
 
         A model takes names, shapes, dtypes, config and tokenizer from its base; a task vector is stored in float32 unless `dtype` says otherwise.
         `config` is a model's folder whose config, tokenizer and template the output takes instead of the base's.
+        `quantise` writes the matrices of a language model's blocks in fp8 with scales: `fp8-block` (128 × 128, as DeepSeek and transformers' FineGrainedFP8),
+        `fp8-row` or `fp8-tensor` (compressed-tensors).
         `resume` continues what an earlier, interrupted run began, to the same bits, and keeps what was done if this one is interrupted.
 
         Raises:
@@ -93,6 +96,7 @@ class Expression(Combination):
             exclude=exclude,
             provenance=provenance if provenance is not None else _provenance(self),
             config=_configured(config),
+            quantise=quantise,
         )
         if not is_url(os.fspath(path)):
             return _warn(write(Path(path), resume=resume))
@@ -423,7 +427,7 @@ def complete(recipe: Recipe | MergekitRecipe) -> dict[str, Any]:
         return recipe.record()
     name, values = split_method(recipe.method)
     said = {**recipe.model_dump(), "method": plain(build(name, values))}
-    for key in ("rename", "config", "evidence", "slices", "modules", "tokenizer", "chat_template"):
+    for key in ("rename", "config", "quantise", "evidence", "slices", "modules", "tokenizer", "chat_template"):
         if not said[key]:
             del said[key]
     return said

@@ -68,7 +68,8 @@ def test_what_is_written_has_no_quantisation(tmp_path: Path, case: Case) -> None
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config == {"model_type": "llama", "dtype": "bfloat16"}
     assert any(
-        "read dequantised; what is made of this model is written as bfloat16 without quantisation" in note
+        "read dequantised; what is made of this model is written as bfloat16 without quantisation unless `--quantise` asks for it"
+        in note
         for note in report.notes
     )
     assert isinstance(open_source(tmp_path / "out"), type(open_source({"a": torch.ones(2)})).__mro__[1])

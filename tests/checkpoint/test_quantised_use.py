@@ -161,11 +161,12 @@ def test_a_quantised_fine_tune_of_a_plain_base(tmp_path: Path) -> None:
         torch.testing.assert_close(got[name], value + 0.0005, rtol=1e-5, atol=1e-6)
 
 
-def test_fp8_is_not_written_again(tmp_path: Path) -> None:
-    """Without scales it would lose what they keep."""
+def test_fp8_without_scales_is_not_written(tmp_path: Path) -> None:
+    """It would lose what they keep."""
     quantised(tmp_path / "a", CASES["fp8, a scale a block"], 0, "bfloat16")
     with pytest.raises(
-        OutputError, match=r"quantised with scales \(fp8 with scales\), and thetau does not make scales.*Write bfloat16"
+        OutputError,
+        match=r"quantised with scales \(fp8 with scales\), and `--dtype float8_e4m3fn` writes none.*`--quantise fp8-tensor | fp8-row | fp8-block`",
     ):
         thetau.open(tmp_path / "a").save(tmp_path / "out", dtype="float8_e4m3fn")
     assert not (tmp_path / "out").exists()

@@ -63,6 +63,16 @@ _AUDIO = re.compile(r"audio|speech", re.IGNORECASE)
 Where = tuple[str, ...]
 
 
+def is_tower(name: str) -> bool:
+    """Whether a tensor belongs to what reads images or sound, beside a language model.
+
+    Examples:
+        >>> is_tower("model.visual.blocks.0.attn.proj.weight")
+        True
+    """
+    return _VISION.search(name) is not None or _AUDIO.search(name) is not None
+
+
 def depths(config: Mapping[str, Any]) -> dict[Where, int]:
     """Every entry that says how many layers something has, nested configs one level down included.
 

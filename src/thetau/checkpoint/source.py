@@ -80,6 +80,7 @@ class Source(ABC):
     - `metadata`: what a file says of itself.
     - `over`: the model that this is a difference to, where it knows it (an adapter's base).
     - `quantised`: the form that its weights are stored in, where they are codes with scales that are dequantised when they are read.
+    - `coded`: the names of these weights.
     - `twins`: names whose tensors are the very storage of others' → those others.
     - `apart`: of a difference: whether what its base ties is changed apart, so that a name that is absent does not follow the one it is tied to.
     - `files`: side files of an output that takes this as its base, by name, in place of those in the folder; None for one that is left out.
@@ -94,6 +95,7 @@ class Source(ABC):
     metadata: Mapping[str, str] = MappingProxyType({})
     over: Source | None = None
     quantised: str = ""
+    coded: frozenset[str] = frozenset()
     twins: Mapping[str, str] = MappingProxyType({})
     apart: bool = False
     files: Mapping[str, Any] = MappingProxyType({})
@@ -131,6 +133,10 @@ class Source(ABC):
     def lacking(self) -> Lack | None:
         """What `prepare` downloads; None where everything is here."""
         return None
+
+    def as_stored(self) -> Source:
+        """The tensors as the files hold them, codes and scales too."""
+        return self
 
     def origins(self) -> Sequence[Source]:
         """The stored weights that this stands for; itself, unless it only shows others under other names."""

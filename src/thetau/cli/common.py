@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, final
+from typing import TYPE_CHECKING, Annotated, Any, Literal, final
 
 import typer
 
@@ -113,6 +113,13 @@ class Writing:
 
     left_out: LeftOut = field(default_factory=LeftOut)
     dtype: Annotated[str | None, Option("Of the output, such as bfloat16; by default the base's.", flags=("--dtype",))] = None
+    quantise: Annotated[
+        Literal["fp8-tensor", "fp8-row", "fp8-block"] | None,
+        Option(
+            "Matrices in fp8 with scales: fp8-block (128 × 128, as transformers' FineGrainedFP8), fp8-row or fp8-tensor (compressed-tensors).",
+            flags=("--quantise",),
+        ),
+    ] = None
 
 
 @final

@@ -92,6 +92,7 @@ def merge(
         "exclude": list(writing.left_out.exclude) or None,
         "seed": seed,
         "dtype": writing.dtype,
+        "quantise": writing.quantise,
         "shard_size": shard_size,
         "output": output,
     }
@@ -107,7 +108,7 @@ def merge(
         chosen = from_mapping(given, "options")
     engine = machine.engine(device=places.device, executor=places.executor, address=places.address)
     expression = from_recipe(chosen, engine=engine)
-    planned = plan(expression, engine=engine, dtype=dtype_of(chosen.dtype))
+    planned = plan(expression, engine=engine, dtype=dtype_of(chosen.dtype), quantise=chosen.quantise)
     if dry_run:
         show(planned, reading=reading_rate(expression))
         return
@@ -118,7 +119,7 @@ def merge(
     if planned.download and not machine.quiet:
         typer.echo(f"downloading {gigabytes(planned.download)} into the hub's cache", err=True)
     options: dict[str, Any] = {"engine": engine, "dtype": chosen.dtype, "shard_bytes": parse_size(chosen.shard_size)}
-    options |= {"resume": resume, "config": config_folder(chosen)}
+    options |= {"quantise": chosen.quantise, "resume": resume, "config": config_folder(chosen)}
     save(expression, out, quiet=machine.quiet, provenance={"recipe": complete(chosen), "seed": chosen.seed}, **options)
 
 

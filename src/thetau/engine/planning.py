@@ -14,13 +14,13 @@ from thetau.vectors import Combination
 READ_SAMPLE = 1 << 26
 
 
-def plan(combination: Combination, *, engine: Engine, dtype: torch.dtype | None = None) -> Plan:
+def plan(combination: Combination, *, engine: Engine, dtype: torch.dtype | None = None, quantise: str | None = None) -> Plan:
     """Work out what saving a combination takes; reads headers only.
 
     Raises:
         AlignmentError: as saving would.
     """
-    output = Output.plan(combination, dtype=dtype)
+    output = Output.plan(combination, dtype=dtype, quantise=quantise)
     passes = output.passes(engine)
     cheaper: dict[str, float] = {}
     for source in output.made:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from thetau.checkpoint.align import STATISTIC
 from thetau.checkpoint.config import has_config, read_config, stem_of
 from thetau.checkpoint.disk import check_json, check_new
 from thetau.checkpoint.hub import bring
+from thetau.checkpoint.quantised.writing import SCHEMES, Coded, coded, plain_modules
 from thetau.checkpoint.safetensors import SafetensorsFile
 from thetau.checkpoint.source import computed, leaves
 from thetau.checkpoint.ties import untied
@@ -56,13 +57,22 @@ class Output:
     copied: Mapping[str, Source]  # tensors that go over as they are
     made: Sequence[Source]  # the sources that are computed, among and below the terms, those below first
     guard: Guard  # of a combination without merges, which look at their own inputs
+    coded: Mapping[str, Coded] = field(default_factory=dict)  # tensors that are written as codes and scales
 
     @classmethod
-    def plan(cls, combination: Combination, *, dtype: torch.dtype | None = None, exclude: Sequence[str] = ()) -> Output:
-        """Align the sources and settle the output's tensors.
+    def plan(
+        cls,
+        combination: Combination,
+        *,
+        dtype: torch.dtype | None = None,
+        exclude: Sequence[str] = (),
+        quantise: str | None = None,
+    ) -> Output:
+        """Align the sources and settle the output's tensors; `quantise` is one of `quantised.writing.SCHEMES`.
 
         Raises:
             AlignmentError: the combination is neither a model nor a task vector, or its sources do not fit.
+            OutputError: nothing of it can be quantised so.
         """
         if not combination.terms:
             raise AlignmentError("Nothing is left to save: every term cancels.")
@@ -94,7 +104,20 @@ class Output:
             wanted = dtype or (torch.float32 if vector else spec.dtype)
             specs[name] = Spec(name=name, shape=spec.shape, dtype=wanted, file=spec.file)
         guard = Guard(list(_models(combination)))
-        return cls(combination, alignment, reading, specs, copied, computed(sources.values()), guard)
+        codes = _coded(combination, reference, specs, dtype, quantise)
+        return cls(combination, alignment, reading, specs, copied, computed(sources.values()), guard, codes)
+
+    @property
+    def stored(self) -> dict[str, Spec]:
+        """The tensors of the output's files: of one that is written as codes, these and their scales."""
+        found: dict[str, Spec] = {}
+        for name, spec in self.specs.items():
+            found |= self.coded[name].stored() if name in self.coded else {name: spec}
+        return found
+
+    def stored_as(self, name: str) -> list[str]:
+        """The tensors of the files that one of the output's is written as."""
+        return list(self.coded[name].stored()) if name in self.coded else [name]
 
     @property
     def untied(self) -> bool:
@@ -143,6 +166,24 @@ class Output:
         return max([len(self.combination.terms), *(source.abreast for source in self.made)])
 
     def _step(self, name: str, engine: Engine) -> Step:
+        step = self._plain_step(name, engine)
+        if name not in self.coded:
+            return step
+        made, spec = self.coded[name], self.specs[name]
+        window = (
+            spec.elements if name not in self.copied and self.whole(name) else min(spec.elements, engine.reach(self._readers))
+        )
+        return replace(
+            step,
+            read=step.read * (2 if made.twice(window) else 1),
+            memory=step.memory + made.memory(window),
+            written=sum(one.nbytes for one in made.stored().values()),
+            by="torch",
+            pace=TORCH_PACE,
+        )
+
+    def _plain_step(self, name: str, engine: Engine) -> Step:
+        """The same without codes."""
         spec, written = self.alignment.specs[name], self.specs[name].nbytes
         if name in self.copied:
             return Step(name, spec.nbytes, spec.nbytes, written, by="copy", pace=1e12)
@@ -172,36 +213,49 @@ class Output:
         """Whether some merge needs the whole tensor at once."""
         return any(source.whole(theirs) for _, source, theirs in self.reading.terms(self.combination, name))
 
-    def rows(self, name: str, engine: Engine) -> Iterator[tuple[int, Tensor]]:
-        """Yield `(first row, rows)` of an output tensor, rounded once to its dtype. A 0-d tensor comes as shape `[1]`."""
+    def pieces(self, name: str, engine: Engine) -> Iterator[tuple[str, int, Tensor]]:
+        """Yield `(stored tensor, first row, rows)`: what is written of an output tensor. A 0-d tensor comes as shape `[1]`."""
+        if name in self.coded:
+            yield from self.coded[name].encode(lambda: self.rows(name, engine, wide=True))
+            return
+        for start, rows in self.rows(name, engine):
+            yield name, start, rows
+
+    def rows(self, name: str, engine: Engine, *, wide: bool = False) -> Iterator[tuple[int, Tensor]]:
+        """Yield `(first row, rows)` of an output tensor, rounded once to its dtype. A 0-d tensor comes as shape `[1]`.
+
+        `wide` gives float32 instead, of values that its dtype can hold.
+        """
         spec, out = self.alignment.specs[name], self.specs[name]
         if name in self.copied:
             for low, high in windows(spec, engine.reach(1)):
                 values = self.copied[name].read(name, low, high)
                 rows = values.to(out.dtype)  # what is computed comes wider than it is written
-                if values.dtype != out.dtype:
+                if wide or values.dtype != out.dtype:
                     self._check(as_float(values), rows, name)
+                rows = as_float(values).float() if wide else rows
                 yield low, rows.reshape(1) if rows.ndim == 0 else rows
             return
         for low, high in windows(spec, spec.elements if self.whole(name) else engine.reach(self._readers)):
             window = Window(name, low, high)
-            done = torch.empty((high - low, *spec.shape[1:]), dtype=out.dtype)
+            done = torch.empty((high - low, *spec.shape[1:]), dtype=torch.float32 if wide else out.dtype)
             for start, stop in blocks(spec, low, high):
                 value = torch.empty((stop - start, *spec.shape[1:]), dtype=self.reading.dtype)
                 self.reading.evaluate(self.combination, window, start, stop, value)
                 done[start - low : stop - low] = value
-                self._check(value, done[start - low : stop - low], name)
+                self._check(value, value.to(out.dtype) if wide else done[start - low : stop - low], name)
                 self._look(window, start, stop)
             yield low, done
 
     def write(self, step: Step, slots: Slots, engine: Engine) -> None:
         """Compute a tensor and store it."""
         spec, name = self.specs[step.name], step.name
-        slots.begin(name)
-        found = straight(self.reading, self.combination, name)
+        for part in self.stored_as(name):
+            slots.begin(part)
+        found = straight(self.reading, self.combination, name) if name not in self.coded else None
         if found is None or not found[1].write(name, found[2], found[0], slots):
-            for start, rows in self.rows(name, engine):
-                slots.write(name, start, rows if spec.shape else rows.reshape(()))
+            for part, start, rows in self.pieces(name, engine):
+                slots.write(part, start, rows if spec.shape else rows.reshape(()))
 
     @property
     def guards(self) -> list[Guard]:
@@ -252,9 +306,11 @@ def save(
     provenance: Mapping[str, Any] | None = None,
     resume: bool = False,
     config: Path | None = None,
+    quantise: str | None = None,
 ) -> Report:
     """Write a model or a task vector: a folder, or one file where `target` ends in `.safetensors`.
 
+    `quantise` writes matrices as codes and scales, in one of `quantised.writing.SCHEMES`.
     `config` is the folder whose config, tokenizer and template go with it; by default the base's.
     `resume` continues what an earlier run of the same recipe on the same inputs began, and keeps what was done if this one ends early.
 
@@ -262,8 +318,9 @@ def save(
         OutputError: the target exists, the disk is full, a value does not fit the output's dtype, or what was begun is another run's.
         CheckpointError: an input is damaged, changed while it was read, or holds values that are not finite.
     """
-    output = Output.plan(combination, dtype=dtype, exclude=exclude)
+    output = Output.plan(combination, dtype=dtype, exclude=exclude, quantise=quantise)
     walk = output.walk(engine)
+    stored = output.stored
     engine.check(walk.steps, "Writing")
     if not resume:
         check_new(target)
@@ -273,23 +330,25 @@ def save(
     record = _record(output, reference, provenance or {})
     check_json(record, target, "provenance")
     metadata = metadata_of(combination, record["recipe"])
-    metadata["thetau.run"] = hashlib.sha256(_compact([record, metadata, output.specs, shard_bytes]).encode()).hexdigest()
+    metadata["thetau.run"] = hashlib.sha256(_compact([record, metadata, stored, shard_bytes]).encode()).hexdigest()
     folder = (config or reference.folder) if reference is not None and not vector else None
     side = reference.files if reference is not None and not vector else {}
-    changed = _config(folder, side.get("config.json"), dtype, own=output.untied)
+    codes = _codes_config(output, reference, folder, target, side.get("config.json")) if quantise is not None else None
+    changed = _config(folder, side.get("config.json"), dtype, own=output.untied, codes=codes)
     files = {**side, **changed, "thetau.json": record}
     if resume and _is_done(target, metadata["thetau.run"]):
         return report_of(output, target, reference, f"{target}: was complete already.")
     keys = [source.key for source in _leaves(combination, reference) if not source.key.startswith("memory:")]
     run = hashlib.sha256(_compact([metadata["thetau.run"], keys]).encode()).hexdigest()
     stem = stem_of(folder)
-    with Writer(target, output.specs, metadata, shard_bytes=shard_bytes, run=run, resume=resume, stem=stem) as writer:
-        left = [step for step in walk.steps if step.name not in writer.sealed]
+    with Writer(target, stored, metadata, shard_bytes=shard_bytes, run=run, resume=resume, stem=stem) as writer:
+        left = [step for step in walk.steps if not all(part in writer.sealed for part in output.stored_as(step.name))]
         kept = f"{len(walk.steps) - len(left)} of {len(walk.steps)} tensors were there from an earlier run." if resume else ""
         if left:
             output.prepare()
-        for step, crc in engine.run(left, _Write(output, writer.slots, engine, shared=engine.executor != "local"), "Writing"):
-            writer.done(step.name, crc)
+        for _, sums in engine.run(left, _Write(output, writer.slots, engine, shared=engine.executor != "local"), "Writing"):
+            for part, crc in sums.items():
+                writer.done(part, crc)
         other = changed_inputs(combination)
         if other:
             raise CheckpointError(
@@ -297,7 +356,7 @@ def save(
             )
         record["tensors"] = {
             name: {"dtype": dtype_name(spec.dtype), "shape": list(spec.shape), "crc32": writer.sealed[name]}
-            for name, spec in output.specs.items()
+            for name, spec in stored.items()
         }
         writer.commit(copy_from=folder, files=files)
     return report_of(output, target, reference, kept)
@@ -337,17 +396,17 @@ def _spaces(combination: Combination, reference: Source | None) -> dict[str, str
 
 @dataclass(frozen=True)
 class _Write(Work):
-    """The work of the last pass, which may run in another process: one tensor into its place; its checksum comes back."""
+    """The work of the last pass, which may run in another process: one tensor into its place; checksums of what is stored come back."""
 
     output: Output
     slots: Slots
     engine: Engine
     shared: bool  # the place is another machine's too: the rows must be on the disk before this one says that they are there
 
-    def __call__(self, step: Step) -> int:
-        """Its checksum."""
+    def __call__(self, step: Step) -> dict[str, int]:
+        """The checksum of each stored tensor."""
         self.output.write(step, self.slots, self.engine)
-        return self.slots.seal(step.name, sync=self.shared)
+        return {part: self.slots.seal(part, sync=self.shared) for part in self.output.stored_as(step.name)}
 
     def guards(self) -> list[Guard]:
         """Whose findings must come back."""
@@ -410,10 +469,43 @@ def _check_dtype(combination: Combination, reference: Source | None, dtype: torc
         for source in _leaves(combination, reference):
             if source.quantised:
                 raise OutputError(
-                    f"{source.label}: its weights are quantised with scales ({source.quantised}), and thetau does not make scales: in {dtype_name(dtype)} "
-                    "without them most of the precision would be lost. Write bfloat16 (leave `--dtype` out), and quantise the output with the library "
-                    "that runs it."
+                    f"{source.label}: its weights are quantised with scales ({source.quantised}), and `--dtype {dtype_name(dtype)}` writes none: "
+                    f"without them most of the precision would be lost. Ask for scales (`--quantise {' | '.join(SCHEMES)}`), or leave `--dtype` out."
                 )
+
+
+def _coded(
+    combination: Combination, reference: Source | None, specs: Mapping[str, Spec], dtype: torch.dtype | None, quantise: str | None
+) -> dict[str, Coded]:
+    """What is written as codes. Raises `OutputError`."""
+    if quantise is None:
+        return {}
+    if quantise not in SCHEMES:
+        raise OutputError(f"`quantise` must be one of {', '.join(SCHEMES)}. Got {quantise!r}.")
+    if combination.is_vector:
+        raise OutputError(f"`{quantise}` quantises a model; of a task vector most would be lost. Leave `--quantise` out.")
+    if dtype is not None and dtype.itemsize == 1:
+        raise OutputError(
+            f"`{quantise}` quantises the matrices; {dtype_name(dtype)} would be the dtype of all others, without scales. Take `--dtype bfloat16`."
+        )
+    return coded(reference, specs, SCHEMES[quantise])
+
+
+def _codes_config(
+    output: Output, reference: Source | None, folder: Path | None, target: Path, changed: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The `quantization_config` of the output.
+
+    Raises:
+        OutputError: there would be no config in which it could stand.
+    """
+    if target.suffix == ".safetensors" or (changed is None and not has_config(folder)):
+        where = "a single file has none" if target.suffix == ".safetensors" else f"{folder or 'the base'} has none"
+        raise OutputError(
+            f"{target}: what is quantised must be said in a config.json, and {where}. Write a folder over a base with a config."
+        )
+    scheme = next(iter(output.coded.values())).scheme
+    return scheme.config(plain_modules(output.specs, output.coded, reference))
 
 
 def _vectors(combination: Combination, reference: Source | None) -> list[Source]:
@@ -445,9 +537,17 @@ def _compact(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
 
 
-def _config(folder: Path | None, changed: Mapping[str, Any] | None, dtype: torch.dtype | None, *, own: bool) -> dict[str, Any]:
-    """The base's config, or a changed one, with the output's dtype where the recipe gives one, and untied where the head is a tensor of its own."""
-    if (dtype is None and not own) or (changed is None and not has_config(folder)):
+def _config(
+    folder: Path | None,
+    changed: Mapping[str, Any] | None,
+    dtype: torch.dtype | None,
+    *,
+    own: bool,
+    codes: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The base's config, or a changed one, with the output's dtype where the recipe gives one, untied where the head is a tensor of its own,
+    and with what is said of codes."""
+    if (dtype is None and not own and codes is None) or (changed is None and not has_config(folder)):
         return {}
     config = dict(changed) if changed is not None else read_config(folder) if folder is not None else {}
     for key in ("torch_dtype", "dtype"):
@@ -455,6 +555,8 @@ def _config(folder: Path | None, changed: Mapping[str, Any] | None, dtype: torch
             config[key] = dtype_name(dtype)
     if own:
         config = untied(config)
+    if codes is not None:
+        config["quantization_config"] = dict(codes)
     return {"config.json": config}
 
 
@@ -487,5 +589,19 @@ def report_of(output: Output, path: Path | None, reference: Source | None, *said
             f"{linear[0]} belongs to the tangent space and {other} does not: vectors of both paradigms in one sum mean nothing exact. "
             "Fine-tune them with the same paradigm."
         )
-    nbytes = sum(spec.nbytes for spec in output.specs.values())
-    return Report(path, len(output.specs), nbytes, tuple(dict.fromkeys(notes)), tuple(dict.fromkeys(warnings)))
+    if output.coded:
+        notes.append(_codes_note(output))
+    stored = output.stored
+    nbytes = sum(spec.nbytes for spec in stored.values())
+    return Report(path, len(stored), nbytes, tuple(dict.fromkeys(notes)), tuple(dict.fromkeys(warnings)))
+
+
+def _codes_note(output: Output) -> str:
+    """How many matrices were written as codes, and what was not."""
+    first = next(iter(output.coded.values()))
+    rest = [spec.elements for name, spec in output.specs.items() if name not in output.coded]
+    share = 1 - sum(rest) / max(1, sum(spec.elements for spec in output.specs.values()))
+    return (
+        f"{len(output.coded)} matrices ({share:.0%} of the values) are written in fp8 with a scale for each {first.scheme.share} "
+        f"(`{first.scheme.name}`); the other {len(rest)} tensors stay as they are."
+    )

@@ -51,7 +51,7 @@ def verify(
     Raises:
         CheckpointError: the output cannot be opened at all, or says nothing of how it was made.
     """
-    source = open_source(path)
+    source = open_source(path).as_stored()
     record = read_record(path) if path.is_dir() else {}
     recorded: Mapping[str, Any] = record.get("tensors", {})
     problems: list[str] = []
@@ -137,28 +137,27 @@ def _run_again(
 ) -> list[str]:
     problems = []
     before = {entry["path"]: entry["fingerprint"] for entry in record.get("inputs", []) if isinstance(entry, dict)}
-    output = Output.plan(again)
+    output = Output.plan(again, quantise=record.get("recipe", {}).get("quantise"))
     output.fetch(engine)
     problems += [
         f"{leaf.label}: this input has changed since the output was made."
         for leaf in output.leaves()
         if before.get(leaf.label, leaf.fingerprint()) != leaf.fingerprint()
     ]
-    output = output.typed({name: spec.dtype for name, spec in source.specs.items()})
+    output = output.typed({name: spec.dtype for name, spec in source.specs.items() if name not in output.coded})
     output.prepare()
 
-    def compute(step: Step) -> int:
-        crc = 0
-        for _, rows in output.rows(step.name, engine):
-            crc = _crc(rows, crc)
-        return crc
+    def compute(step: Step) -> dict[str, int]:
+        found = dict.fromkeys(output.stored_as(step.name), 0)
+        for part, _, rows in output.pieces(step.name, engine):
+            found[part] = _crc(rows, found[part])
+        return found
 
-    missing = [name for name in output.specs if name not in sums]
+    missing = [name for name in output.stored if name not in sums]
     problems += [f"{name!r}: a new run writes it; the output does not hold it." for name in missing]
-    steps = [step for step in output.walk(engine).steps if step.name in sums]
-    for step, crc in engine.run(steps, Call(compute), "Computing again"):
-        if crc != sums[step.name]:
-            problems.append(f"{step.name!r}: a new run gives other bits.")
+    steps = [step for step in output.walk(engine).steps if all(part in sums for part in output.stored_as(step.name))]
+    for _, found in engine.run(steps, Call(compute), "Computing again"):
+        problems += [f"{part!r}: a new run gives other bits." for part, crc in found.items() if crc != sums[part]]
     return problems
 
 

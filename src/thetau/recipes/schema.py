@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 FLOAT_NAMES = ("float32", "float16", "bfloat16", "float64", "float8_e4m3fn", "float8_e5m2")
+Quantise = Literal["fp8-tensor", "fp8-row", "fp8-block"]
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", re.IGNORECASE)
 
 
@@ -56,6 +57,7 @@ class Recipe(BaseModel):
     - `output`: `model`, or `vector` for the merged task vector itself.
     - `seed`: of randomised methods.
     - `dtype`: of the output; by default the base's.
+    - `quantise`: matrices of a language model's blocks in fp8, with scales: `fp8-block`, `fp8-row` or `fp8-tensor`.
     - `shard_size`: largest file, such as `5GB`.
     """
 
@@ -75,6 +77,7 @@ class Recipe(BaseModel):
     output: Literal["model", "vector"] = "model"
     seed: int = 0
     dtype: str | None = None
+    quantise: Quantise | None = None
     shard_size: str | int = "5GB"
 
     @field_validator("dtype")

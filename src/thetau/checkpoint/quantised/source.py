@@ -38,6 +38,7 @@ class QuantisedSource(Source):
         self.degree, self.partial = stored.degree, stored.partial
         self.key = f"quantised:{stored.key}"
         self.quantised = " and ".join(forms)
+        self.coded = frozenset(weights)
         self.files = {**stored.files, **plain_files(stored.folder, dtype)}
         places = {name: weight for weight in weights.values() for name in weight.parts.values()}
         self.specs: dict[str, Spec] = {}
@@ -51,7 +52,7 @@ class QuantisedSource(Source):
         self._notes = (
             *stored.notes,
             f"{self.label}: {len(weights)} weights in {self.quantised} are read dequantised; what is made of this model is written as "
-            f"{dtype_name(dtype)} without quantisation, and its config says so.{said_nothing}",
+            f"{dtype_name(dtype)} without quantisation unless `--quantise` asks for it, and its config says so.{said_nothing}",
             *(
                 (
                     f"{self.label}: {len(idle)} scales of activations and caches are left out ({', '.join(idle[:SHOWN])}{', …' if len(idle) > SHOWN else ''}).",
@@ -77,6 +78,10 @@ class QuantisedSource(Source):
             last = min(first + step, stop)
             out[first - start : last - start] = weight.rows(self.stored, first, last)
         return out
+
+    def as_stored(self) -> Source:
+        """Codes and scales."""
+        return self.stored
 
     def place(self, name: str) -> tuple[int, int] | None:
         """Where a tensor lies that is no quantised weight; of those None, since no bytes hold them."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, final
+from typing import TYPE_CHECKING, Annotated, Any, Literal, final
 
 import typer
 
@@ -71,7 +71,8 @@ def operands(base: str, given: Sequence[str]) -> tuple[Expression, list[Expressi
 
 def write(result: Expression, out: Path, writing: Writing, machine: Machine) -> None:
     """A model or a vector. Raises `OutputError`."""
-    save(result, out, quiet=machine.quiet, dtype=writing.dtype, exclude=writing.left_out.exclude, engine=machine.engine())
+    options: dict[str, Any] = {"dtype": writing.dtype, "quantise": writing.quantise, "exclude": writing.left_out.exclude}
+    save(result, out, quiet=machine.quiet, engine=machine.engine(), **options)
 
 
 def size(count: int) -> str:

@@ -33,6 +33,7 @@ class MergekitRecipe:
     seed: int = 0
     exclude: tuple[str, ...] = ()
     dtype: str | None = None
+    quantise: str | None = None
     shard_size: str | int = "5GB"
 
     @property
@@ -60,6 +61,7 @@ class MergekitRecipe:
             "seed": self.seed,
             "exclude": list(self.exclude),
             "dtype": self.dtype,
+            **({"quantise": self.quantise} if self.quantise else {}),
         }
 
 
@@ -108,4 +110,4 @@ def read_record(content: Mapping[str, Any], where: str) -> MergekitRecipe:
         raise RecipeError([f"`{KEY}` must hold the documents of a recipe."], where)
     read = read_documents([Document(one, {}) for one in documents], where, Path(folder) if isinstance(folder, str) else None)
     given = {**read.__dict__, "seed": content.get("seed", 0), "exclude": tuple(content.get("exclude", ()))}
-    return MergekitRecipe(**{**given, "dtype": content.get("dtype")})
+    return MergekitRecipe(**{**given, "dtype": content.get("dtype"), "quantise": content.get("quantise")})
