@@ -162,6 +162,43 @@ def fp8(
     return {name: codes, f"{stem}.{scale}": stored, f"{stem}.input_scale": torch.tensor(0.5)}, value
 
 
+def powers(
+    name: str,
+    shape: Shape,
+    generator: torch.Generator,
+    *,
+    block: Shape,
+    scale: str = "weight_scale",
+    dtype: torch.dtype = torch.float8_e8m0fnu,
+) -> Encoded:
+    """fp8 whose scales are powers of two, a byte each."""
+    codes = (20 * normal(generator, *shape)).to(torch.float8_e4m3fn)
+    high, wide = block
+    exponents = torch.randint(110, 135, (-(-shape[0] // high), -(-shape[1] // wide)), generator=generator)
+    value = torch.empty(shape)
+    for row in range(shape[0]):
+        for column in range(shape[1]):
+            value[row, column] = codes[row, column].double() * 2.0 ** (int(exponents[row // high, column // wide]) - 127)
+    return {name: codes, f"{name.removesuffix('.weight')}.{scale}": exponents.to(torch.uint8).view(dtype)}, value
+
+
+def fp4_powers(
+    name: str, shape: Shape, generator: torch.Generator, *, codes_in: torch.dtype, scale: str = "weight_scale"
+) -> Encoded:
+    """E2M1 in a dtype of its own or in bytes, under E8M0."""
+    parts, value = mxfp4_packed(name, shape, generator)
+    packed, exponents = parts.values()
+    return {
+        name: packed.view(codes_in),
+        f"{name.removesuffix('.weight')}.{scale}": exponents.view(torch.float8_e8m0fnu),
+    }, value
+
+
+def nvfp4_own(name: str, shape: Shape, generator: torch.Generator) -> Encoded:
+    parts, value = nvfp4(name, shape, generator, packed=False)
+    return parts | {name: parts[name].view(torch.float4_e2m1fn_x2)}, value
+
+
 def mxfp4_experts(name: str, experts: int, inputs: int, out: int, generator: torch.Generator) -> Encoded:
     codes = codes_of(generator, 4, experts, out, inputs // 32, 32)
     scales = torch.randint(115, 126, codes.shape[:3], generator=generator)
@@ -253,6 +290,17 @@ CASES: dict[str, Case] = {
     "fp8, a scale a block": case(fp8, BLOCKS, block=(32, 16)),
     "fp8, e5m2": case(fp8, {"quant_method": "fp8"}, dtype=torch.float8_e5m2),
     "fp8, compressed-tensors": case(fp8, groups(num_bits=8, type="float"), rows=True, scale="weight_scale"),
+    "fp8, AMD's e4m3fnuz": case(fp8, {"quant_method": "fp8"}, rows=True, dtype=torch.float8_e4m3fnuz),
+    "fp8, AMD's e5m2fnuz": case(fp8, {"quant_method": "fp8"}, rows=True, dtype=torch.float8_e5m2fnuz),
+    "fp8, Mistral's names": case(fp8, BLOCKS, block=(32, 16), scale="qscale_weight"),
+    "MXFP8, exponents in uint8": case(powers, {"quant_method": "mxfp8"}, block=(1, 32), dtype=torch.uint8),
+    "MXFP8, exponents in E8M0": case(powers, {"quant_method": "mxfp8"}, block=(1, 32)),
+    "fp8, DeepSeek-V4": case(powers, BLOCKS | {"scale_fmt": "ue8m0"}, block=(32, 16), scale="scale"),
+    "FP4 in int8, DeepSeek-V4": case(
+        fp4_powers, {"quant_method": "fp8", "expert_dtype": "fp4"}, codes_in=torch.int8, scale="scale"
+    ),
+    "MXFP4 in F4": case(fp4_powers, {"quant_method": "mxfp4"}, codes_in=torch.float4_e2m1fn_x2),
+    "NVFP4 in F4": case(nvfp4_own, {"quant_method": "modelopt", "quant_algo": "NVFP4"}),
     "NVFP4, ModelOpt": case(nvfp4, {"quant_method": "modelopt", "quant_algo": "NVFP4"}, packed=False),
     "NVFP4, compressed-tensors": case(nvfp4, groups(num_bits=4, type="float", group_size=16), packed=True),
     "MXFP4, compressed-tensors": case(mxfp4_packed, groups(num_bits=4, type="float", group_size=32)),

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thetau.checkpoint.dtypes import TO_SAFETENSORS, dtype_name
+from thetau.checkpoint.dtypes import FROM_SAFETENSORS, dtype_name
 from thetau.checkpoint.safetensors import home_of, read_weight_map, shard_path
 from thetau.checkpoint.source import Source, Spec, span
 from thetau.errors import CheckpointError
@@ -111,8 +111,8 @@ def _check(tensors: Mapping[Any, Any], label: str) -> None:
             raise CheckpointError(f"{label}: a state dict maps names to dense tensors. Got {type(value).__name__} at {name!r}.")
         if value.is_meta:
             raise CheckpointError(f"{label}: {name!r} lies on the meta device and has no values. Load the weights first.")
-        if value.dtype not in TO_SAFETENSORS:
-            known = ", ".join(map(dtype_name, TO_SAFETENSORS))
+        if value.dtype not in FROM_SAFETENSORS.values():
+            known = ", ".join(map(dtype_name, FROM_SAFETENSORS.values()))
             raise CheckpointError(
                 f"{label}: {name!r} is {dtype_name(value.dtype)}, which cannot be stored. Known dtypes: {known}."
             )

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thetau.checkpoint.dtypes import FROM_SAFETENSORS
+from thetau.checkpoint.dtypes import FROM_SAFETENSORS, PACKED, UNREAD
 from thetau.checkpoint.source import Source, Spec, span
 from thetau.errors import CheckpointError
 
@@ -357,11 +357,19 @@ def _tensors(path: Path | str, header: Mapping[str, Any], data: int) -> tuple[di
             numbers = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
         except KeyError as error:
             known = ", ".join(FROM_SAFETENSORS)
+            if error.args[0] in UNREAD:
+                raise CheckpointError(
+                    f"{path}: tensor {name!r} is in {error.args[0]}, {UNREAD[error.args[0]]}, which cannot be read. Take the original, unquantised checkpoint."
+                ) from error
             raise CheckpointError(f"{path}: tensor {name!r} has no usable entry ({error}). Known dtypes: {known}.") from error
         except (TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{path}: the header's entry of tensor {name!r} is damaged ({error}). Copy or download the file again."
             ) from error
+        if dtype is PACKED and numbers and shape and shape[-1] % 2 == 0:
+            shape = (*shape[:-1], shape[-1] // 2)
+        elif dtype is PACKED:
+            numbers = False
         if (
             not numbers
             or len(shape) > 64

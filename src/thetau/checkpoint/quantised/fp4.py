@@ -2,6 +2,7 @@
 
 MXFP4: a power of two for each 32 values (OCP Microscaling Formats v1.0). NVFP4: an 8-bit float for each 16, and one float32 for the tensor,
 which multiplies in ModelOpt (`weight_scale_2`) and divides in compressed-tensors (`weight_global_scale`). The lower half of a byte comes first.
+Codes may lie in uint8, in safetensors' own F4, or, where the config says `expert_dtype: fp4` (DeepSeek-V4), in int8; powers of two in uint8 or F8_E8M0.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from thetau.checkpoint.dtypes import EXPONENTS, PACKED
 from thetau.checkpoint.quantised.form import Form, Said, Weight, check_shape, damaged, part
+from thetau.checkpoint.quantised.fp8 import scale_names
 from thetau.checkpoint.quantised.reading import E2M1, exponents, nibbles
 from thetau.checkpoint.source import Source
 
@@ -33,7 +36,7 @@ class ExpertsWeight(Weight):
             step = max(1, STEP // max(1, codes[0].numel())) if len(codes) else 1
             for first in range(0, len(codes), step):
                 values = table[nibbles(codes[first : first + step])]
-                values *= exponents(scale[first : first + step])[..., None]
+                values *= exponents(scale[first : first + step].view(torch.uint8))[..., None]
                 out[expert - start, :, first : first + step] = values.reshape(len(values), -1).T
         return out
 
@@ -52,8 +55,8 @@ class GptOss(Form):
             if len(spec.shape) != 4 or spec.shape[3] != MX_GROUP // 2:
                 damaged(stored, codes, f"must have shape [experts, out, groups, {MX_GROUP // 2}]. Got {list(spec.shape)}.")
             check_shape(stored, scale, spec.shape[:3], f"a scale for each group of {codes!r}")
-            if stored.specs[scale].dtype != torch.uint8:
-                damaged(stored, scale, f"must hold exponents in uint8. Got {stored.specs[scale].dtype}.")
+            if stored.specs[scale].dtype not in (torch.uint8, EXPONENTS):
+                damaged(stored, scale, f"must hold exponents in uint8 or F8_E8M0. Got {stored.specs[scale].dtype}.")
             experts, out, groups, _ = spec.shape
             yield ExpertsWeight(name=name, shape=(experts, groups * MX_GROUP, out), parts={"codes": codes, "scale": scale})
 
@@ -70,7 +73,7 @@ class GroupedWeight(Weight):
 
     def rows(self, stored: Source, start: int, stop: int) -> Tensor:
         """Rows in float32."""
-        values = torch.tensor(E2M1)[nibbles(stored.read(self.parts["codes"], start, stop))]
+        values = torch.tensor(E2M1)[nibbles(stored.read(self.parts["codes"], start, stop).view(torch.uint8))]
         scale = stored.read(self.parts["scale"], start, stop)
         scale = exponents(scale) if scale.dtype == torch.uint8 else scale.float()
         if "whole" in self.parts:
@@ -80,28 +83,32 @@ class GroupedWeight(Weight):
 
 
 class Fp4(Form):
-    """`weight` (ModelOpt) or `weight_packed` (compressed-tensors) in uint8 beside `weight_scale`."""
+    """`weight` (ModelOpt, DeepSeek) or `weight_packed` (compressed-tensors) beside its scales."""
 
     title = "NVFP4 and MXFP4"
-    methods = ("modelopt", "modelopt_fp4", "compressed-tensors", "nvfp4", "mxfp4")
+    methods = ("modelopt", "modelopt_fp4", "compressed-tensors", "nvfp4", "mxfp4", "fp8")
 
     def find(self, stored: Source, said: Said) -> Iterator[Weight]:
         """Every packed matrix with a scale for each group."""
+        kinds = {torch.uint8, PACKED, *((torch.int8,) if said.table.get("expert_dtype") == "fp4" else ())}
         for codes, spec in list(stored.specs.items()):
             packed = codes.endswith(".weight_packed")
             name = codes.removesuffix("_packed") if packed else codes
-            scale, second = f"{name}_scale", f"{name}_global_scale" if packed else f"{name}_scale_2"
+            scales = [f"{name}_scale"] if packed else scale_names(name)
+            scale = next((one for one in scales if one in stored.specs), scales[0])
+            sure = packed or spec.dtype == PACKED
             if (
-                spec.dtype != torch.uint8
+                spec.dtype not in kinds
                 or len(spec.shape) < 2
-                or not (packed or (name.endswith("weight") and scale in stored.specs))
+                or not (sure or (name.endswith("weight") and scale in stored.specs))
             ):
                 continue
             scale = part(stored, codes, scale, self.title)
             parts = {"codes": codes, "scale": scale}
-            if stored.specs[scale].dtype == torch.uint8:
+            if stored.specs[scale].dtype in (torch.uint8, EXPONENTS):
                 group = MX_GROUP
             else:
+                second = f"{name}_global_scale" if packed else f"{name}_scale_2"
                 group, parts["whole"] = NV_GROUP, part(stored, codes, second, self.title)
                 if stored.specs[second].elements != 1:
                     check_shape(stored, second, (1,), "one number for the tensor")

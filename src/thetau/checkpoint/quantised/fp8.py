@@ -1,8 +1,9 @@
 """8-bit floats with scales: a tensor's, a row's (FBGEMM, compressed-tensors), or a block's (DeepSeek-V3, Qwen, MiniMax: 128 × 128).
 
 The value is code · scale in float32, as `Fp8Dequantize` of transformers has it; `weight_scale_inv` multiplies too, whatever its name
-says (DeepSeek-V3's `weight_dequant`, <https://github.com/deepseek-ai/DeepSeek-V3/blob/main/inference/kernel.py>). Scales in uint8 are
-exponents (MXFP8). An 8-bit float without any scale, in a model that says nothing of quantisation, is a plain number and stays one.
+says (DeepSeek-V3's `weight_dequant`, <https://github.com/deepseek-ai/DeepSeek-V3/blob/main/inference/kernel.py>). Scales in uint8 or E8M0 are
+exponents (MXFP8, DeepSeek-V4). DeepSeek-V4 calls them `scale` beside `weight`, Mistral Large `qscale_weight`.
+An 8-bit float without any scale, in a model that says nothing of quantisation, is a plain number and stays one.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from typing import Any
 
 import torch
 
+from thetau.checkpoint.dtypes import EXPONENTS
 from thetau.checkpoint.quantised.form import Form, Said, damaged
 from thetau.checkpoint.quantised.scaled import Block, Scaled, block_of
 from thetau.checkpoint.source import Source
 
-CODES = (torch.float8_e4m3fn, torch.float8_e5m2)
+CODES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 SCALES = ("_scale_inv", "_scale")
 BLOCK: Block = (128, 128)
 MX = (1, 32)
@@ -31,7 +33,7 @@ class Fp8(Form):
     def find(self, stored: Source, said: Said) -> Iterator[Scaled]:
         """Every 8-bit float with a scale; one without, where others have one, is refused."""
         codes = [name for name, spec in stored.specs.items() if spec.dtype in CODES and not name.endswith(SCALES)]
-        scales = {name: next((name + end for end in SCALES if name + end in stored.specs), None) for name in codes}
+        scales = {name: next((one for one in scale_names(name) if one in stored.specs), None) for name in codes}
         bare = [name for name, scale in scales.items() if scale is None]
         if bare and (said.method in self.methods or len(bare) < len(codes)):
             damaged(
@@ -47,8 +49,15 @@ class Fp8(Form):
             kind = stored.specs[scale].dtype
             if not kind.is_floating_point and kind != torch.uint8:
                 damaged(stored, scale, f"holds scales and must be floating-point, or exponents in uint8. Got {kind}.")
-            block = block_of(stored, name, scale, [MX] if kind == torch.uint8 else blocks)
+            known = {torch.uint8: [MX], EXPONENTS: [*blocks, MX]}.get(kind, blocks)
+            block = block_of(stored, name, scale, known)
             yield Scaled(name=name, shape=stored.specs[name].shape, parts={"codes": name, "scale": scale}, block=block)
+
+
+def scale_names(codes: str) -> list[str]:
+    """What the scales of a weight may be called."""
+    stem = codes.removesuffix("weight")
+    return [codes + end for end in SCALES] + ([f"{stem}scale", f"{stem}qscale_weight"] if codes.endswith(".weight") else [])
 
 
 def _blocks(table: Mapping[str, Any]) -> list[Block]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from thetau.checkpoint.dtypes import SCALED
 from thetau.checkpoint.quantised.awq import Awq
 from thetau.checkpoint.quantised.bitsandbytes import FourBit, Int8
 from thetau.checkpoint.quantised.compressed_tensors import PackedInts, PlainInts
@@ -26,6 +27,7 @@ def dequantised(stored: Source) -> Source:
         CheckpointError: the form is not read, parts of it are missing or of another shape, or config and weights contradict each other.
     """
     if stored.degree != 1 or stored.partial or "thetau.form" in stored.metadata:
+        check_left({name: spec for name, spec in stored.specs.items() if spec.dtype in SCALED}, Said())
         return stored
     beside = read_said(stored.folder)
     said = beside or Said()

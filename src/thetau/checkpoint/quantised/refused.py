@@ -6,6 +6,7 @@ import re
 
 import torch
 
+from thetau.checkpoint.dtypes import PACKED, SCALED
 from thetau.checkpoint.quantised.form import Said
 from thetau.checkpoint.source import Source, Spec
 from thetau.errors import CheckpointError
@@ -91,8 +92,10 @@ def check_left(left: dict[str, Spec], said: Said) -> None:
         CheckpointError: there is one.
     """
     for name, spec in left.items():
-        integer = not spec.dtype.is_floating_point and spec.dtype != torch.bool
-        codes = integer and (CODES.search(name) or (len(spec.shape) > 1 and re.search(r"(?:^|\.)weight$", name)))
+        integer = spec.dtype == PACKED or (not spec.dtype.is_floating_point and spec.dtype != torch.bool)
+        codes = spec.dtype in SCALED or (
+            integer and (CODES.search(name) or (len(spec.shape) > 1 and re.search(r"(?:^|\.)weight$", name)))
+        )
         if codes or (spec.dtype.is_floating_point and SCALES.search(name)):
             what = "codes" if integer else "scales"
             raise CheckpointError(
