@@ -167,9 +167,9 @@ def _changes(method: Any) -> str:
 
 
 class Run:
-    """One suite: its encoder, tasks and caches."""
+    """One suite: its encoder, tasks and caches; `changed` are settings of fine-tuning that are not the suite's."""
 
-    def __init__(self, name: str, options: argparse.Namespace) -> None:
+    def __init__(self, name: str, options: argparse.Namespace, changed: Mapping[str, Any] | None = None) -> None:
         self.name, self.quick = name, options.quick
         self.backbone = options.backbone_text if name == "text" else options.backbone_vision
         data = options.data_text if name == "text" else options.data_image
@@ -178,7 +178,7 @@ class Run:
         self.out: Path = options.run / name
         self.encoder = load_encoder(self.backbone)
         self.tasks = {one: load_task(one, data) for one in self.names}
-        settings = SETTINGS[name]
+        settings = {**SETTINGS[name], **(changed or {})}
         self.settings = {**settings, **({"steps": 6, "batch_size": 8} if self.quick else {})}
         sizes = {key: value for key, value in settings.items() if key in ("max_length", "image_size")}
         limits = {"train": options.oracle_examples, "validation": options.validation, "test": options.test}
@@ -191,7 +191,7 @@ class Run:
         """Fine-tune, or find what was fine-tuned before."""
         found = {}
         for name in names:
-            config = FinetuneConfig.of({**self.settings, **VECTORS[self.name][vectors], "seed": seed}, f"{self.name}, {vectors}")
+            config = FinetuneConfig.of({**VECTORS[self.name][vectors], **self.settings, "seed": seed}, f"{self.name}, {vectors}")
             snapshots = SNAPSHOTS if vectors == "standard" and seed == 0 and not self.quick else ()
             key = Cache.key([config.content(), snapshots])[:8]
             out = self.out / "finetuned" / name / f"{config.paradigm}-{key}"

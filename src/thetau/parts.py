@@ -199,6 +199,11 @@ class Part(ABC):  # noqa: B024  what is abstract stands on its kinds
     needs: ClassVar[tuple[str, ...]] = ()  # evidence by task (`"fisher"`), and `"base"`: what `Site` must bring
     pace: ClassVar[float] = PACE  # bytes of input a second that one worker gets through, in the compiled loop
 
+    @property
+    def rows_as_inputs(self) -> bool:
+        """Whether it takes the rows of a task vector for a sample of what the layer reads, which those of an adapter are not."""
+        return False
+
     def requires(self) -> Statistic | None:
         """The statistic of its own input that it needs: of the stack as the stages before left it."""
         return None

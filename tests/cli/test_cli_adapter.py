@@ -72,6 +72,8 @@ def test_extract_from_a_model(folder: Path, capsys: pytest.CaptureFixture[str]) 
         ("--method", "dare_linear", "--error", "0.5"),
         ("--method", "knots"),
         (),
+        ("--method", "clear", "--set", "damping=0.5", "--set", "scale=0.9", "--rank", "3"),
+        ("--method", "core_space"),
         ("--method", "ties", "--space", "core"),
         ("--method", "robustmerge", "--set", "density=0.5"),
     ],
@@ -92,6 +94,13 @@ def test_merges_into_one_adapter(folder: Path, capsys: pytest.CaptureFixture[str
         (("--method", "tsi"), "unknown method 'tsi'"),
         (("--method", "svd"), "svd takes `--set weights=[…]` alone, and `--rank` or `--error`"),
         (("--method", "robustmerge", "--rank", "2"), "keeps the rank"),
+        (("--method", "robustmerge", "--set", "density=much"), "which are numbers"),
+        (
+            ("--method", "clear", "--space", "core"),
+            "clear takes the fields damping and scale, which are numbers, and no `--space`.",
+        ),
+        (("--set", "density=0.5"), "clear takes the fields damping and scale"),
+        (("--set", "damping=-1"), "`damping` must be at least 0"),
         (("--method", "fisher"), "look at neither the base nor data"),
         (("--rank", "0"), "`rank` must be at least 1. Got 0."),
     ],
@@ -109,3 +118,24 @@ def test_conversion_there_and_back(folder: Path, capsys: pytest.CaptureFixture[s
     assert all(name.startswith("lora_transformer_layers_0_") for name in load_file("a.safetensors"))
     for name, value in weights("a").items():
         torch.testing.assert_close(weights("a.safetensors")[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("method", "badly"), [("bilateral", True), ("wudi", True), ("bilateral_left", False), ("task_arithmetic", False)]
+)
+def test_a_merge_of_adapters_is_told_of_the_one_for_them(
+    folder: Path, capsys: pytest.CaptureFixture[str], method: str, badly: bool
+) -> None:
+    """A word of advice, and a plain one where a method takes an adapter's rows for inputs; models get neither."""
+    fields = ["--set", "sides=both", "--set", "q=0"] if method == "bilateral_left" else []
+    words = ["merge", "--method", method.removesuffix("_left"), *fields, "--base", "base"]
+    code, printed = run(capsys, *words, "-m", "a", "-m", "b", "-o", "merged")
+    assert code == 0, printed
+    assert "2 of these are adapters." in printed
+    assert "`thetau adapter merge` makes one adapter of them, and its default, `clear`, has nothing to tune." in printed
+    assert ("which the rows of adapters are not, and merges adapters badly" in printed) == badly
+    for name in "ab":
+        run(capsys, "vector", "apply", "--base", "base", "--vector", name, "-o", f"model-{name}")
+    code, printed = run(capsys, *words, "-m", "model-a", "-m", "model-b", "-o", "models")
+    assert code == 0, printed
+    assert "adapter merge" not in printed

@@ -1,6 +1,7 @@
 """Adapters whole: taken out of a model, added, and merged into one adapter again, without the full weights."""
 
 from thetau.adapters.adding import add as add
+from thetau.adapters.clearing import clear_merge as clear_merge
 from thetau.adapters.extracting import extract as extract
 from thetau.adapters.factors import Cut as Cut
 from thetau.adapters.factors import Factors as Factors

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from thetau.checkpoint import Slots, Source
-from thetau.checkpoint.source import Demand, computed
+from thetau.checkpoint.source import Demand, computed, leaves
 from thetau.checkpoint.window import Window
 from thetau.engine import compiled
 from thetau.engine.aligned import Aligned, Evidence
@@ -77,12 +77,23 @@ class Merge(Source):
     def notes(self) -> tuple[str, ...]:
         """What the alignment and the tasks have to say; of the norms and the parts, once something was read."""
         inner = [note for source in self.children() for note in source.notes]
-        outside = self.aligned.notes()
+        outside = (*self.aligned.notes(), *self._adapters())
         if self.states is None:
             return (*inner, *self.aligned.alignment.notes, *outside)
         said = [line for part, state in zip(self.aligned.chain.stages, self.states, strict=True) for line in part.notes(state)]
         zeros = () if self.aligned.chain.models else self.guard.notes()
         return (*inner, *self.aligned.alignment.notes, *outside, *said, *zeros)
+
+    def _adapters(self) -> tuple[str, ...]:
+        """A word on adapters, which have a merge of their own."""
+        count = sum(source.over is not None for source in leaves(self.aligned.sources))
+        if count < 2:
+            return ()
+        advice = "`thetau adapter merge` makes one adapter of them, and its default, `clear`, has nothing to tune."
+        if any(part.rows_as_inputs for part in self.aligned.chain.stages):
+            why = "This method takes the rows of task vectors for their tasks' inputs, which the rows of adapters are not, and merges adapters badly"
+            return (f"{count} of these are adapters. {why} (docs/adapters.md). {advice}",)
+        return (f"{count} of these are adapters. {advice}",)
 
     def fingerprint(self) -> str:
         """Not meaningful: a merge is computed, not stored."""

@@ -64,6 +64,11 @@ class TwoSided(StreamReduction):
     precondition: bool = False
     reference: Literal["own", "random", "random_left", "random_right"] = "own"
 
+    @property
+    def rows_as_inputs(self) -> bool:
+        """Where the right side counts."""
+        return self.q > 0 and self.reference in ("own", "random_left")
+
     def init(self, d_out: int, d_in: int, tasks: int) -> Total:
         """Nothing yet."""
         return Total(total=torch.zeros(d_out, d_in))

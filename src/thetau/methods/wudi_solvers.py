@@ -41,6 +41,11 @@ class Interference(StreamReduction):
     rows: float = 1.0
     reference: Literal["own", "random"] = "own"
 
+    @property
+    def rows_as_inputs(self) -> bool:
+        """Unless random rows stand in."""
+        return self.reference == "own"
+
     def init(self, d_out: int, d_in: int, tasks: int) -> Quadratic:
         """Nothing yet; whether A is kept as a factor is settled here, by shape and number of tasks."""
         exact = torch.float64 if self._inverts else torch.float32

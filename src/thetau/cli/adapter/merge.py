@@ -28,9 +28,10 @@ def merge(
         typer.Option(
             "--method",
             "-m",
-            help="Any method of task vectors, or concatenation, svd, knots (TIES there), core_space (TSV-M there), robustmerge.",
+            help="clear, which has nothing to tune; any method of task vectors; or concatenation, svd, knots (TIES there), "
+            "core_space (TSV-M there), robustmerge.",
         ),
-    ] = "core_space",
+    ] = "clear",
     space: Annotated[
         Literal["product", "core", "knots"] | None,
         Option(
@@ -51,7 +52,7 @@ def merge(
 
     thetau adapter merge sst2-lora cr-lora --method ties --space core --rank 16 -o both
     """
-    from thetau.adapters import add, open_adapter, robust_merge
+    from thetau.adapters import add, clear_merge, open_adapter, robust_merge
     from thetau.adapters import merge as run
     from thetau.methods import build
 
@@ -67,10 +68,15 @@ def merge(
                 "options",
             )
         made = add(opened, given, cut=cut, base=source)
+    elif method == "clear":
+        if not _numbers(values, "damping", "scale") or space is not None:
+            raise RecipeError(["clear takes the fields damping and scale, which are numbers, and no `--space`."], "options")
+        made = clear_merge(opened, **values, cut=cut, base=source)
     elif method == "robustmerge":
-        wrong = sorted(set(values) - {"density", "quantile", "scale"})
-        if wrong or cut is not None or space is not None:
-            raise RecipeError(["robustmerge takes the fields density, quantile and scale, and keeps the rank."], "options")
+        if not _numbers(values, "density", "quantile", "scale") or cut is not None or space is not None:
+            raise RecipeError(
+                ["robustmerge takes the fields density, quantile and scale, which are numbers, and keeps the rank."], "options"
+            )
         made = robust_merge(opened, **values, base=source)
     else:
         name, where, defaults = SHORT.get(method) or (method, "product", {})
@@ -84,3 +90,8 @@ def merge(
             engine=machine.engine(bar=False),
         )
     output.write(made, out, json, quiet=machine.quiet)
+
+
+def _numbers(values: dict[str, Any], *names: str) -> bool:
+    """Whether only fields of these names are given, and numbers for them."""
+    return all(name in names and type(value) in (int, float) for name, value in values.items())
