@@ -108,7 +108,10 @@ class ParadigmRow:
 @final
 @dataclass(frozen=True, kw_only=True)
 class ParadigmResults:
-    """The whole comparison. `pretrained`: the base on test, the control task included."""
+    """The whole comparison. `pretrained`: the base on test, the control task included.
+
+    `sizes`: task → split → examples that were evaluated; `available`: those that there are.
+    """
 
     suite: str
     backbone: str
@@ -120,6 +123,7 @@ class ParadigmResults:
     pretrained: dict[str, Measure]
     rows: tuple[ParadigmRow, ...]
     quick: bool
+    available: dict[str, dict[str, int]] = field(default_factory=dict)
     format: int = 1
 
     def save(self, path: Path) -> None:
@@ -275,6 +279,9 @@ class _Run:
             pretrained=self.evaluator.evaluate(self.base, "test", everything),
             rows=tuple(rows),
             quick=self.quick,
+            available={
+                task.name: {split: len(task.split(split)) for split in ("validation", "test")} for task in self.everything
+            },
         )
 
     # Fine-tuning
