@@ -325,8 +325,16 @@ def chosen_from(content: Content, cases: Sequence[tuple[float, Sequence[float]]]
     """What the rules hold against coefficients that were chosen on validation, each with the values that were tried."""
     setting = content["setting"]
     counts = content.get("available", {})
-    most = min((counts[task]["validation"] for task in counts), default=None)
-    return [*few_examples(setting["validation"], most), *at_end(cases)]
+    few = (
+        [
+            one
+            for count in counts.values()
+            for one in few_examples(min(setting["validation"], count["validation"]), count["validation"])
+        ]
+        if counts
+        else few_examples(setting["validation"])
+    )
+    return [*dict.fromkeys(few), *at_end(cases)]
 
 
 def claim_partitions(content: Content) -> Verdict:

@@ -8,7 +8,7 @@ one kind alone; the gaps of the unnormalised or the normalised Laplacian):
 - `found`: the two seeds of a task are two vectors of one thing. Does the spectrum say k = T, and do T clusters put the pairs together (adjusted Rand)?
 - `stable`: do the two seeds give the same clusters of tasks, for each k (adjusted Rand, mean over k)?
 - `natural`: how far the clusters of one seed agree with families named beforehand.
-- `helps`: mean inside and outside, nothing tuned: the lead of its k clusters over ten random partitions of equal k, by task, in points.
+- `helps`: mean inside and outside, nothing tuned: the lead of its k clusters over five random partitions of equal k, by task, in points.
 
 Models, and each likeness's figures, are kept in the run's folder.
 """
@@ -52,7 +52,7 @@ KINDS: dict[str, tuple[str, ...]] = {  # what is left out
     "embeddings": ("encoder.*",),
     "norms and biases": ("*.dense.weight", "*.query.weight", "*.key.weight", "*.value.weight", "*_embeddings.weight"),
 }
-DRAWN = 10
+DRAWN = 5
 
 
 def trained(
@@ -62,7 +62,7 @@ def trained(
     encoder = load_encoder("all-MiniLM-L6-v2")
     loaded = [load_task(name, data) for name in tasks]
     evaluator = Evaluator(
-        encoder, loaded, limits={"validation": 20, "test": 300}, max_length=config["max_length"], cache=run / "cache"
+        encoder, loaded, limits={"validation": 20, "test": 100}, max_length=config["max_length"], cache=run / "cache"
     )
     models = {}
     for seed in seeds:
@@ -134,9 +134,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--run", type=Path, default=Path("runs/similarity"))
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--sizes", default="3,6", help="k whose clusters are evaluated")
+    parser.add_argument("--sizes", default="5", help="k whose clusters are evaluated")
     parser.add_argument("--tasks", default=",".join(task for members in FAMILIES.values() for task in members))
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
@@ -177,7 +177,7 @@ def main() -> None:
         {
             "command": "make similarity DATA=…",
             "machine": machine(),
-            "setting": {**config, "tasks": tasks, "seeds": list(seeds), "sizes": sizes, "random partitions": DRAWN, "test": 300},
+            "setting": {**config, "tasks": tasks, "seeds": list(seeds), "sizes": sizes, "random partitions": DRAWN, "test": 100},
             "random": {str(k): mean(values.values()) for k, values in random.items()},
             "rows": rows,
         },

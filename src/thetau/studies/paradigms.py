@@ -227,7 +227,12 @@ def _quick(suite: Suite) -> Suite:
         suite,
         tasks=tuple(name for name in suite.tasks if name != suite.control)[:3],
         finetune={**suite.finetune, "steps": 6, "batch_size": 8},
-        limits=replace(suite.limits, validation=min(24, suite.limits.validation), test=min(40, suite.limits.test)),
+        limits=replace(
+            suite.limits,
+            validation=min(24, suite.limits.validation),
+            test=min(40, suite.limits.test),
+            control=min(40, suite.limits.control),
+        ),
         paradigms=tuple(
             replace(
                 one,
@@ -253,6 +258,7 @@ class _Run:
             self.encoder,
             self.everything,
             limits={"validation": limits.validation, "test": limits.test},
+            limits_of={} if suite.control is None else {suite.control: {"validation": limits.control, "test": limits.control}},
             max_length=limits.max_length,
             image_size=limits.image_size,
             cache=out / "cache",
