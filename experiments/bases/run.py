@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ from thetau.finetune import FinetuneConfig, finetune
 from thetau.models import load_encoder, read_weights
 from thetau.parts import PerTask
 from thetau.studies.arithmetic import negation
-from thetau.studies.bases import bases_addition, basis_ood, outer_space
+from thetau.studies.bases import BasesAddition, bases_addition, basis_ood, outer_space
 from thetau.studies.partitions import (
     Bench,
     PartitionStudy,
@@ -61,12 +62,13 @@ from thetau.studies.partitions import (
     study_partitions,
     value_of_partition,
 )
+from thetau.studies.verdicts import CONTROL, VALIDATION
 from thetau.tasks import load_task
 
 RESULTS = EXPERIMENTS / "bases"
 SNAPSHOTS = (1, 2, 20, 60)
 MARGIN = 0.05
-LAMBDAS = (0.5, 1.0, 1.5, 2.0, 3.0)
+LAMBDAS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)  # and further, until the best is inside
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.5, 1.0, 1.5, 2.0, 3.0)
 OOD_ALPHAS = tuple(0.25 * i for i in range(5))
 INNER: dict[str, Any] = {
@@ -81,7 +83,8 @@ INNER: dict[str, Any] = {
 class Setting:
     """A suite's tasks and settings. `four`: two natural pairs; `targets`: tasks outside them and the pair each is close to, if any.
 
-    `validation`, `test`: examples a task. `many`: those of test where many models of many tasks are compared.
+    `validation`, `test`: examples a task, `control_size` of the control's splits; all of a task that has fewer.
+    `many`: those of test where many models of many tasks are compared.
     """
 
     backbone: str
@@ -93,8 +96,9 @@ class Setting:
     control: str
     mixed: tuple[str, ...]
     second: tuple[str, ...]
-    validation: int = 60
+    validation: int = VALIDATION
     test: int = 200
+    control_size: int = CONTROL
     many: int = 100
     margin: float = MARGIN
     lambdas: tuple[float, ...] = LAMBDAS
@@ -128,7 +132,6 @@ SETTINGS = {
         control="cifar10",
         mixed=("mnist", "rsscn7", "gtsrb", "fashion_mnist"),
         second=("cifar10", "scene15"),
-        lambdas=(0.25, *LAMBDAS),
     ),
 }
 QUICK = ("sms_spam", "clinc_domain", "hwu64_scenario", "banking77", "dbpedia_topic")
@@ -147,6 +150,7 @@ def quick(setting: Setting) -> Setting:
         second=("hwu64_scenario",),
         validation=8,
         test=16,
+        control_size=16,
         many=12,
         margin=-1.0,
         lambdas=(1.0,),
@@ -164,7 +168,15 @@ class Study:
         self.encoder = load_encoder(setting.backbone)
         self.loaded = {task: load_task(task, data) for task in setting.tasks}
         limits = {"validation": setting.validation, "test": setting.test}
-        self.evaluator = Evaluator(self.encoder, list(self.loaded.values()), limits=limits, cache=run / "cache", **setting.size)
+        control = {"validation": setting.control_size, "test": setting.control_size}
+        self.evaluator = Evaluator(
+            self.encoder,
+            list(self.loaded.values()),
+            limits=limits,
+            limits_of={setting.control: control},
+            cache=run / "cache",
+            **setting.size,
+        )
         self.weights = self.encoder.weights()
         self.base = thetau.open(self.encoder.folder, name=setting.backbone)
         self.models: dict[str, Path] = {}
@@ -212,6 +224,13 @@ class Study:
             "base_hash": self.encoder.base_hash,
             "setting": _plain(replace(self.setting, backbone=Path(self.setting.backbone).name)),
             "margin": self.setting.margin,
+            "available": {
+                name: {split: len(task.split(split)) for split in ("validation", "test")} for name, task in self.loaded.items()
+            },
+            "negation_control": {
+                "n": len(self.evaluator.inputs(self.setting.control, "validation")),
+                "available": len(self.loaded[self.setting.control].split("validation")),
+            },
             **self.done,
         }
         write_bytes(self.out, json.dumps(content, indent=1).encode() + b"\n")
@@ -357,6 +376,8 @@ class Study:
                     "absolute": one.absolute,
                     "normalised": one.normalised,
                     "coefficients": one.coefficients,
+                    "accuracy": _by_task([value.addition.best.accuracy for value in one.partitions]),
+                    "scales": [[value.addition.scale, _tried(value.addition)] for value in one.partitions],
                 }
                 for one in (found.one, found.bases, found.all)
             }
@@ -389,6 +410,8 @@ class Study:
                     "bases": values[0].absolute,
                     "bases_normalised": values[0].normalised,
                     "random": [value.absolute for value in values[1:]],
+                    "accuracy": _by_task([values[0].addition.best.accuracy]),
+                    "random_accuracy": [_by_task([value.addition.best.accuracy]) for value in values[1:]],
                 }
             )
             self.say(
@@ -459,6 +482,7 @@ class Study:
                             "right": bool(set(best.split("+")) & set(near)) if near else None,
                             "one_shot": found.one_shot,
                             "alpha": found.alpha,
+                            "grid": [trial.alpha for trial in found.trials],
                             "tuned": found.tuned,
                         }
                     )
@@ -558,7 +582,8 @@ def sparse_section(study: Study) -> Any:
                     "tuned": added.tuned.absolute,
                     "normalised": added.tuned.normalised,
                     "lambda": added.scale,
-                    "accuracy": {task: one.value for task, one in added.tuned.accuracy.items()},
+                    "grid": _tried(added),
+                    "accuracy": _by_task([added.tuned.accuracy]),
                 }
             )
             study.say(f"  {name} {density:g}: {100 * added.one_shot.absolute:.1f}, tuned {100 * added.tuned.absolute:.1f}")
@@ -655,6 +680,7 @@ def _study(study: PartitionStudy) -> Any:
                 "absolute": value.absolute,
                 "normalised": value.normalised,
                 "lambda": value.addition.scale,
+                "grid": _tried(value.addition),
                 "one_shot": value.addition.one_shot.absolute,
                 "accuracy": {task: found.value for task, found in value.addition.best.accuracy.items()},
             }
@@ -663,11 +689,23 @@ def _study(study: PartitionStudy) -> Any:
     }
 
 
+def _by_task(found: Sequence[Mapping[str, Measure]]) -> dict[str, float]:
+    """Task → its accuracy, a mean over several partitions."""
+    return {task: mean(one[task].value for one in found) for task in found[0]}
+
+
+def _tried(added: BasesAddition) -> list[float]:
+    """The common λ that were tried."""
+    first = next(iter(added.parts))
+    return [one.coefficients[first] / added.parts[first] for one in added.trials if len(set(one.coefficients.values())) == 1]
+
+
 def _negated(found: Any) -> Any:
     return {
         "pretrained": found.pretrained_target,
         "pretrained_control": found.pretrained_control,
         "alpha": found.tuned.alpha,
+        "curve": [[trial.alpha, trial.target, trial.control] for trial in found.trials],
         "target": found.tuned.target,
         "control": found.tuned.control,
         "one_shot_target": found.one_shot.target,

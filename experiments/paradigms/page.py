@@ -5,11 +5,11 @@ python -m experiments.paradigms.page
 
 from __future__ import annotations
 
-import random
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
+from typing import get_args
 
 from experiments.common import DOCS, EXPERIMENTS, IMAGES, ROOT, table
 from thetau.diagnostics.disentanglement import Disentanglement
@@ -17,14 +17,16 @@ from thetau.diagnostics.interference import Interference
 from thetau.diagnostics.kernel import KernelTest
 from thetau.diagnostics.results import load_result
 from thetau.plots.diagnose import alpha_chart
+from thetau.studies.arithmetic import CONTROL as SHARE
+from thetau.studies.arithmetic import Negation
 from thetau.studies.by_paradigm import alpha_curves
 from thetau.studies.paradigms import ParadigmResults, ParadigmRow, load_paradigm_results
+from thetau.studies.verdicts import CONTROL, VALIDATION, AtControl, Verdict, Word, at_control, at_end, few_examples, judge
 
 RESULTS = EXPERIMENTS / "paradigms" / "results.json"
 DIAGNOSTICS = EXPERIMENTS / "paradigms" / "diagnostics"
 PAGE = DOCS / "paradigms.md"
 CHART = IMAGES / "paradigms-alpha.png"
-DRAWS = 10_000
 Values = dict[str, float]
 
 
@@ -55,9 +57,15 @@ def alone(row: ParadigmRow) -> Values:
     return {task: found.value for task, found in (row.individual or row.joint or {}).items()}
 
 
+def equal_control(found: Negation) -> AtControl:
+    """The target's validation accuracy where the control falls to its share of the pre-trained model's, between the grid's values."""
+    curve = [(trial.alpha, trial.target, trial.control) for trial in found.trials]
+    return at_control(curve, SHARE * min(found.trials, key=lambda trial: trial.alpha).control)
+
+
 def forgotten(row: ParadigmRow) -> Values:
-    """The target's accuracy after tuned negation."""
-    return {found.task: found.tuned.target.value for found in row.negation}
+    """The target's accuracy at equal control."""
+    return {found.task: equal_control(found).target for found in row.negation}
 
 
 TAU_JP, ATTENTION = "τJp (Yoshida et al.)", "attention-only (Jin et al.)"
@@ -77,45 +85,50 @@ CLAIMS = (
     Claim(ATTENTION, "single task: standard above attention, by little (Fig. 7)", "standard", "attention", alone),
     Claim(ATTENTION, "biases do not help: attention above attention + bias (Table 5)", "attention", "attention + bias", tuned),
     Claim(ATTENTION, "MLP weights hurt: attention above attention + mlp (Table 5)", "attention", "attention + mlp", tuned),
-    Claim(
-        ATTENTION,
-        "negation: attention forgets more than standard (the paper has no negation)",
-        "attention",
-        "standard",
-        forgotten,
-        lower=True,
-    ),
 )
 _VALUES = {"one": one_shot, "tuned": tuned, "alone": alone}
 
 
-def verdict(claim: Claim, results: ParadigmResults) -> tuple[str, str]:
-    """Whether it holds, and the paired difference with its interval, in points."""
-    pairs = []
+def verdict(claim: Claim, results: ParadigmResults) -> Verdict:
+    """What the rules say of it, in points."""
     (more, first), (less, second) = (_side(name, claim) for name in (claim.more, claim.less))
-    for high in results.of(more):
-        for low in (row for row in results.of(less) if row.seed == high.seed):
-            a, b = first(high), second(low)
-            pairs += [100 * (a[task] - b[task]) for task in a if task in b]
-    if not pairs:
-        return "not measured", ""
-    low_end, high_end = interval(pairs)
-    numbers = f"{mean(pairs):+.1f} ({low_end:+.1f} to {high_end:+.1f}), {len(pairs)} pairs"
-    if low_end <= 0 <= high_end:
-        return "not told apart", numbers
-    return ("holds" if (high_end < 0) == claim.lower else "does not hold"), numbers
+    leads: dict[str, list[float]] = {}
+    for seed in results.seeds:
+        high, low = (next((row for row in results.of(name) if row.seed == seed), None) for name in (more, less))
+        if high is None or low is None:
+            continue
+        a, b = first(high), second(low)
+        for task in a.keys() & b.keys():
+            leads.setdefault(task, []).append(100 * (a[task] - b[task]))
+    reasons = [one for name, value in ((more, first), (less, second)) for one in _against(results, name, value)]
+    return judge({task: leads[task] for task in sorted(leads)}, lower=claim.lower, reasons=tuple(dict.fromkeys(reasons)))
+
+
+def _against(results: ParadigmResults, name: str, value: Callable[[ParadigmRow], Values]) -> list[str]:
+    """What rule 4 holds against these values of a row: how their coefficients were chosen."""
+    rows = results.of(name)
+    if value is tuned:
+        chosen = [(row.addition.tuned.alpha, [one.alpha for one in row.addition.trials]) for row in rows if row.addition]
+        return [*_few(results, results.tasks, VALIDATION), *at_end(chosen)]
+    if value is forgotten:
+        curves = [equal_control(found) for row in rows for found in row.negation]
+        outside = sum(not one.inside for one in curves)
+        short = [f"{name}: {outside} of {len(curves)} curves never reach the control's floor"] if outside else []
+        return [*_few(results, [results.control or ""], CONTROL), *short]
+    return []
+
+
+def _few(results: ParadigmResults, tasks: Sequence[str], least: int) -> list[str]:
+    found = [
+        few_examples(results.sizes[task]["validation"], results.available.get(task, {}).get("validation"), least=least)
+        for task in tasks
+    ]
+    return list(dict.fromkeys(one for listed in found for one in listed))
 
 
 def _side(name: str, claim: Claim) -> tuple[str, Callable[[ParadigmRow], Values]]:
     row, _, which = name.partition(":")
     return row, _VALUES.get(which, claim.value)
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The percentile bootstrap's 95 % interval of a mean."""
-    generator = random.Random(0)
-    draws = sorted(mean(generator.choices(values, k=len(values))) for _ in range(DRAWS))
-    return draws[int(0.025 * DRAWS)], draws[int(0.975 * DRAWS) - 1]
 
 
 def spread(values: Sequence[float], digits: int = 1) -> str:
@@ -166,7 +179,8 @@ def negation_rows(results: ParadigmResults) -> list[list[str]]:
         alphas = mean(found.tuned.alpha for row in rows for found in row.negation)
         moved = sum(found.tuned.alpha > 0 for row in rows for found in row.negation)
         total = sum(len(row.negation) for row in rows)
-        lines.append([name, *map(spread, sides), f"{alphas:.2f}", f"{moved} of {total}"])
+        equal = [mean(equal_control(found).target for found in row.negation) for row in rows]
+        lines.append([name, *map(spread, [*sides, equal]), f"{alphas:.2f}", f"{moved} of {total}"])
     return lines
 
 
@@ -223,36 +237,43 @@ def page(results: ParadigmResults) -> str:
         "## Negation",
         "",
         f"Accuracy in percent, means over tasks: the target is to fall, the control task to stay. Pre-trained: target "
-        f"{100 * pretrained:.1f}, control {100 * results.pretrained[results.control].value:.1f}."
+        f"{100 * pretrained:.1f}, control {100 * results.pretrained[results.control].value:.1f}. *At equal control*: on validation, where the "
+        f"control has fallen to exactly {100 * SHARE:.0f} % of the pre-trained model's, by straight lines between the values of the grid; the "
+        "tuned columns keep the control by different amounts, and are not compared."
         if results.control
         else "No control task.",
         "",
         *table(
-            ["paradigm", "target at α = 1", "control", "target, tuned", "control", "mean α", "forgot something"],
+            [
+                "paradigm",
+                "target at α = 1",
+                "control",
+                "target, tuned",
+                "control",
+                "target at equal control",
+                "mean α",
+                "forgot something",
+            ],
             negation_rows(results),
         ),
         *left_out(results),
         *trace(results),
         "## Which of the papers' orderings hold here",
         "",
-        "Each is a difference in points, paired over tasks and seeds, with a bootstrap interval of 95 % over those pairs. *Holds*: the "
-        "interval is on the papers' side of 0. *Does not hold*: it is on the other. *Not told apart*: it has 0 inside. The pairs are "
-        "few, so that the interval is narrower than it should be and says little of other tasks; and of many comparisons one in twenty "
-        "may be chance.",
+        "Each is a difference in points, with a 95 % interval over tasks and seeds, judged by [rules](verdicts.md) that were written down first. "
+        "Negation is compared at equal control. Of many comparisons one in twenty may be chance.",
         "",
     ]
-    judged = [(claim, *verdict(claim, results)) for claim in CLAIMS]
-    lines += ["| paper | ordering | here | difference |", "|---|---|---|---|"]
-    lines += [f"| {claim.paper} | {claim.words} | {word} | {numbers} |" for claim, word, numbers in judged]
-    count = {
-        word: sum(found == word for _, found, _ in judged)
-        for word in ("holds", "does not hold", "not told apart", "not measured")
-    }
+    judged = [(claim, verdict(claim, results)) for claim in CLAIMS]
+    lines += ["| paper | ordering | here |", "|---|---|---|"]
+    lines += [f"| {claim.paper} | {claim.words} | {found} |" for claim, found in judged]
+    count = {word: sum(found.word == word for _, found in judged) for word in get_args(Word)}
     lines += [
         "",
-        f"{count['holds']} hold, {count['does not hold']} do not, {count['not told apart']} cannot be told apart, "
-        f"{count['not measured']} were not measured.",
+        f"{count['holds']} hold, {count['does not hold']} do not, {count['not told apart']} cannot be told apart, and of {count['no verdict']} "
+        "the figures carry no verdict.",
         "",
+        *missing(results),
         *diagnosed(),
         "## What it costs",
         "",
@@ -274,6 +295,26 @@ def page(results: ParadigmResults) -> str:
         ),
     ]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def missing(results: ParadigmResults) -> list[str]:
+    """What a further run must bring before the rest can be judged."""
+    ends = dict.fromkeys(
+        f"{row.name}, {one.field} = {one.chosen:g}"
+        for row in results.rows
+        for one in row.tuning
+        if len(one.scores) > 1 and one.chosen in (min(map(float, one.scores)), max(map(float, one.scores)))
+    )
+    added = _few(results, results.tasks, VALIDATION)
+    negated = _few(results, [results.control], CONTROL) if results.control else []
+    partly = [name for name in results.names() if len(results.of(name)) < len(results.seeds)]
+    said = [
+        *(f"- α of addition was chosen {few}." for few in added),
+        *(f"- The control of negation was measured {few}." for few in negated),
+        *([f"- Settings at the end of their grid: {'; '.join(ends)}."] if ends else []),
+        *([f"- Rows with fewer seeds than the first: {', '.join(partly)}."] if partly else []),
+    ]
+    return ["What is missing:", "", *said, ""] if said else []
 
 
 def diagnosed() -> list[str]:

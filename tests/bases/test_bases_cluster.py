@@ -74,6 +74,53 @@ def test_bounds_and_given_k() -> None:
     assert len(cluster(one, 1).groups) == 1
 
 
+def test_one_basis_for_all_is_not_chosen_unless_asked() -> None:
+    """A component that all share makes the gap after the first eigenvalue the largest: the paper's Definition 5.1 wants 1 < m < T."""
+    generator = np.random.default_rng(0)
+    rows = 3 * generator.normal(size=400) + families((2, 2, 2), share=0.7)
+    one = similarity(rows)
+    found = cluster(one)
+    gaps = spectrum(one).gaps
+    assert max(range(5), key=lambda i: gaps[i]) == 0
+    assert found.k == 1 + max(range(1, 5), key=lambda i: gaps[i]) >= 2
+    assert any("largest gap of all is at k = 1" in note for note in found.notes)
+    asked = cluster(one, k_min=1)
+    assert asked.k == 1
+    assert any("k = 1, one basis for all tasks" in note for note in asked.notes)
+    natural = cluster(one, centred=True)
+    assert set(natural.groups.values()) == {("cat", "dog"), ("rain", "snow"), ("sun", "tree")}
+
+
+def test_one_less_than_the_tasks_is_said() -> None:
+    rows = np.eye(6)
+    rows[1] = [0.5, 1, 0, 0, 0, 0]
+    rows += 0.01  # so that all are connected
+    found = cluster(similarity(rows))
+    assert found.k == 5
+    assert any("k = 5, one less than the tasks, has the largest gap: only two tasks are alike" in note for note in found.notes)
+
+
+def test_two_tasks_may_be_one_cluster() -> None:
+    assert cluster(similarity(families((2,)), ("a", "b"))).k == 1
+
+
+def test_centring_is_that_of_the_vectors() -> None:
+    rows = families((3, 3), seed=4)
+    one = similarity(rows)
+    order = np.argsort(NAMES)
+    centred = rows[order] - rows.mean(0)
+    assert np.allclose(one.centred().gram, centred @ centred.T, atol=1e-9 * float(one.gram.abs().max()))
+
+
+def test_the_normalised_laplacian_is_that_of_the_textbook() -> None:
+    one = similarity(families((2, 2, 2)))
+    weights = one.cosine.abs().numpy() - np.eye(6)
+    root = np.diag(weights.sum(1) ** -0.5)
+    values = np.sort(np.linalg.eigvalsh(np.eye(6) - root @ weights @ root))
+    assert np.allclose(spectrum(one, laplacian="normalised").eigenvalues, np.clip(values, 0, None), atol=1e-12)
+    assert max(spectrum(one, laplacian="normalised").eigenvalues) <= 2 + 1e-12
+
+
 def test_opposed_vectors_are_split() -> None:
     rows = families((2, 2, 2))
     rows[1] = -rows[0] + 0.05 * rows[1]

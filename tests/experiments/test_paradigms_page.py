@@ -14,12 +14,23 @@ def test_the_committed_page_is_drawn_from_the_committed_file() -> None:
 
 def test_the_verdicts_turn_with_the_figures() -> None:
     results = load_paradigm_results(drawing.RESULTS)
-    claim = drawing.CLAIMS[0]
-    names = {"τJp cyclic": "linear", "linear": "τJp cyclic"}
+    claim = next(one for one in drawing.CLAIMS if one.more == "τJp incremental")
+    names = {"τJp incremental": "linear", "linear": "τJp incremental"}
     turned = replace(results, rows=tuple(replace(row, name=names.get(row.name, row.name)) for row in results.rows))
-    assert drawing.verdict(claim, results)[0] == "holds"
-    assert drawing.verdict(claim, turned)[0] == "does not hold"
+    assert drawing.verdict(claim, results).word == "holds"
+    assert drawing.verdict(claim, turned).word == "does not hold"
     few = replace(results, rows=tuple(row for row in results.rows if row.name != "linear"))
-    assert drawing.verdict(claim, few)[0] == "not measured"
+    assert str(drawing.verdict(claim, few)) == "no verdict: not measured"
     assert "not measured" in drawing.page(few)
-    assert drawing.interval([1.0, 1.0, 1.0]) == (1.0, 1.0)
+
+
+def test_what_was_chosen_from_few_examples_carries_no_verdict() -> None:
+    results = load_paradigm_results(drawing.RESULTS)
+    claim = next(one for one in drawing.CLAIMS if one.words.startswith("tuned addition: τJp"))
+    assert drawing.verdict(claim, results).word == "no verdict"
+    many = replace(results, available=results.sizes)  # had the tasks no more examples than were used
+    assert drawing.verdict(claim, many).word == "holds"
+
+
+def test_no_paper_is_given_a_claim_that_it_does_not_make() -> None:
+    assert not [claim for claim in drawing.CLAIMS if "Jin" in claim.paper and "negation" in claim.words]

@@ -374,7 +374,7 @@ def test_shipped_suites_are_valid_and_stay_inside_their_limits() -> None:
             assert suite.control is not None
         if name in ("clip8", "glue"):  # of the papers' size
             continue
-        assert suite.limits.validation <= 200
+        assert suite.limits.validation <= 500
         assert suite.limits.test <= 500
         if name in ("arithmetic", "vision"):
             continue
@@ -396,7 +396,7 @@ def test_all_the_problems_of_a_suite_are_raised_together() -> None:
         "evaluation": {"test": 0, "tests": 1},
         "finetune_of": {"c": {}},
         "methods": [
-            {"method": "ties", "scales": [1, 2, 3, 4, 5, 6, 7]},
+            {"method": "ties", "scales": [1, 2, 1]},
             {"method": "ties", "field": {}},
             {"method": "ties", "fields": {"scale": 1}},
             {"name": "x"},
@@ -414,7 +414,7 @@ def test_all_the_problems_of_a_suite_are_raised_together() -> None:
         "`evaluation.test` must be an integer of at least 1. Got 0",
         "unknown key `evaluation.tests`. Did you mean 'test'?",
         "`finetune_of` names 'c'",
-        "`scales` must be at most 6 different numbers",
+        "`scales` must be different numbers. Got [1.0, 2.0, 1.0]",
         "unknown key `methods[1].field`. Did you mean 'fields'?",
         "`methods[2].fields.scale` is chosen on validation",
         "`methods[3]` must be a mapping with a `method`",

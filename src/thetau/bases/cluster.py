@@ -7,13 +7,15 @@ vectors is shifted to be non-negative and split in two.
 
 Only the T×T inner products are needed. Tasks are taken in the order of their names, so that neither their order nor the vectors' lengths
 change a cluster. Departs from the paper in what it leaves open: k can be bounded or given, since on nearly orthogonal tasks the largest
-gap says nothing; groups that share no entry at all are never joined; opposed vectors are split below a cosine of −0.5 by default.
+gap says nothing, and is at least 2 of three or more tasks, as bases are fewer than tasks and more than one (Definition 5.1, 1 < m < T); groups that
+share no entry at all are never joined; opposed vectors are split below a cosine of −0.5 by default. Two likenesses stand beside the paper's: of
+the vectors without their mean (`centred`), and the gaps of the normalised Laplacian.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, final
 
 import numpy as np
@@ -24,6 +26,7 @@ from thetau.errors import AlignmentError, BankError, RecipeError
 from thetau.statistics.gram import cosines
 
 OPPOSED = -0.5  # δ₁
+Laplacian = Literal["unnormalised", "normalised"]
 Groups = dict[str, tuple[str, ...]]
 
 
@@ -46,6 +49,11 @@ class Similarity:
         """‖τ‖ by task."""
         return dict(zip(self.names, self.gram.diagonal().clamp(min=0).sqrt().tolist(), strict=True))
 
+    def centred(self) -> Similarity:
+        r"""Of the vectors without what all share: the Gram of $\tau_t - \bar\tau$, which is $HGH$ with $H = I - 11^\top / T$."""
+        middle = self.gram - self.gram.mean(0, keepdim=True)
+        return replace(self, gram=middle - middle.mean(1, keepdim=True))
+
     def of(self, names: Sequence[str]) -> Similarity:
         """The same of some of the tasks."""
         places = [self.names.index(name) for name in sorted(names)]
@@ -55,9 +63,9 @@ class Similarity:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Spectrum:
-    """Of the unnormalised Laplacian of |M|: eigenvalues, rising; `gaps[i - 1]` is λ_{i+1} − λ_i, so the largest one at i speaks for k = i.
+    """Of the Laplacian of |M|, unnormalised unless asked otherwise: eigenvalues, rising.
 
-    `components`: groups of tasks with no similarity between them at all.
+    `gaps[i - 1]` is λ_{i+1} − λ_i, so the largest one at i speaks for k = i. `components`: groups of tasks with no similarity between them at all.
     """
 
     eigenvalues: tuple[float, ...]
@@ -87,11 +95,18 @@ class Clustering:
         return {task: basis for basis, members in self.groups.items() for task in members}
 
 
-def spectrum(similarity: Similarity) -> Spectrum:
-    """The eigenvalues of the Laplacian and their gaps."""
-    weights = _affinity(similarity)
-    laplacian = np.diag(weights.sum(1)) - weights
-    values = np.clip(np.linalg.eigvalsh(laplacian), 0, None)
+def spectrum(similarity: Similarity, *, centred: bool = False, laplacian: Laplacian = "unnormalised") -> Spectrum:
+    """The eigenvalues of the Laplacian and their gaps. The normalised one is D^−½ L D^−½, whose gaps do not follow the degrees."""
+    return _spectrum_of(_affinity(similarity, centred), laplacian)
+
+
+def _spectrum_of(weights: np.ndarray[Any, np.dtype[np.float64]], laplacian: Laplacian) -> Spectrum:
+    matrix = np.diag(weights.sum(1)) - weights
+    if laplacian == "normalised":
+        inner = weights - np.diag(weights.diagonal())  # a task's likeness with itself is no edge
+        root = np.sqrt(np.maximum(inner.sum(1), np.finfo(np.float64).tiny))
+        matrix = matrix / np.outer(root, root)
+    values = np.clip(np.linalg.eigvalsh(matrix), 0, None)
     return Spectrum(
         eigenvalues=tuple(map(float, values)),
         gaps=tuple(map(float, np.diff(values))),
@@ -103,18 +118,22 @@ def cluster(
     similarity: Similarity,
     k: int | Literal["auto"] = "auto",
     *,
-    k_min: int = 1,
+    k_min: int | None = None,
     k_max: int | None = None,
     opposed: float | None = OPPOSED,
     seed: int = 0,
+    centred: bool = False,
+    laplacian: Laplacian = "unnormalised",
 ) -> Clustering:
     """Group task vectors (Algorithm 1, lines 2 to 13).
 
     Args:
         similarity: of at least two task vectors, none of them zero.
-        k: clusters, or `auto` for the eigengap's choice among `k_min`..`k_max` (at most T − 1); the smaller one among equal gaps.
+        k: clusters, or `auto` for the eigengap's choice among `k_min`..`k_max` (2 where there are three tasks and room, to T − 1); the smaller one
+            among equal gaps. A choice that says little, 1 or T − 1, is in `notes`.
         opposed: δ₁ < 0: a cluster with a cosine below it is split in two; None never splits.
         seed: of the k-means inside spectral clustering.
+        centred: likeness of the vectors without their mean, (1 + cosine) / 2, instead of |cosine|. laplacian: the one whose gaps choose k.
 
     Raises:
         RecipeError: `k`, `k_min`, `k_max` or `opposed` is out of range.
@@ -129,10 +148,11 @@ def cluster(
     _check_vectors(similarity)
     count = len(similarity.names)
     top = count - 1 if k_max is None else k_max
+    least = min(2, top) if k_min is None else k_min
     problems = []
     if k != "auto" and not 1 <= k <= count:
         problems.append(f"`k` must be between 1 and {count}, the number of task vectors, or auto. Got {k}.")
-    if not 1 <= k_min <= top:
+    if not 1 <= least <= max(top, 1):
         problems.append(f"`k_min` must be between 1 and `k_max`, {top}. Got {k_min}.")
     if k_max is not None and not 1 <= k_max <= count:
         problems.append(f"`k_max` must be between 1 and {count}, the number of task vectors. Got {k_max}.")
@@ -140,7 +160,8 @@ def cluster(
         problems.append(f"`opposed` must be in [−1, 0), or nothing. Got {opposed:g}.")
     if problems:
         raise RecipeError(problems, "clustering")
-    found = spectrum(similarity)
+    weights = _affinity(similarity, centred)
+    found = _spectrum_of(weights, laplacian)
     notes = _alike(similarity)
     if found.components > 1:
         notes.append(f"The tasks fall into {found.components} groups that have no entry in common; no cluster joins two of them.")
@@ -153,12 +174,12 @@ def cluster(
             "clustering",
         )
     if k == "auto":
-        low, high = max(k_min, found.components), min(max(top, found.components), count)
+        low, high = max(least, found.components), min(max(top, found.components), count)
         within = {i: found.gaps[i - 1] if i < count else 0.0 for i in range(low, high + 1)}
         chosen = max(within, key=lambda i: (within[i], -i))
+        notes += _at_an_end(found, chosen, count)
     else:
         chosen = k
-    weights = _affinity(similarity)
     labels = _components(weights) if chosen == found.components else _spectral(weights, chosen, seed)
     parts = [tuple(similarity.names[i] for i in np.flatnonzero(labels == label)) for label in np.unique(labels)]
     split: list[tuple[str, ...]] = []
@@ -234,8 +255,32 @@ def _alike(similarity: Similarity) -> list[str]:
     ]
 
 
-def _affinity(similarity: Similarity) -> np.ndarray[Any, np.dtype[np.float64]]:
-    weights: np.ndarray[Any, np.dtype[np.float64]] = similarity.cosine.abs().numpy().copy()
+def _at_an_end(found: Spectrum, chosen: int, count: int) -> list[str]:
+    """What is said of a choice, or of the largest gap of all, that makes no bases: 1 < m < T (Definition 5.1)."""
+    if count < 3:
+        return []
+    widest = 1 + max(range(count - 1), key=lambda i: (found.gaps[i], -i))
+    if chosen == count - 1:
+        return [
+            f"k = {chosen}, one less than the tasks, has the largest gap: only two tasks are alike. Look at the cosines; -k gives fewer bases."
+        ]
+    if chosen == 1:
+        return [
+            "k = 1, one basis for all tasks, has the largest gap of those allowed: that is one merge, and no bases. -k gives more."
+        ]
+    if widest == 1:
+        return [
+            f"the largest gap of all is at k = 1, which says that the tasks form one cluster; k = {chosen} has the largest one from 2 on. "
+            "Vectors that share a component look so: `centred` takes it out."
+        ]
+    return []
+
+
+def _affinity(similarity: Similarity, centred: bool = False) -> np.ndarray[Any, np.dtype[np.float64]]:
+    cosine = similarity.centred().cosine if centred else similarity.cosine
+    # Around the mean, an opposite side is unlikeness, and half of all cosines lie on it.
+    likeness = (1 + cosine).clamp(min=0) / 2 if centred else cosine.abs()
+    weights: np.ndarray[Any, np.dtype[np.float64]] = likeness.numpy().copy()
     np.fill_diagonal(weights, 1.0)
     return weights
 

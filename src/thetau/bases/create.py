@@ -41,7 +41,7 @@ def build(
     names: Sequence[str] | None = None,
     inner: Method | None = None,
     k: int | Literal["auto"] = "auto",
-    k_min: int = 1,
+    k_min: int | None = None,
     k_max: int | None = None,
     clusters: Clustering | None = None,
     given: Mapping[tuple[str, ...], Expression] | None = None,
@@ -185,7 +185,7 @@ def _top(k_max: int | None, max_bases: int | None, max_bytes: int | None, size: 
 
 
 def _cluster(
-    similarity: Similarity, k: int | Literal["auto"], k_min: int, top: int | None, opposed: float | None, seed: int
+    similarity: Similarity, k: int | Literal["auto"], k_min: int | None, top: int | None, opposed: float | None, seed: int
 ) -> Clustering:
     names = similarity.names
     if len(names) == 1 and k == 1:

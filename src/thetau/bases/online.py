@@ -216,7 +216,7 @@ def rebuild(
     bank: Bank | str | os.PathLike[str],
     *,
     k: int | Literal["auto"] = "auto",
-    k_min: int = 1,
+    k_min: int | None = None,
     k_max: int | None = None,
     vectors: Given | None = None,
     drift: bool = False,
@@ -264,7 +264,7 @@ def rebuild(
         if k != "auto" and k_max is not None and k > k_max:
             raise RecipeError([f"`k` must be at most `k_max`, {k_max}. Got {k}."], "rebuild")
         top = min(n for n in (k_max, most, len(nodes) - 1 if k_max is None else None) if n is not None)
-        if k_min > top:
+        if k_min is not None and k_min > top:
             raise RecipeError(
                 [f"`k_min` must be at most {top}, which `k_max`, the budget or the parts allow. Got {k_min}."], "rebuild"
             )

@@ -28,7 +28,7 @@ class Evaluator:
     Make it while `encoder` holds the base's weights: the heads are made then, and each split is encoded at its first use and
     kept. With `cache`, a result is looked up by the content of weights, inputs and head before it is computed.
 
-    - `limits`: split → largest number of examples (None or absent: all of them).
+    - `limits`: split → largest number of examples (None or absent: all of them). `limits_of`: the same of single tasks, in its place.
     - `max_length`: tokens of an example. `image_size`: pixels a side, None for the model's own.
     - `heads`: task → head that is used in place of the base's, such as one that was trained.
     - `on_tokens`: called with the number of tokens (patches) done, those found in the cache included; may be set later.
@@ -40,6 +40,7 @@ class Evaluator:
         tasks: Iterable[Task],
         *,
         limits: Mapping[str, int | None] | None = None,
+        limits_of: Mapping[str, Mapping[str, int | None]] | None = None,
         max_length: int = 64,
         image_size: int | None = None,
         heads: Mapping[str, AnyHead] | None = None,
@@ -60,7 +61,7 @@ class Evaluator:
             for name, task in self.tasks.items()
         }
         self._base = encoder.weights(exact=True)
-        self._limits = dict(limits or {})
+        self._limits = {name: dict((limits_of or {}).get(name, limits or {})) for name in self.tasks}
         self._cache = Cache(folder=cache)
         self.on_tokens = on_tokens
         self._inputs: dict[tuple[str, str], Inputs] = {}
@@ -74,7 +75,7 @@ class Evaluator:
                 split,
                 max_length=self._max_length,
                 image_size=self._image_size,
-                limit=self._limits.get(split),
+                limit=self._limits[task].get(split),
             )
         return self._inputs[task, split]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import final
 
 from thetau.errors import DataError
+from thetau.evaluate.grids import search
 from thetau.evaluate.means import normalised
 from thetau.evaluate.measures import Measure
 
@@ -23,10 +24,11 @@ class ScaleTrial:
 @final
 @dataclass(frozen=True, kw_only=True)
 class ScaleSearch:
-    """The chosen λ and every trial, in the order of the grid."""
+    """The chosen λ and every trial, in the order in which they were made. `at_end`: λ lies at the end of what was tried, and is no result."""
 
     scale: float
     trials: tuple[ScaleTrial, ...]
+    at_end: bool = False
 
 
 def choose_scale(
@@ -34,7 +36,8 @@ def choose_scale(
     evaluate: Callable[[float], Mapping[str, Measure]],
     individual: Mapping[str, Measure],
 ) -> ScaleSearch:
-    """Evaluate every λ of the grid; the best average normalised accuracy wins, the smaller λ among equals.
+    """Evaluate every λ of the grid; the best average normalised accuracy wins, the smallest λ above 0 among equals. The grid widens until
+    the best is inside.
 
     `evaluate(λ)` gives the validation accuracy of every task, `individual` that of the tasks' own models.
 
@@ -47,6 +50,11 @@ def choose_scale(
     """
     if not scales:
         raise DataError("the search for λ needs at least one value. Got none.")
-    trials = tuple(ScaleTrial(scale=scale, normalised=normalised(evaluate(scale), individual)) for scale in scales)
-    best = max(trials, key=lambda trial: (trial.normalised, -trial.scale))
-    return ScaleSearch(scale=best.scale, trials=trials)
+    trials: list[ScaleTrial] = []
+
+    def score(scale: float) -> float:
+        trials.append(ScaleTrial(scale=scale, normalised=normalised(evaluate(scale), individual)))
+        return trials[-1].normalised
+
+    chosen = search(scales, score)
+    return ScaleSearch(scale=chosen.best, trials=tuple(trials), at_end=chosen.at_end)

@@ -1,16 +1,19 @@
 """Addition, negation, analogy and what happens out of distribution, each as a frozen result.
 
 The coefficients are tried on validation, the numbers reported are of test. One-shot (α = 1) stands beside the tuned value.
-Grids as in Yoshida et al. (Appendix C.2): addition 0.0..1.0 by 0.05, negation 0.0..3.0 by 0.1.
+Grids begin as in Yoshida et al. (Appendix C.2): addition 0.0..1.0 by 0.05, negation 0.0..3.0 by 0.1; they widen until the best value is inside, and
+`at_end` says where it is not. `trials` are in the order of α.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
 from thetau.errors import DataError
+from thetau.evaluate.grids import Found, search
 from thetau.evaluate.means import average, normalised
 from thetau.evaluate.measures import Measure
 from thetau.evaluate.spaces import Space
@@ -50,6 +53,7 @@ class Addition:
     one_shot: Outcome
     tuned: Outcome
     trials: tuple[AdditionTrial, ...]
+    at_end: bool = False
 
 
 @final
@@ -90,6 +94,7 @@ class Negation:
     tuned: NegationOutcome
     trials: tuple[NegationTrial, ...]
     vector: str | None = None
+    at_end: bool = False
 
 
 @final
@@ -101,6 +106,7 @@ class OutOfDistribution:
     alpha: float
     base: Measure
     merged: Measure
+    at_end: bool = False
 
 
 @final
@@ -117,6 +123,7 @@ class Analogy:
     alpha: float
     tuned: Measure
     trials: tuple[AdditionTrial, ...]
+    at_end: bool = False
 
 
 def addition(
@@ -127,7 +134,7 @@ def addition(
     vectors: Mapping[str, float] | None = None,
     individual: Mapping[str, Mapping[str, Measure]] | None = None,
 ) -> Addition:
-    """Add the vectors of `tasks`; the best average normalised validation accuracy decides α, the smaller one among equals.
+    """Add the vectors of `tasks`; the best average normalised validation accuracy decides α, the smaller one above 0 among equals.
 
     - `vectors`: name → weight of what is added, each task's own vector by default; a merged vector is `{"merged": 1.0}`.
     - `individual`: split → task → accuracy of the paradigm's own individuals; measured here by default.
@@ -140,17 +147,26 @@ def addition(
     def measure(alpha: float, split: str) -> dict[str, Measure]:
         return space.accuracies(scaled(parts, alpha), tasks, split)
 
-    trials = []
-    for alpha in checked_grid(grid):
+    trials: dict[float, AdditionTrial] = {}
+
+    def score(alpha: float) -> float:
         found = measure(alpha, "validation")
-        trials.append(AdditionTrial(alpha=alpha, absolute=average(found), normalised=normalised(found, own["validation"])))
-    best = max(trials, key=lambda trial: (trial.normalised, -trial.alpha)).alpha
+        trials[alpha] = AdditionTrial(alpha=alpha, absolute=average(found), normalised=normalised(found, own["validation"]))
+        return trials[alpha].normalised
+
+    chosen = search(grid, score)
 
     def outcome(alpha: float) -> Outcome:
         found = measure(alpha, "test")
         return Outcome(alpha=alpha, accuracy=found, absolute=average(found), normalised=normalised(found, own["test"]))
 
-    return Addition(individual=dict(own["test"]), one_shot=outcome(1.0), tuned=outcome(best), trials=tuple(trials))
+    return Addition(
+        individual=dict(own["test"]),
+        one_shot=outcome(1.0),
+        tuned=outcome(chosen.best),
+        trials=tuple(trials[alpha] for alpha in sorted(trials)),
+        at_end=chosen.at_end,
+    )
 
 
 def negation(
@@ -171,12 +187,15 @@ def negation(
         raise DataError(f"negation of {task!r}: the control task must be another one.")
     limit = share * space.accuracy({}, control, "validation").value
     subtracted = task if vector is None else vector
-    trials = []
-    for alpha in checked_grid(grid):
+    trials: dict[float, NegationTrial] = {}
+
+    def score(alpha: float) -> float:
         found = space.accuracies({subtracted: -alpha}, (task, control), "validation")
-        trials.append(NegationTrial(alpha=alpha, target=found[task].value, control=found[control].value))
-    kept = [trial for trial in trials if trial.control >= limit]
-    best = min(kept, key=lambda trial: (trial.target, trial.alpha)).alpha if kept else 0.0
+        trials[alpha] = NegationTrial(alpha=alpha, target=found[task].value, control=found[control].value)
+        return -found[task].value if found[control].value >= limit else -math.inf
+
+    chosen = search(grid, score, zero_wins_ties=True)
+    best = chosen.best if trials[chosen.best].control >= limit else 0.0
 
     def outcome(alpha: float) -> NegationOutcome:
         gone = {subtracted: -alpha}
@@ -195,8 +214,9 @@ def negation(
         pretrained_control=space.accuracy({}, control, "test"),
         one_shot=outcome(1.0),
         tuned=outcome(best),
-        trials=tuple(trials),
+        trials=tuple(trials[alpha] for alpha in sorted(trials)),
         vector=vector,
+        at_end=chosen.at_end and best == chosen.best,
     )
 
 
@@ -212,9 +232,10 @@ def out_of_distribution(space: Space, tasks: Sequence[str], *, grid: Sequence[fl
         def score(alpha: float, others: Sequence[str] = others, own: Mapping[str, Measure] = own) -> float:
             return normalised(space.accuracies(dict.fromkeys(others, alpha), others, "validation"), own)
 
-        alpha = max(checked_grid(grid), key=lambda value: (score(value), -value))
-        merged = space.accuracy(dict.fromkeys(others, alpha), task, "test")
-        found.append(OutOfDistribution(task=task, alpha=alpha, base=space.accuracy({}, task, "test"), merged=merged))
+        chosen = search(grid, score)
+        merged = space.accuracy(dict.fromkeys(others, chosen.best), task, "test")
+        base = space.accuracy({}, task, "test")
+        found.append(OutOfDistribution(task=task, alpha=chosen.best, base=base, merged=merged, at_end=chosen.at_end))
     return tuple(found)
 
 
@@ -223,8 +244,7 @@ def analogy(space: Space, a: str, b: str, c: str, d: str, *, grid: Sequence[floa
     if len({a, b, c}) < 3:
         raise DataError(f"an analogy needs three different task vectors. Got {a}, {b}, {c}.")
     parts = {c: 1.0, b: 1.0, a: -1.0}
-    trials = on_one_task(space, parts, d, grid)
-    best = max(trials, key=lambda trial: (trial.absolute, -trial.alpha)).alpha
+    trials, chosen = on_one_task(space, parts, d, grid)
     return Analogy(
         a=a,
         b=b,
@@ -232,25 +252,27 @@ def analogy(space: Space, a: str, b: str, c: str, d: str, *, grid: Sequence[floa
         d=d,
         base=space.accuracy({}, d, "test"),
         one_shot=space.accuracy(parts, d, "test"),
-        alpha=best,
-        tuned=space.accuracy(scaled(parts, best), d, "test"),
+        alpha=chosen.best,
+        tuned=space.accuracy(scaled(parts, chosen.best), d, "test"),
         trials=trials,
+        at_end=chosen.at_end,
     )
 
 
-def on_one_task(space: Space, parts: Mapping[str, float], task: str, grid: Sequence[float]) -> tuple[AdditionTrial, ...]:
-    """θ₀ + α Σ weight · vector on one task's validation split, for every α; there is nothing to normalise by."""
-    values = {alpha: space.accuracy(scaled(parts, alpha), task, "validation").value for alpha in checked_grid(grid)}
-    return tuple(AdditionTrial(alpha=alpha, absolute=value, normalised=value) for alpha, value in values.items())
+def on_one_task(
+    space: Space, parts: Mapping[str, float], task: str, grid: Sequence[float]
+) -> tuple[tuple[AdditionTrial, ...], Found]:
+    """θ₀ + α Σ weight · vector on one task's validation split, for every α, and the best; there is nothing to normalise by."""
+    values: dict[float, float] = {}
+
+    def score(alpha: float) -> float:
+        values[alpha] = space.accuracy(scaled(parts, alpha), task, "validation").value
+        return values[alpha]
+
+    chosen = search(grid, score)
+    return tuple(AdditionTrial(alpha=alpha, absolute=values[alpha], normalised=values[alpha]) for alpha in sorted(values)), chosen
 
 
 def scaled(parts: Mapping[str, float], alpha: float) -> dict[str, float]:
     """Every weight times α."""
     return {name: alpha * weight for name, weight in parts.items()}
-
-
-def checked_grid(grid: Sequence[float]) -> Sequence[float]:
-    """The grid, if it is one. Raises `DataError`."""
-    if not grid or len(set(grid)) != len(grid):
-        raise DataError(f"the grid of α must be different numbers, at least one. Got {list(grid)}.")
-    return grid

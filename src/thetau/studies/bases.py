@@ -21,6 +21,7 @@ from torch import Tensor
 from thetau.engine.executor import Engine
 from thetau.errors import DataError
 from thetau.evaluate.evaluator import Evaluator
+from thetau.evaluate.grids import search
 from thetau.evaluate.means import average, normalised
 from thetau.evaluate.measures import Measure
 from thetau.evaluate.merging import merge_out
@@ -34,7 +35,6 @@ from thetau.studies.arithmetic import (
     NEGATION,
     AdditionTrial,
     Negation,
-    checked_grid,
     negation,
     on_one_task,
     scaled,
@@ -96,6 +96,7 @@ class BasesAddition:
     effort: Effort
     effort_over_tasks: Effort
     trials: tuple[BasesTrial, ...]
+    at_end: bool = False
 
     @property
     def best(self) -> BasesOutcome:
@@ -135,6 +136,7 @@ class BasisOutOfDistribution:
     alpha: float | None
     tuned: Measure | None
     trials: tuple[AdditionTrial, ...]
+    at_end: bool = False
 
 
 def outer_space(
@@ -208,12 +210,13 @@ def bases_addition(
         trial = tried[key]
         return trial.absolute if trial.normalised is None else trial.normalised
 
-    scale = max(checked_grid(grid), key=lambda value: (score([value] * len(names)), -value))
+    common = search(grid, lambda value: score([value] * len(names)))
+    scale = common.best
     best = [scale] * len(names)
     for _ in range(sweeps if own else 0):
         before = list(best)
         for place in range(len(names)):
-            for value in sorted(grid):
+            for value in sorted(common.tried):
                 one = [*best[:place], value, *best[place + 1 :]]
                 if score(one) > score(best):
                     best = one
@@ -229,8 +232,8 @@ def bases_addition(
 
     kept = len(parts) if vectors is None else vectors
     count = len(tasks) if members is None else members
-    # A sweep over T vectors tries every other value of the grid for each of them.
-    over_tasks = len(grid) + (sweeps * count * (len(grid) - 1) if own else 0)
+    # A sweep over T vectors tries every other value for each of them.
+    over_tasks = len(common.tried) + (sweeps * count * (len(common.tried) - 1) if own else 0)
     return BasesAddition(
         outer=outer,
         tasks=tuple(tasks),
@@ -243,6 +246,7 @@ def bases_addition(
         effort=Effort(vectors=kept, coefficients=len(names) if own else 1, evaluations=len(tried)),
         effort_over_tasks=Effort(vectors=count, coefficients=count if own else 1, evaluations=over_tasks),
         trials=tuple(tried.values()),
+        at_end=common.at_end,
     )
 
 
@@ -280,8 +284,8 @@ def basis_ood(
         similarity: of the task to all bases. `bases`: those of them that `similar_bases` chose, with `threshold`.
     """
     task = similarity.task
-    trials = on_one_task(space, parts, task, grid) if bases else ()
-    alpha = max(trials, key=lambda trial: (trial.absolute, -trial.alpha)).alpha if trials else None
+    trials, chosen = on_one_task(space, parts, task, grid) if bases else ((), None)
+    alpha = None if chosen is None else chosen.best
     return BasisOutOfDistribution(
         task=task,
         similarity=similarity,
@@ -294,4 +298,5 @@ def basis_ood(
         alpha=alpha,
         tuned=None if alpha is None else space.accuracy(scaled(parts, alpha), task, "test"),
         trials=trials,
+        at_end=chosen is not None and chosen.at_end,
     )

@@ -43,13 +43,16 @@ def alpha_curves(results: ParadigmResults) -> AlphaCurves:
         rows = [row.addition for row in results.of(name) if row.addition is not None]
         if not rows:
             continue
-        alphas = tuple(trial.alpha for trial in rows[0].trials)
+        trials = [{trial.alpha: trial for trial in row.trials} for row in rows]
+        alphas = tuple(
+            alpha for alpha in sorted(trials[0]) if all(alpha in one for one in trials)
+        )  # grids widen as each seed needs
         curves.append(
             AlphaCurve(
                 name=name,
                 alphas=alphas,
-                absolute=tuple(mean(row.trials[i].absolute for row in rows) for i in range(len(alphas))),
-                normalised=tuple(mean(row.trials[i].normalised for row in rows) for i in range(len(alphas))),
+                absolute=tuple(mean(one[alpha].absolute for one in trials) for alpha in alphas),
+                normalised=tuple(mean(one[alpha].normalised for one in trials) for alpha in alphas),
                 seeds=len(rows),
             )
         )

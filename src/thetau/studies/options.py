@@ -13,7 +13,11 @@ from thetau.options import Option, check_ranges
 
 Alphas = Annotated[
     tuple[float, ...] | None,
-    Option("The values to try, as 0.2,0.4,1; by default the papers' grids.", flags=("--alphas",), commas=True),
+    Option(
+        "The values to try first, as 0.2,0.4,1; several widen until the best is inside. By default the papers' grids.",
+        flags=("--alphas",),
+        commas=True,
+    ),
 ]
 
 

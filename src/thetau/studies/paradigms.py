@@ -108,7 +108,10 @@ class ParadigmRow:
 @final
 @dataclass(frozen=True, kw_only=True)
 class ParadigmResults:
-    """The whole comparison. `pretrained`: the base on test, the control task included."""
+    """The whole comparison. `pretrained`: the base on test, the control task included.
+
+    `sizes`: task → split → examples that were evaluated; `available`: those that there are.
+    """
 
     suite: str
     backbone: str
@@ -120,6 +123,7 @@ class ParadigmResults:
     pretrained: dict[str, Measure]
     rows: tuple[ParadigmRow, ...]
     quick: bool
+    available: dict[str, dict[str, int]] = field(default_factory=dict)
     format: int = 1
 
     def save(self, path: Path) -> None:
@@ -223,7 +227,12 @@ def _quick(suite: Suite) -> Suite:
         suite,
         tasks=tuple(name for name in suite.tasks if name != suite.control)[:3],
         finetune={**suite.finetune, "steps": 6, "batch_size": 8},
-        limits=replace(suite.limits, validation=min(24, suite.limits.validation), test=min(40, suite.limits.test)),
+        limits=replace(
+            suite.limits,
+            validation=min(24, suite.limits.validation),
+            test=min(40, suite.limits.test),
+            control=min(40, suite.limits.control),
+        ),
         paradigms=tuple(
             replace(
                 one,
@@ -249,6 +258,7 @@ class _Run:
             self.encoder,
             self.everything,
             limits={"validation": limits.validation, "test": limits.test},
+            limits_of={} if suite.control is None else {suite.control: {"validation": limits.control, "test": limits.control}},
             max_length=limits.max_length,
             image_size=limits.image_size,
             cache=out / "cache",
@@ -275,6 +285,9 @@ class _Run:
             pretrained=self.evaluator.evaluate(self.base, "test", everything),
             rows=tuple(rows),
             quick=self.quick,
+            available={
+                task.name: {split: len(task.split(split)) for split in ("validation", "test")} for task in self.everything
+            },
         )
 
     # Fine-tuning

@@ -226,13 +226,20 @@ class _Run:
             self.advance(0, f"{choice.name}, λ = {scale:g}, {split}")
             return self.evaluator.evaluate(at_scale(self.base, vector, scale), split, origin=f"{choice.name}, λ = {scale:g}")
 
-        scale = 1.0
+        scale, at_end = 1.0, False
         trials: tuple[ScaleTrial, ...] = ()
         if choice.scales:
             search = choose_scale(choice.scales, lambda value: evaluate("validation", value), self.individual["validation"])
-            scale, trials = search.scale, search.trials
+            scale, trials, at_end = search.scale, search.trials, search.at_end
         return self.row(
-            choice.name, "merged", evaluate("test", scale), method=repr(method), scale=scale, trials=trials, merge_seconds=seconds
+            choice.name,
+            "merged",
+            evaluate("test", scale),
+            method=repr(method),
+            scale=scale,
+            trials=trials,
+            at_end=at_end,
+            merge_seconds=seconds,
         )
 
     def row_parts(self, choice: MethodChoice, method: Any, tuned: dict[str, FinetuneResult]) -> list[Any]:

@@ -42,7 +42,7 @@ class Row:
 
     - `role`: the base as it is, each task's own fine-tuned model, or a merge.
     - `method`: the method with all its fields, as text. `scale`: the λ chosen on validation (1 where there was no grid).
-    - `trials`: every λ that was tried. `absolute`, `normalised`: means over tasks, in 0..1.
+    - `trials`: every λ that was tried; `at_end`: the chosen one lies at their end. `absolute`, `normalised`: means over tasks, in 0..1.
     """
 
     name: str
@@ -53,6 +53,7 @@ class Row:
     method: str | None = None
     scale: float | None = None
     trials: tuple[ScaleTrial, ...] = ()
+    at_end: bool = False
     merge_seconds: float | None = None
 
 

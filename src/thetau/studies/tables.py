@@ -14,7 +14,7 @@ def header(results: SuiteResults) -> list[str]:
 
 def cells(row: Row, results: SuiteResults) -> list[str]:
     """One row: accuracies in percent with one decimal."""
-    scale = f"{row.scale:g}" if row.trials else ""
+    scale = f"{row.scale:g}{'!' * row.at_end}" if row.trials else ""
     accuracies = [f"{100 * row.accuracy[task.name].value:.1f}" for task in results.tasks]
     return [_ROLES.get(row.role, row.name), scale, *accuracies, f"{100 * row.absolute:.1f}", f"{100 * row.normalised:.1f}"]
 
@@ -25,10 +25,11 @@ def caption(results: SuiteResults) -> str:
     n = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
     widest = max(accuracy.high - accuracy.low for row in results.rows for accuracy in row.accuracy.values())
     quick = " A quick run: smaller than the suite asks for." if results.quick else ""
+    ends = " !: at the end of what was tried, so another λ may be better." if any(row.at_end for row in results.rows) else ""
     return (
         f"Suite {results.suite} on {results.backbone}: test accuracy in percent, n = {n} a task, 95 % intervals at most "
         f"±{50 * widest:.1f} points. λ is chosen on at most {results.limits['validation']} validation examples a task by average "
-        f"normalised accuracy.{quick}"
+        f"normalised accuracy.{ends}{quick}"
     )
 
 

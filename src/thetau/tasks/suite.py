@@ -10,13 +10,11 @@ from typing import Any
 
 from thetau.errors import RecipeError, nearest
 
-MAX_SCALES = 6
-
 
 @dataclass(frozen=True, kw_only=True)
 class MethodChoice:
     """One row of the table: `method` with `fields`, named `name`; its λ is the best of `scales` on validation, or 1 when there
-    are none.
+    are none. Several widen until the best is inside, a single one is given.
     """
 
     name: str
@@ -25,10 +23,8 @@ class MethodChoice:
     scales: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if len(self.scales) > MAX_SCALES or len(set(self.scales)) != len(self.scales):
-            raise ValueError(
-                f"method {self.name!r}: `scales` must be at most {MAX_SCALES} different numbers. Got {list(self.scales)}."
-            )
+        if len(set(self.scales)) != len(self.scales):
+            raise ValueError(f"method {self.name!r}: `scales` must be different numbers. Got {list(self.scales)}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,17 +50,18 @@ class ParadigmChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How much is evaluated: examples of each task's validation and test split, tokens of each example, pixels a side of an image
-    (None for the model's own).
+    """How much is evaluated: examples of each task's validation and test split, and of both of the control task's (a task that has fewer
+    gives all), tokens of each example, pixels a side of an image (None for the model's own).
     """
 
-    validation: int = 200
+    validation: int = 500
     test: int = 500
+    control: int = 1000
     max_length: int = 64
     image_size: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("validation", "test", "max_length", "image_size"):
+        for name in ("validation", "test", "control", "max_length", "image_size"):
             value = getattr(self, name)
             if value is None and name == "image_size":
                 continue

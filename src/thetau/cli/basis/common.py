@@ -73,7 +73,9 @@ class Clusters:
         int | Literal["auto"],
         Option("Clusters: a number, or auto for the largest gap of the spectrum.", flags=("-k",)),
     ] = "auto"
-    k_min: Annotated[int, Option("auto: at least so many.", flags=("--k-min",))] = 1
+    k_min: Annotated[int | None, Option("auto: at least so many; by default 2 of three or more tasks.", flags=("--k-min",))] = (
+        None
+    )
     k_max: Annotated[int | None, Option("auto: at most so many; by default one less than the tasks.", flags=("--k-max",))] = None
 
 
