@@ -26,6 +26,7 @@ from thetau.methods.iso import IsoC as IsoC
 from thetau.methods.iso import IsoCts as IsoCts
 from thetau.methods.karcher import Karcher as Karcher
 from thetau.methods.karcher import Multislerp as Multislerp
+from thetau.methods.kfac import Kfac as Kfac
 from thetau.methods.larv import Larv as Larv
 from thetau.methods.linear import Linear as Linear
 from thetau.methods.localize_stitch import LocalizeStitch as LocalizeStitch
@@ -38,6 +39,7 @@ from thetau.methods.passthrough import Passthrough as Passthrough
 from thetau.methods.pcb import Pcb as Pcb
 from thetau.methods.ram import Ram as Ram
 from thetau.methods.ram import RamPlus as RamPlus
+from thetau.methods.regmean import RegMean as RegMean
 from thetau.methods.registry import build as build
 from thetau.methods.registry import describe as describe
 from thetau.methods.registry import get as get
