@@ -27,7 +27,9 @@ from thetau.fields import check
 from thetau.random import element_bits, stream_keys
 
 Access = Literal["block", "stream", "whole"]
-Form = Literal["entries", "inputs", "outputs"]  # of evidence at one tensor: like the tensor, or `[d_in, d_in]`, or `[d_out, d_out]`
+Form = Literal[
+    "entries", "inputs", "outputs"
+]  # of evidence at one tensor: like the tensor, or `[d_in, d_in]`, or `[d_out, d_out]`
 State = Any
 PACE = 1.4e9  # of most parts in the compiled loop
 SELECTIONS = ("all", "linear", "matrices")
@@ -99,6 +101,12 @@ class Site:
     def per_task(self, field_value: Varying) -> list[float]:
         """A field's values at this tensor, in the order of the stack."""
         return values_at(field_value, self.name, self.tasks)
+
+    def of_task(self, field_value: Varying) -> float:
+        """A field's value at this tensor for the one task that a streaming reduction is fed."""
+        (task,) = self.tasks
+        value = field_value.values[task] if isinstance(field_value, PerTask) else field_value
+        return value_at(value, self.name)
 
 
 def value_at(value: Varying, name: str) -> float:

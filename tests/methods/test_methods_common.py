@@ -155,6 +155,7 @@ LARV = {"saved_vectors": OF_THE_BASE}
 UNIT = "ε is a length in the unit of the weights"
 PROPORTIONS = "with `total` only the proportions of the scales count"
 EPSILON = "the authors' ε is absolute: `relative` is for that"
+WEIGHED = "its coefficients weigh what is averaged elsewhere too"
 ETA = "each task's tensor is scaled to the norm η, whatever its size"
 EXEMPT = {  # variant: check: reason
     "task_arithmetic-total": {"linear_in_scale": PROPORTIONS},
@@ -165,6 +166,8 @@ EXEMPT = {  # variant: check: reason
     "ramplus_tl": {"doubling": UNIT},
     "ramplus-vector": {"doubling": UNIT},
     "arcee_fusion": {"doubling": "a softmax of twice the weights is another distribution"},
+    "regmean-exact": {"selection": WEIGHED},
+    "kfac-weights": {"selection": WEIGHED},
     "ace-authors": {"doubling": EPSILON},
     "doge_ta": {"doubling": ETA},
     "doge_ta-cg": {"doubling": ETA},

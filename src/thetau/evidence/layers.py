@@ -291,9 +291,7 @@ def sharing(encoder: Encoder, layers: Mapping[str, Layer], columns: Mapping[str,
         for handle in handles:
             handle.remove()
     first: dict[Any, str] = {}
-    return {
-        name: first.setdefault(tuple(signs[name]), name) if name in signs else name for name in layers if name in set(ran)
-    }
+    return {name: first.setdefault(tuple(signs[name]), name) if name in signs else name for name in layers if name in set(ran)}
 
 
 def groups(sizes: Mapping[str, int], limit: int) -> list[list[str]]:

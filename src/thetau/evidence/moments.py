@@ -160,7 +160,7 @@ def _notes(run: Run, rows: Mapping[str, int], idle: tuple[str, ...], config: Mom
         few = [name for name, leader in run.leaders.items() if rows[leader] < run.layers[name].d_in]
         if few:
             notes.append(
-                f"{len(few)} layers saw fewer rows than they have inputs ({', '.join(few[:3])}{', …' if len(few) > 3 else ''}): their "
+                f"{len(few)} of {len(run.leaders)} layers saw fewer rows than they have inputs ({', '.join(few[:3])}{', …' if len(few) > 3 else ''}): their "
                 "matrices are singular, and a merge learns nothing of the other directions. More examples help."
             )
     elif run.labels != config.labels:
@@ -170,7 +170,9 @@ def _notes(run: Run, rows: Mapping[str, int], idle: tuple[str, ...], config: Mom
     if idle:
         notes.append(f"{len(idle)} layers do not act on the task ({', '.join(idle[:3])}{', …' if len(idle) > 3 else ''}).")
     if len(run.groups) > 1:
-        notes.append(f"the examples ran {len(run.groups)} times, since all sums together take more than {config.memory / 1e9:g} GB.")
+        notes.append(
+            f"the examples ran {len(run.groups)} times, since all sums together take more than {config.memory / 1e9:g} GB."
+        )
     return notes
 
 
@@ -205,9 +207,7 @@ class Run:
         """Of a layer's matrix."""
         return self.layers[name].d_in if self.head is None else self.layers[name].d_out
 
-    def finish(
-        self, state: StateFolder | None, tick: Callable[[int], None] | None
-    ) -> tuple[dict[str, Tensor], dict[str, int]]:
+    def finish(self, state: StateFolder | None, tick: Callable[[int], None] | None) -> tuple[dict[str, Tensor], dict[str, int]]:
         """The moments of the layers that lead, float32, and how many rows each has."""
         means: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
@@ -244,9 +244,7 @@ class Run:
     ) -> tuple[dict[str, Tensor], dict[str, int]]:
         """One run over the examples."""
         total = len(self.inputs)
-        sums = {
-            name: torch.zeros(self.side(name), self.side(name), dtype=torch.float64, device=self.device) for name in names
-        }
+        sums = {name: torch.zeros(self.side(name), self.side(name), dtype=torch.float64, device=self.device) for name in names}
         rows = dict.fromkeys(names, 0)
         saved = None if state is None else state.load()
         done = kept = 0
@@ -317,9 +315,7 @@ class Run:
         if not live or not told[0].requires_grad:
             raise DataError("the head does not depend on the layers of the model. Is it the head of this model?")
         for number, value in enumerate(told):
-            slopes = torch.autograd.grad(
-                value, [y for _, y in live], retain_graph=number + 1 < len(told), allow_unused=True
-            )
+            slopes = torch.autograd.grad(value, [y for _, y in live], retain_graph=number + 1 < len(told), allow_unused=True)
             for (name, _), slope in zip(live, slopes, strict=True):
                 if slope is not None:
                     given = slope.reshape(-1, slope.shape[-1])  # at padding it is zero

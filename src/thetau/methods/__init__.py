@@ -39,7 +39,6 @@ from thetau.methods.passthrough import Passthrough as Passthrough
 from thetau.methods.pcb import Pcb as Pcb
 from thetau.methods.ram import Ram as Ram
 from thetau.methods.ram import RamPlus as RamPlus
-from thetau.methods.regmean import RegMean as RegMean
 from thetau.methods.registry import build as build
 from thetau.methods.registry import describe as describe
 from thetau.methods.registry import get as get
@@ -49,6 +48,7 @@ from thetau.methods.registry import package_of as package_of
 from thetau.methods.registry import paper as paper
 from thetau.methods.registry import plain as plain
 from thetau.methods.registry import register as register
+from thetau.methods.regmean import RegMean as RegMean
 from thetau.methods.sce import Sce as Sce
 from thetau.methods.slerp import Slerp as Slerp
 from thetau.methods.star import Star as Star

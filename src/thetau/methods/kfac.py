@@ -27,8 +27,8 @@ from thetau.linalg.descent import descend
 from thetau.linalg.kronecker import damped_inverse
 from thetau.methods.fields import AtLeast, Coefficient, Elsewhere, Positive, Tensors, Varies, Within, part_of
 from thetau.methods.reductions import Scale
-from thetau.methods.regmean import check_moments
 from thetau.methods.registry import register
+from thetau.methods.regmean import check_moments
 from thetau.parts import Chain, Cost, Form, Method, Selection, Site, StreamReduction, Varying
 
 INPUTS, OUTPUTS = "gram", "gradients"
@@ -107,7 +107,7 @@ class TwoFactors(StreamReduction):
         Raises:
             AlignmentError: one of its factors is no matrix of second moments.
         """
-        (coefficient,) = site.per_task(self.coefficients)
+        coefficient = site.of_task(self.coefficients)
         right, left = (site.evidence[kind][0].to(vector.device) for kind in (INPUTS, OUTPUTS))
         for kind, matrix in ((INPUTS, right), (OUTPUTS, left)):
             check_moments(matrix, kind, site)
@@ -124,7 +124,10 @@ class TwoFactors(StreamReduction):
         """The minimum, as far as the tolerance says; the mean where no factor sees anything."""
         start = total.total / total.weight
         residual = total.target - total.apply(start)
-        sizes = [(float(left.diagonal().sum()), float(right.diagonal().sum())) for left, right in zip(total.left, total.right, strict=True)]
+        sizes = [
+            (float(left.diagonal().sum()), float(right.diagonal().sum()))
+            for left, right in zip(total.left, total.right, strict=True)
+        ]
         whole = sum(left * right for left, right in sizes)
         if len(total.left) == 1 or whole == 0:
             return start.float()

@@ -95,7 +95,7 @@ class LeastSquares(StreamReduction):
         Raises:
             AlignmentError: its Gram matrix is none.
         """
-        (coefficient,) = site.per_task(self.coefficients)
+        coefficient = site.of_task(self.coefficients)
         gram = site.evidence[KIND][0].to(vector.device, torch.float64)
         check_moments(gram, KIND, site)
         squares = gram.diagonal() * coefficient
