@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from math import prod
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -26,6 +27,9 @@ from thetau.fields import check
 from thetau.random import element_bits, stream_keys
 
 Access = Literal["block", "stream", "whole"]
+Form = Literal[
+    "entries", "inputs", "outputs"
+]  # of evidence at one tensor: like the tensor, or `[d_in, d_in]`, or `[d_out, d_out]`
 State = Any
 PACE = 1.4e9  # of most parts in the compiled loop
 SELECTIONS = ("all", "linear", "matrices")
@@ -63,7 +67,7 @@ class Site:
     base: Tensor | None = None  # the base's block as the file stores it, for parts that need it
     evidence: Mapping[str, Tensor] = field(
         default_factory=dict
-    )  # `[task, *block]`, stored likewise, for each kind that is needed
+    )  # for each kind that is needed: `[task, *block]`, stored likewise; of another form than `entries` the whole `[task, side, side]`
 
     def weighed_left(self, shape: tuple[int, int]) -> bool:
         """Whether this matrix `[d_out, d_in]` faces the space that its block's function fixes with its output, not its input."""
@@ -97,6 +101,12 @@ class Site:
     def per_task(self, field_value: Varying) -> list[float]:
         """A field's values at this tensor, in the order of the stack."""
         return values_at(field_value, self.name, self.tasks)
+
+    def of_task(self, field_value: Varying) -> float:
+        """A field's value at this tensor for the one task that a streaming reduction is fed."""
+        (task,) = self.tasks
+        value = field_value.values[task] if isinstance(field_value, PerTask) else field_value
+        return value_at(value, self.name)
 
 
 def value_at(value: Varying, name: str) -> float:
@@ -197,6 +207,7 @@ class Part(ABC):  # noqa: B024  what is abstract stands on its kinds
         "block"  # how it must see a tensor: any `block` of rows, task by task (`stream`), or the `whole` stack
     )
     needs: ClassVar[tuple[str, ...]] = ()  # evidence by task (`"fisher"`), and `"base"`: what `Site` must bring
+    forms: ClassVar[Mapping[str, Form]] = {}  # of the evidence that has another one than `entries`, by kind
     pace: ClassVar[float] = PACE  # bytes of input a second that one worker gets through, in the compiled loop
 
     @property
@@ -484,6 +495,11 @@ class Chain:
         return tuple(sorted({name for part in self.stages for name in part.needs} - {"base"}))
 
     @property
+    def forms(self) -> Mapping[str, Form]:
+        """The form of each kind of evidence that some part needs."""
+        return {kind: next((part.forms[kind] for part in self.stages if kind in part.forms), "entries") for kind in self.needs}
+
+    @property
     def needs_base(self) -> bool:
         """Whether the base's rows must be read."""
         return any("base" in part.needs for part in self.stages)
@@ -527,6 +543,18 @@ def _fields(part: Part) -> Iterator[tuple[Part, str, Any]]:
             yield part, entry.name, value
             if isinstance(value, Part):
                 yield from _fields(value)
+
+
+def evidence_shape(form: Form, name: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape of one task's evidence at a tensor; None where there can be none: it has no inputs and outputs."""
+    if form == "entries":
+        return shape
+    if len(shape) < 2:
+        return None
+    rows, columns = shape[0], prod(shape[1:])
+    d_out, d_in = (columns, rows) if view_of(name, shape).transposed else (rows, columns)
+    side = d_in if form == "inputs" else d_out
+    return side, side
 
 
 def as_float(value: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from thetau.facade import open as open_model
 from thetau.fields import declared
 from thetau.linalg.threads import one_thread
 from thetau.methods.registry import build, plain
-from thetau.parts import Chain, Method, PerPattern, PerTask, Site
+from thetau.parts import Chain, Form, Method, PerPattern, PerTask, Site, evidence_shape
 
 State = dict[str, Tensor]
 NAMES = ("zebra", "ape", "Cat", "emu", "Dog", "bee", "Fox", "gnu")  # sorted otherwise than given
@@ -83,22 +83,28 @@ def vectors_of(base: Mapping[str, Tensor], tuned: Mapping[str, Mapping[str, Tens
 
 
 def evidence_for(method: Any, base: Mapping[str, Tensor], tasks: Sequence[str]) -> dict[str, dict[str, State]]:
-    """Evidence of every kind that a method needs, positive entries of the tensors' own shapes; the same for a task whatever the others."""
+    """Evidence of every kind that a method needs, in its form: positive entries, or positive definite matrices; the same for a task
+    whatever the others.
+    """
     return {
         kind: {
             task: {
-                name: _positive(f"{kind}/{task}/{name}", tensor.shape)
+                name: _evidence(f"{kind}/{task}/{name}", form, shape)
                 for name, tensor in base.items()
-                if tensor.is_floating_point()
+                if tensor.is_floating_point() and (shape := evidence_shape(form, name, tuple(tensor.shape))) is not None
             }
             for task in tasks
         }
-        for kind in bind(method, tasks).chain().needs
+        for kind, form in bind(method, tasks).chain().forms.items()
     }
 
 
-def _positive(key: str, shape: Sequence[int]) -> Tensor:
-    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(crc32(key.encode()))).square() + 1e-3
+def _evidence(key: str, form: Form, shape: Sequence[int]) -> Tensor:
+    generator = torch.Generator().manual_seed(crc32(key.encode()))
+    if form == "entries":
+        return torch.randn(tuple(shape), generator=generator).square() + 1e-3
+    rows = torch.randn(3 * shape[0], shape[0], generator=generator) if shape[0] else torch.zeros(1, 0)
+    return rows.T @ rows / len(rows)
 
 
 def merged(base: Mapping[str, Tensor], tuned: Mapping[str, Mapping[str, Tensor]], method: Any, **options: Any) -> State:

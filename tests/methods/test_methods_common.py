@@ -113,6 +113,9 @@ VARIANTS: dict[str, Any] = {
     "actmat-linear": methods.ActMat(balance="covariance", ridge=1e-3, tensors="linear", elsewhere="base"),
     "ace-authors": methods.Ace(relative=False),
     "ace-always-whole": methods.Ace(balance="always", target="whole", tensors="all"),
+    "regmean-exact": methods.RegMean(off_diagonal=1.0, unseen="mean", coefficients=by_task(1.0, 0.5, 2.0)),
+    "regmean-diagonal": methods.RegMean(off_diagonal=0.0, tensors="linear", elsewhere="base"),
+    "kfac-weights": methods.Kfac(coefficients=by_task(1.0, 0.5, 2.0), tolerance=0.0, iterations=5, tensors="matrices"),
     "doge_ta-cg": methods.DogeTa(solver="cg", tensors="all"),
     "doge_ta-split": methods.DogeTa(density=1.0, split_fused=True, elsewhere="mean"),
     "wudi-random": Wudi(reference="random", rows=0.5),
@@ -152,6 +155,7 @@ LARV = {"saved_vectors": OF_THE_BASE}
 UNIT = "ε is a length in the unit of the weights"
 PROPORTIONS = "with `total` only the proportions of the scales count"
 EPSILON = "the authors' ε is absolute: `relative` is for that"
+WEIGHED = "its coefficients weigh what is averaged elsewhere too"
 ETA = "each task's tensor is scaled to the norm η, whatever its size"
 EXEMPT = {  # variant: check: reason
     "task_arithmetic-total": {"linear_in_scale": PROPORTIONS},
@@ -162,6 +166,8 @@ EXEMPT = {  # variant: check: reason
     "ramplus_tl": {"doubling": UNIT},
     "ramplus-vector": {"doubling": UNIT},
     "arcee_fusion": {"doubling": "a softmax of twice the weights is another distribution"},
+    "regmean-exact": {"selection": WEIGHED},
+    "kfac-weights": {"selection": WEIGHED},
     "ace-authors": {"doubling": EPSILON},
     "doge_ta": {"doubling": ETA},
     "doge_ta-cg": {"doubling": ETA},

@@ -300,7 +300,7 @@ def _complete(specs: Mapping[str, Spec], label: str, fit: _Fit, out: Set[str], f
     missing = [name for name in specs if name not in mapping and name not in out and fit.theirs(name) not in gone]
     buffers = [name for name in missing if not specs[name].dtype.is_floating_point or is_statistic(name)]
     missing = [name for name in missing if name not in buffers]
-    if not source.partial:
+    if shapes and not source.partial:
         head = f"{source.label}: lacks {len(buffers)} buffers of {label}, which are not merged"
         found.several(head, buffers, "", found.notes)
         tieable = any(Ties(source).ranked(name) for name in missing)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from math import prod
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from thetau.engine.check import check_fields
 from thetau.engine.guard import strangers
 from thetau.engine.window import Reading
 from thetau.errors import AlignmentError, RecipeError, nearest
-from thetau.parts import BASE, SELECTIONS, Chain, Emit, Site
+from thetau.parts import BASE, SELECTIONS, Chain, Emit, Site, evidence_shape
 from thetau.vectors import Combination
 from thetau.vectors.combination import refuse_evidence
 
@@ -169,12 +170,12 @@ class Aligned:
         spec, found = self.alignment.specs[window.name], {}
         for kind, given in self.evidence.items():
             mine = [one for task, one in zip(self.tasks, given, strict=True) if task in tasks]
-            if self._shape(mine[0], window.name) == spec.shape:
+            if self.chain.forms[kind] == "entries":
                 out = torch.empty((len(mine), stop - start, *spec.shape[1:]), dtype=self.evidence_reading.dtype)
                 for row, one in zip(out, mine, strict=True):
                     self.evidence_reading.evaluate(one, window, start, stop, row)
                 found[kind] = out
-            else:  # of a shape of its own (an input Gram matrix): as a whole
+            else:  # a matrix of its inputs or outputs: as a whole
                 terms = [self.evidence_reading.terms(one, window.name)[0] for one in mine]
                 found[kind] = torch.stack([weight * source.read(theirs).float() for weight, source, theirs in terms])
         return found
@@ -188,23 +189,33 @@ class Aligned:
         return source.specs[theirs].shape
 
     def _check_evidence(self) -> None:
-        """Evidence that rows are taken of must have the tensors' own shapes; the other kinds one shape for all tasks.
+        """Evidence must have the shape that its form gives it at each tensor.
 
         Raises:
             AlignmentError: it has not.
         """
-        block = self.chain.access == "block"
         for kind, given in self.evidence.items():
+            form = self.chain.forms[kind]
             for name in self.selected:
-                want = self.alignment.specs[name].shape if block else self._shape(given[0], name)
+                want = evidence_shape(form, name, self.alignment.specs[name].shape)
                 for task, one in zip(self.tasks, given, strict=True):
                     got = self._shape(one, name)
                     if got != want:
                         _, source, theirs = self.evidence_reading.terms(one, name)[0]
+                        due = f"{list(want)} is needed" if want is not None else "a tensor of one dimension has no such evidence"
                         raise AlignmentError(
                             f"{source.specs[theirs].file}: the evidence `{kind}` of {task} has shape {list(got)} at {name!r}, where "
-                            f"{list(want)} is needed. It was collected from another model: collect it again."
+                            f"{due}. It was collected from another model: collect it again."
                         )
+
+    def matrices_of_evidence(self, name: str) -> int:
+        """Elements of one task's evidence at a tensor that is not read by rows, over all kinds."""
+        shapes = [
+            evidence_shape(form, name, self.alignment.specs[name].shape)
+            for kind, form in self.chain.forms.items()
+            if kind in self.evidence and form != "entries"
+        ]
+        return sum(prod(shape) for shape in shapes if shape is not None)
 
     def view(self, name: str) -> tuple[View, int, int]:
         """How a stored tensor maps to a logical matrix `[d_out, d_in]`, and those two; more than two dimensions are flattened."""
@@ -288,6 +299,13 @@ def _evidence(evidence: Evidence, needs: Sequence[str], tasks: Sequence[str], la
                 for name in given
                 if name not in tasks
             ]
+    problems += [
+        f"{kind}: the file of {task}, {source.label}, holds evidence of the kind `{held}`. Give the one that `thetau evidence {kind}` collects."
+        for kind in needs
+        for task, one in evidence.get(kind, {}).items()
+        for source in one.sources()
+        if (held := source.metadata.get("thetau.evidence", kind)) != kind
+    ]
     if problems:
         raise RecipeError(problems, "evidence")
     return {kind: [evidence[kind][task] for task in tasks] for kind in needs}

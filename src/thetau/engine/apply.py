@@ -241,6 +241,6 @@ class Apply:
                 if self.check:
                     base = self.aligned.yardstick if task == aligned.tasks[0] else None
                     self.guard.look([task], out[:, start:stop], aligned.reading, [vector], one, start, stop, base)
-                site = aligned.site_at(one, start, stop, (task,))
-                out[:, start:stop] = self.transform(out[:, start:stop], site)
+                if aligned.chain.transforms:
+                    out[:, start:stop] = self.transform(out[:, start:stop], aligned.site_at(one, start, stop, (task,)))
             yield task, out[0].reshape(flat).float()

@@ -50,11 +50,13 @@ def merge_demand(aligned: Aligned, engine: Engine, name: str) -> Demand:
     if chain.access == "stream":
         spec, width = aligned.alignment.specs[name], aligned.reading.dtype.itemsize
         held = 3 if chain.by_task else len(aligned.tasks) * 2 + len(aligned.readers(name))
-        return Demand(read, held * spec.elements * width + cost.memory, cost.flops, "torch", TORCH_PACE)
+        told = 8 * aligned.matrices_of_evidence(name)  # as it is stored, and in float32
+        return Demand(read, held * spec.elements * width + told + cost.memory, cost.flops, "torch", TORCH_PACE)
     if chain.access == "whole":
         spec = aligned.alignment.specs[name]
         window = 4 * spec.elements * len(aligned.readers(name))
         stacks = (4 if chain.reads_vectors else 3) * _stack_bytes(aligned, name)
+        stacks += 4 * (len(aligned.tasks) + 1) * aligned.matrices_of_evidence(name)
         return Demand(read, window + stacks + cost.memory, cost.flops, "torch", TORCH_PACE)
     if compiled.fits(aligned, name):
         return Demand(read, memory + cost.memory, cost.flops, "loop", min(part.pace for part in chain.stages))

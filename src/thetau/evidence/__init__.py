@@ -2,6 +2,7 @@
 
 from thetau.evidence.config import FisherConfig as FisherConfig
 from thetau.evidence.config import MaskConfig as MaskConfig
+from thetau.evidence.config import MomentConfig as MomentConfig
 from thetau.evidence.fisher import Fisher as Fisher
 from thetau.evidence.fisher import collect_fisher as collect_fisher
 from thetau.evidence.fisher import fisher_sums as fisher_sums
@@ -9,3 +10,5 @@ from thetau.evidence.masks import Learned as Learned
 from thetau.evidence.masks import Localised as Localised
 from thetau.evidence.masks import learn_mask as learn_mask
 from thetau.evidence.masks import localize as localize
+from thetau.evidence.moments import SecondMoments as SecondMoments
+from thetau.evidence.moments import collect_second_moments as collect_second_moments

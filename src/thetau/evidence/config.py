@@ -89,7 +89,41 @@ class FisherConfig:
         return _of(cls, given, where)
 
 
-Config = TypeVar("Config", MaskConfig, FisherConfig)
+@final
+@dataclass(frozen=True, kw_only=True)
+class MomentConfig:
+    """How second moments of inputs (`gram`) or of output gradients (`gradients`) are collected.
+
+    - `examples`: how many of the split's examples, drawn without regard to their order and always the same ones.
+    - `labels`, `most_classes`, `draws`: of the gradients, as in `FisherConfig`; inputs need none.
+    - `batch`: examples that run at once.
+    - `memory`: bytes that the sums may take, 8 an entry. Layers that do not fit are measured in a run of their own over the examples.
+    - `split`, `max_length`, `image_size`: of the inputs. `seed`: of the labels that are drawn.
+    - `save_every`: examples after which the state of the run is kept.
+    """
+
+    examples: Annotated[int, AtLeast(1)] = 256
+    labels: Labels = "true"
+    most_classes: Annotated[int, AtLeast(2)] = 10
+    draws: Annotated[int, AtLeast(1)] = 1
+    batch: Annotated[int, AtLeast(1)] = 32
+    memory: Annotated[int, AtLeast(1)] = 4_000_000_000
+    split: Literal["train", "validation", "test"] = "train"
+    max_length: Annotated[int, AtLeast(3)] = 64
+    image_size: Annotated[int | None, AtLeast(8)] = None
+    seed: Annotated[int, AtLeast(0)] = 0
+    save_every: Annotated[int, AtLeast(1)] = 256
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], where: str) -> MomentConfig:
+        """A config from plain keys, as a command line gives them. Raises `RecipeError`; `where` names it."""
+        return _of(cls, given, where)
+
+
+Config = TypeVar("Config", MaskConfig, FisherConfig, MomentConfig)
 
 
 def _of(kind: type[Config], given: Mapping[str, Any], where: str) -> Config:

@@ -12,7 +12,6 @@ label instead. A text-to-text model is read as a distribution over the labels' t
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -25,16 +24,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
-from thetau.errors import CheckpointError, DataError, OutputError
-from thetau.evidence.config import FisherConfig
-from thetau.evidence.files import read_facts, save_evidence
-from thetau.facade import open as open_weights
+from thetau.errors import DataError
+from thetau.evidence.collecting import check_head, check_start, existing, file_of, key_of, labels_drawn, labels_of
+from thetau.evidence.config import FisherConfig, Labels
+from thetau.evidence.files import save_evidence
 from thetau.finetune.lesson import to_device
 from thetau.finetune.state import StateFolder
 from thetau.models import Encoder, weights_hash
 from thetau.tasks import Task, encode, make_head
 from thetau.tasks.head import AnyHead
-from thetau.tasks.inputs import Inputs, label_tensor
+from thetau.tasks.inputs import Inputs
 
 EVIDENCE = "fisher"
 GRADIENT_BYTES = 256_000_000  # that the gradients of a batch's examples may take; one example's are held in any case
@@ -98,10 +97,7 @@ def collect_fisher(
         OutputError: the file cannot be written, or holds something else.
     """
     config, path = config or FisherConfig(), Path(path)
-    if path.suffix != ".safetensors":
-        raise OutputError(f"{path}: evidence is one safetensors file. Let its name end in .safetensors.")
-    if weights_hash(encoder.weights()) != encoder.base_hash:
-        raise DataError("the head is made from the base, but the encoder runs with other weights. Load the base's into it first.")
+    check_start(path, encoder)
     sizes: dict[str, Any] = {"max_length": config.max_length, "image_size": config.image_size}
     head = head or make_head(encoder, task, **sizes)
     inputs = encode(encoder, task, config.split, limit=config.examples, **sizes)
@@ -113,15 +109,16 @@ def collect_fisher(
         "fingerprint": weights_hash(weights),
     }
     chosen = {name: value for name, value in asdict(config).items() if name != "save_every"}
-    key = hashlib.blake2b(json.dumps([_LOOP, facts, chosen], sort_keys=True).encode(), digest_size=16).hexdigest()
-    if path.exists():
-        return _existing(path, key)
+    key = key_of(_LOOP, facts, chosen)
+    kept = existing(path, EVIDENCE, key, "Fisher")
+    if kept is not None:
+        return Fisher(path=path, cached=True, **{**kept, "zero": tuple(kept["zero"]), "notes": tuple(kept["notes"])})
     stored = _stored(encoder)
     before = encoder.weights(exact=True)
     state = StateFolder.beside(path, key)
     encoder.load(weights, origin)
     try:
-        _check_head(encoder, head, inputs, task)
+        check_head(encoder, head, inputs, task)
         run = _Run(encoder.module, inputs, head, config, list(stored))
         sums = run.finish(state, tick)
     finally:
@@ -162,7 +159,7 @@ def collect_fisher(
     told = {name: value for name, value in result.to_json().items() if name not in ("path", "cached")}
     more = {
         "model": origin,
-        **_file_of(origin, encoder),
+        **file_of(origin, encoder),
         "examples": str(len(inputs)),
         "labels": labels,
         "config": json.dumps(asdict(config)),
@@ -204,7 +201,7 @@ class _Run:
         width = max(1, min(config.batch, GRADIENT_BYTES // taken))
         order = sorted(range(len(inputs)), key=lambda index: (inputs.lengths[index], index))
         self.batches = [order[start : start + width] for start in range(0, len(order), width)]
-        self.labels: str = config.labels
+        self.labels: Labels = config.labels
         self.together: bool | None = None if width > 1 else False
 
     def finish(self, state: StateFolder | None, tick: Callable[[int], None] | None) -> dict[str, Tensor]:
@@ -218,8 +215,7 @@ class _Run:
         try:
             with torch.no_grad():
                 outcomes = self.head.outcomes(self._features(self.inputs.batch([0])))[0].shape[-1]
-            if self.labels == "true" and outcomes > self.config.most_classes:
-                self.labels = "sampled"
+            self.labels = labels_of(self.config.labels, outcomes, self.config.most_classes)
             sums = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in self.parameters.items()}
             done = kept = 0
             if saved is not None:
@@ -267,23 +263,7 @@ class _Run:
 
     def _drawn(self, features: Tensor, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The labels whose gradients are squared, and what each counts: `[example, label]` both."""
-        if self.labels == "empirical":
-            labels = label_tensor([self.inputs.labels[index] for index in indices]).to(self.device)[:, None]
-            return labels, torch.ones(labels.shape, device=self.device)
-        labels, shares = self.head.outcomes(features.detach())
-        if not torch.isfinite(shares).all():
-            raise DataError(
-                f"the model's outputs must be finite; these weights give NaN or Inf for example {indices[0]}, so there is no Fisher."
-            )
-        if self.labels == "true":
-            return labels, shares
-        # A function of the seed and the example alone, whatever the batch and wherever a run goes on.
-        generators = [torch.Generator().manual_seed(self.config.seed * 1_000_003 + index) for index in indices]
-        level = torch.stack([torch.rand(self.config.draws, generator=generator) for generator in generators]).to(self.device)
-        places = torch.searchsorted(shares.cumsum(-1), level).clamp(max=shares.shape[-1] - 1)
-        if self.config.draws > shares.shape[-1]:  # every label once, with the share of the draws that fell on it
-            return labels, nn.functional.one_hot(places, shares.shape[-1]).float().mean(1)
-        return labels.gather(-1, places), torch.full_like(level, 1 / self.config.draws)
+        return labels_drawn(self.head, features, self.inputs, indices, self.labels, self.config)
 
     def _one(self, index: int, sums: dict[str, Tensor]) -> None:
         parameters = list(self.parameters.values())
@@ -366,45 +346,3 @@ def _stored(encoder: Encoder) -> dict[str, tuple[str, ...]]:
     if not found:
         raise DataError(f"{encoder.folder}: no parameter of the model is in its checkpoint, so none can have a Fisher.")
     return {name: tuple(dict.fromkeys(names)) for name, names in found.items()}
-
-
-def _check_head(encoder: Encoder, head: AnyHead, inputs: Inputs, task: Task) -> None:
-    """Raise `DataError` where the head reads other features than the model gives, or has other classes than the task."""
-    parameter = next(encoder.module.parameters())
-    with torch.no_grad():
-        features: Tensor = encoder.module(**to_device(inputs.batch([0]), parameter.device))
-        try:
-            logits = head.to(parameter.device).logits(features)
-        except RuntimeError as error:
-            raise DataError(
-                f"task {task.name!r}: the head does not read what {encoder.folder} gives, {features.shape[-1]} features ({error}). "
-                "Give the head that was made from this model's base."
-            ) from error
-    if not task.regression and logits.shape[-1] != len(task.labels):
-        raise DataError(
-            f"task {task.name!r}: the head must have the task's {len(task.labels)} classes. Got {logits.shape[-1]}; it is another task's."
-        )
-
-
-def _file_of(origin: str, encoder: Encoder) -> dict[str, str]:
-    """The fingerprint of the file that the weights lie in, by which a merge knows its models; nothing where they lie in memory."""
-    if not Path(origin).exists():
-        return {}
-    opened = open_weights(origin, base=str(encoder.folder))
-    return {"weights": opened.terms[-1][1].fingerprint()}
-
-
-def _existing(path: Path, key: str) -> Fisher:
-    try:
-        facts = read_facts(path, EVIDENCE)
-    except CheckpointError as error:
-        raise OutputError(
-            f"{path}: must be new, or hold this very Fisher. It holds something else. Choose another name."
-        ) from error
-    if facts.get("key") != key:
-        raise OutputError(
-            f"{path}: must be new, or hold this very Fisher. It holds one of {facts.get('model')} on {facts.get('task')!r} with other "
-            "settings, data or weights. Choose another name or remove it."
-        )
-    told = json.loads(facts["result"])
-    return Fisher(path=path, cached=True, **{**told, "zero": tuple(told["zero"]), "notes": tuple(told["notes"])})

@@ -14,6 +14,22 @@ def gram_of(rows: Float[Tensor, "row d_in"]) -> Float[Tensor, "d_in d_in"]:
     return rows.T @ rows
 
 
+STRIP = 512  # columns of a strip: narrower ones waste the processor, wider ones compute more of what is there twice
+
+
+def add_upper(total: Float[Tensor, "d_in d_in"], rows: Float[Tensor, "row d_in"]) -> None:
+    """Add RᵀR to the upper triangle of a float64 sum, in strips, so that little more than half of it is computed; `mirrored` makes it whole."""
+    width = rows.shape[1]
+    for start in range(0, width, STRIP):
+        stop = min(start + STRIP, width)
+        total[start:stop, start:] += rows[:, start:stop].T @ rows[:, start:]
+
+
+def mirrored(total: Float[Tensor, "d_in d_in"]) -> Float[Tensor, "d_in d_in"]:
+    """The symmetric matrix whose upper triangle this is."""
+    return total.triu() + total.triu(1).T
+
+
 def span(gram: Float[Tensor, "*batch task task"]) -> tuple[Float[Tensor, "*batch task task"], Bool[Tensor, "*batch task"]]:
     """Coefficients onto those that count, and which dimensions of the span do.
 

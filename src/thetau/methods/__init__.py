@@ -26,6 +26,7 @@ from thetau.methods.iso import IsoC as IsoC
 from thetau.methods.iso import IsoCts as IsoCts
 from thetau.methods.karcher import Karcher as Karcher
 from thetau.methods.karcher import Multislerp as Multislerp
+from thetau.methods.kfac import Kfac as Kfac
 from thetau.methods.larv import Larv as Larv
 from thetau.methods.linear import Linear as Linear
 from thetau.methods.localize_stitch import LocalizeStitch as LocalizeStitch
@@ -47,6 +48,7 @@ from thetau.methods.registry import package_of as package_of
 from thetau.methods.registry import paper as paper
 from thetau.methods.registry import plain as plain
 from thetau.methods.registry import register as register
+from thetau.methods.regmean import RegMean as RegMean
 from thetau.methods.sce import Sce as Sce
 from thetau.methods.slerp import Slerp as Slerp
 from thetau.methods.star import Star as Star

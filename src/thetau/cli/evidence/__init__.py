@@ -5,8 +5,11 @@ from __future__ import annotations
 import typer
 
 from thetau.cli.evidence.fisher import fisher
+from thetau.cli.evidence.moments import gradients, gram
 
-evidence_app = typer.Typer(help="Collect with a live model and data what a merge needs: fisher.", no_args_is_help=True)
+evidence_app = typer.Typer(
+    help="Collect with a live model and data what a merge needs: fisher, gram, gradients.", no_args_is_help=True
+)
 
 
 @evidence_app.callback()
@@ -15,3 +18,5 @@ def group() -> None:
 
 
 evidence_app.command()(fisher)
+evidence_app.command()(gram)
+evidence_app.command()(gradients)

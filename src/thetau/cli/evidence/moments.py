@@ -1,0 +1,144 @@
+"""`thetau evidence gram` and `gradients`: second moments of every linear layer of a fine-tuned model on its task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, final
+
+import typer
+
+from thetau.cli.common import File, Json, check_folder
+from thetau.cli.options import with_options
+from thetau.errors import RecipeError
+from thetau.evaluate.options import DataFolder, Kind
+from thetau.options import Option
+
+if TYPE_CHECKING:
+    from thetau.evidence.moments import Moment
+
+TunedModel = Annotated[str, typer.Option("--model", "-m", help="Fine-tuned model: folder, file, adapter or hub id.")]
+TaskName = Annotated[
+    str | None, typer.Option("--task", "-t", help="Name of its task, or its folder; by default as its record says.")
+]
+BaseName = Annotated[
+    str | None, typer.Option("--base", "-b", help="The model that it was fine-tuned from; by default as its record says.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no summary.")]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Measuring:
+    """How second moments are collected; what is not given is as `MomentConfig` has it."""
+
+    examples: Annotated[int | None, Option("Training examples that are read. Default 256.")] = None
+    batch: Annotated[int | None, Option("Examples that run at once. Default 32.")] = None
+    max_memory: Annotated[
+        str | None,
+        Option("Memory that the sums may take, such as 2GB; layers beyond it are measured in another run. Default 4GB."),
+    ] = None
+    others: Annotated[Mapping[str, Any], Option("Any other field of the config, as max_length=128.", flags=("--set",))] = field(
+        default_factory=dict
+    )
+
+    def given(self) -> dict[str, Any]:
+        """The fields of the config that were given. Raises `RecipeError`: the memory is no size."""
+        from thetau.recipes.schema import parse_size
+
+        try:
+            memory = None if self.max_memory is None else parse_size(self.max_memory)
+        except ValueError as error:
+            raise RecipeError([str(error)], "--max-memory") from error
+        own = {"examples": self.examples, "batch": self.batch, "memory": memory}
+        return {name: value for name, value in own.items() if value is not None} | dict(self.others)
+
+
+@with_options
+def gram(
+    model: TunedModel,
+    out: File,
+    task: TaskName = None,
+    data: DataFolder = None,
+    base: BaseName = None,
+    kind: Kind = None,
+    quiet: Quiet = False,
+    *,
+    options: Measuring,
+    json: Json,
+) -> None:
+    """Collect the Gram matrix of every linear layer's inputs, which RegMean merges with. No label is looked at.
+
+    A run that was cut off goes on where it was. Give the file to a merge as `evidence: {gram: {sst2: sst2-gram.safetensors}}`.
+
+    thetau evidence gram --model models/sst2 -o sst2-gram.safetensors
+    """
+    _collect("gram", model, out, task, data, base, kind, quiet, options, json)
+
+
+@with_options
+def gradients(
+    model: TunedModel,
+    out: File,
+    task: TaskName = None,
+    data: DataFolder = None,
+    base: BaseName = None,
+    kind: Kind = None,
+    quiet: Quiet = False,
+    *,
+    options: Measuring,
+    json: Json,
+) -> None:
+    """Collect the second moments of every linear layer's output gradients: beside `gram` the other factor of K-FAC.
+
+    Labels are as the model has them (`--set labels=empirical` takes the data's). A run that was cut off goes on where it was.
+
+    thetau evidence gradients --model models/sst2 -o sst2-gradients.safetensors
+    """
+    _collect("gradients", model, out, task, data, base, kind, quiet, options, json)
+
+
+def _collect(
+    moment: Moment,
+    model: str,
+    out: Path,
+    task: str | None,
+    data: Path | None,
+    base: str | None,
+    kind: str | None,
+    quiet: bool,
+    options: Measuring,
+    json: Json,
+) -> None:
+    from thetau.cli.subject import open_subject
+    from thetau.evidence import MomentConfig, collect_second_moments
+    from thetau.finetune.progress import bar
+    from thetau.models import read_weights
+
+    json.check()
+    check_folder(out)
+    config = MomentConfig.of(options.given(), f"thetau evidence {moment}")
+    subject = open_subject(model, task, base, data, kind, purpose="second moments are collected")
+    weights = read_weights(model, base=subject.encoder.folder)
+    with bar(f"{moment} {subject.task.name}", config.examples, "examples") as progress:
+        result = collect_second_moments(
+            subject.encoder,
+            subject.task,
+            weights,
+            out,
+            moment,
+            config,
+            head=subject.head,
+            origin=model,
+            tick=progress.advance,
+        )
+        progress.finish(f"{moment} {subject.task.name}")
+    json.write(result.to_json())
+    if quiet:
+        return
+    for note in result.notes:
+        typer.echo(f"· {note}", err=True)
+    kept = " (from before)" if result.cached else ""
+    labels = "" if moment == "gram" else f", labels {result.labels}"
+    typer.echo(f"{out}: {result.task}, {result.examples} examples{labels}, {result.tensors} layers{kept}")
