@@ -214,6 +214,24 @@ class Rank(Rule):
 
 
 @dataclass(frozen=True)
+class Directions(Rule):
+    """How many directions a sketch keeps: an integer from 1 on, or a word."""
+
+    @property
+    def text(self) -> str:
+        """The rule in words."""
+        return 'an integer of at least 1, "auto" or "full"'
+
+    def faults(self, value: object) -> Iterator[object]:
+        """Whatever is none of these."""
+        if isinstance(value, str):
+            if value not in ("auto", "full"):
+                yield value
+        elif not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            yield value
+
+
+@dataclass(frozen=True)
 class Numbers(Rule):
     """A tuple of finite numbers, at least one."""
 
