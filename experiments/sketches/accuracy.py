@@ -20,8 +20,8 @@ import thetau
 from experiments.catalogue.run import Catalogue
 from experiments.common import write_result
 from thetau.evaluate import Evaluator
-from thetau.evaluate.merging import at_scale
 from thetau.evaluate.means import average, normalised
+from thetau.evaluate.merging import at_scale
 from thetau.methods import registry
 from thetau.tasks import load_task
 
@@ -55,7 +55,10 @@ class Measured(Catalogue):
             image_size=limits.image_size,
             cache=run / "cache",
         )
-        self.own = {task: self.evaluator.evaluate(thetau.open(folder).state_dict(), "test", [task])[task] for task, folder in self.models.items()}
+        self.own = {
+            task: self.evaluator.evaluate(thetau.open(folder).state_dict(), "test", [task])[task]
+            for task, folder in self.models.items()
+        }
 
     def measured(self, name: str, fields: dict[str, Any], label: str) -> dict[str, Any]:
         """One row."""

@@ -201,10 +201,11 @@ class Quadratic:
             return self.moved(start.to(exact), moves @ vectors.T)
         tail = self._tail(start).to(exact)
         values = torch.where(spectrum.seen, spectrum.values, 0)
-        every = torch.cat([values.new_tensor([self.rest]), values + self.rest])
-        outside, *_ = gain = gains(Spectrum(every, vectors, torch.ones_like(every, dtype=torch.bool)))
-        more = torch.where(spectrum.seen, (gain[1:] - outside) * spectrum.inverse(), 0)
-        moves = residual @ vectors * gain[1:] + (tail @ torch.cat(self.factor).to(exact).T) @ vectors * more
+        gain = gains(Spectrum(values + self.rest, vectors, torch.ones_like(spectrum.seen)))
+        alone = Spectrum(values.new_tensor([self.rest]), values.new_ones(1, 1), torch.ones_like(spectrum.seen[:1]))
+        outside = gains(alone)
+        more = torch.where(spectrum.seen, (gain - outside) * spectrum.inverse(), 0)
+        moves = residual @ vectors * gain + (tail @ torch.cat(self.factor).to(exact).T) @ vectors * more
         return self.moved(torch.add(start.to(exact), tail * outside), moves @ vectors.T)
 
     def _tail(self, start: Tensor) -> Float[Tensor, "d_out d_in"]:

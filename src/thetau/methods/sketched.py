@@ -14,12 +14,14 @@ from typing import Annotated, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from thetau.linalg.leading import Leading, followed, leading, leading_flops
+from thetau.linalg.leading import FIRST, Leading, followed, leading, leading_flops
 from thetau.linalg.sketch import Bits
 from thetau.methods.fields import Directions
+from thetau.methods.quadratic import Quadratic
 from thetau.parts import Cost
 
 TOLERANCE = 0.3  # of ‖τ‖² may lie outside the directions of `auto`; measured, see docs/sketches.md
+SMALLEST = 256  # a smaller side is decomposed whole sooner than it is sketched
 EXPECTED = 64  # directions of a task that the plan counts for `auto`, which only the values tell
 Count = int | Literal["auto", "full"]
 Counted = Annotated[
@@ -47,9 +49,7 @@ def limit(shape: tuple[int, int], tasks: int) -> int:
     return max(1, min(shape[1] // tasks, min(shape) // 2))
 
 
-def directions(
-    vector: Float[Tensor, "d_out d_in"], count: Count, tasks: int, square: float, bits: Bits
-) -> Leading | None:
+def directions(vector: Float[Tensor, "d_out d_in"], count: Count, tasks: int, square: float, bits: Bits) -> Leading | None:
     """The leading directions of a vector that is not zero; None where all of them are wanted, or are as cheap."""
     shape = (vector.shape[0], vector.shape[1])
     most = limit(shape, tasks)
@@ -79,6 +79,26 @@ def sketch(found: Leading, tail: Tail, *, power: float = 1.0, scale: float = 1.0
     )
 
 
+def taken(
+    total: Quadratic,
+    vector: Float[Tensor, "d_out d_in"],
+    count: Count,
+    tail: Tail,
+    weight: float,
+    bits: Bits,
+    *,
+    square: float,
+) -> bool:
+    """Whether one task more, whose own Gram matrix is its reference, has been taken in as a sketch; `square` is ‖τ‖², above 0."""
+    found = directions(vector, count, total.sketches, square, bits)
+    if found is None:
+        total.unfold()
+        return False
+    made = sketch(found, tail, scale=square)
+    total.take_sketch(vector, made.rows, made.images, made.rest, weight)
+    return True
+
+
 def sketched_cost(shape: tuple[int, int], tasks: int, count: Count) -> Cost:
     """Operations and working memory of one matrix: the sketches, and the solution in their joint span."""
     d_out, d_in = shape
@@ -93,5 +113,6 @@ def sketched_cost(shape: tuple[int, int], tasks: int, count: Count) -> Cost:
 
 def whole(count: Count, shape: tuple[int, int], tasks: int) -> bool:
     """Whether nothing is sketched whatever the values."""
-    return count == "full" or (count != "auto" and int(count) > limit(shape, tasks))
-
+    if count == "auto":
+        return min(shape) < SMALLEST or limit(shape, tasks) < FIRST
+    return count == "full" or int(count) > limit(shape, tasks)

@@ -65,7 +65,8 @@ class Wudi(Method):
     - `balance`: divide each task's loss by ‖τ_i‖² (Table 7 switches it off).
     - `rows`: share of each τ_i's rows that stand in for its inputs (Fig. 6).
     - `reference`: what stands in for the inputs: the task's `own` vector, or `random` Gaussian rows of its mean and deviation (Eq. 22).
-    - `directions`: right singular directions of each task that stand in for its inputs, in `gradient_flow` and `closed_form`: a number, as many as its spectrum asks for (`auto`), or all (`full`).
+    - `directions`: right singular directions of each task that stand in for its inputs, but for `adam`: a number, as many as its spectrum asks
+      for (`auto`), or all (`full`).
     - `tail`: what the other directions weigh: all the same (`flat`), by what they hold of ‖τ_i‖², or nothing (`drop`).
     - `scale`: ε, the rescaling of Fig. 5; a number, or one a pattern of tensor names.
     """
@@ -113,7 +114,11 @@ class Wudi(Method):
         if changed and self.solver != "gradient_flow":
             raise ValueError(f"`Wudi({changed[0]}=...)` belongs to `solver='gradient_flow'`. Got solver={self.solver!r}.")
         if isinstance(self.directions, int):
-            whole = [name for name, plain in (*WHOLE, ("solver", self.solver if self.solver != "adam" else "")) if self.__dict__[name] != plain]
+            whole = [
+                name
+                for name, plain in (*WHOLE, ("solver", self.solver if self.solver != "adam" else ""))
+                if self.__dict__[name] != plain
+            ]
             if whole:
                 raise ValueError(
                     f"`Wudi(directions=...)` is for `gradient_flow` without a cut and for `closed_form`, over the tasks' own whole vectors; "

@@ -13,7 +13,7 @@ from torch import Tensor
 from thetau.linalg.sketch import gaussian
 from thetau.methods.fields import part_of
 from thetau.methods.quadratic import Quadratic, Sizes, Start
-from thetau.methods.sketched import Count, Tail, directions, sketch, sketched_cost, whole
+from thetau.methods.sketched import Count, Tail, sketched_cost, taken, whole
 from thetau.methods.spectral_filter import Filter, Rule, SpectralFilter
 from thetau.parts import Cost, Site, StreamReduction
 from thetau.random import stream
@@ -56,16 +56,9 @@ class Interference(StreamReduction):
         square = float(torch.linalg.vector_norm(vector, dtype=torch.float64)) ** 2
         if square > 0:
             weight = 1 / square if self.balance else 1.0
-            found = None
-            if total.sketches:
-                bits = stream("wudi-sketch", site.seed, *site.tasks, site.name)
-                found = directions(vector, self.directions, total.sketches, square, bits)
-            if found is None:
-                total.unfold()
+            bits = stream("wudi-sketch", *site.tasks, site.name)
+            if not total.sketches or not taken(total, vector, self.directions, self.tail, weight, bits, square=square):
                 total.take(vector, self._reference(vector, site), weight)
-            else:
-                made = sketch(found, self.tail, scale=square)
-                total.take_sketch(vector, made.rows, made.images, made.rest, weight)
         return total
 
     def result(self, total: Quadratic, site: Site) -> Float[Tensor, "d_out d_in"]:
