@@ -3,8 +3,7 @@
     make demo                               # the fine-tuned models, in runs/demo
     python -m experiments.sketches.accuracy [--run runs/demo] [--only LABEL …]
 
-Every row is a merge of the demo's six models at its defaults but for the fields that its label says, measured on `TEST` examples of each
-task's test split. Rows are kept in RUN/sketches as they are made; what is there is not made again, but for those of `--only`. Writes
+Every row is a merge of the demo's six models at its defaults but for the fields that its label says, measured as experiments.catalogue does. Rows are kept in RUN/sketches as they are made; what is there is not made again, but for those of `--only`. Writes
 experiments/sketches/accuracy.json.
 """
 
@@ -17,23 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import thetau
-from experiments.catalogue.run import Catalogue
+from experiments.catalogue.run import LIMITS, Catalogue
 from experiments.common import write_result
-from thetau.evaluate import Evaluator
 from thetau.evaluate.means import average, normalised
 from thetau.evaluate.merging import at_scale
 from thetau.methods import registry
-from thetau.tasks import load_task
 
 OUT = Path(__file__).parent / "accuracy.json"
-TEST = 500
 FLOW = {"solver": "gradient_flow"}
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "wudi gradient flow, full": ("wudi", {**FLOW, "directions": "full"}),
     "wudi gradient flow, auto": ("wudi", {**FLOW, "directions": "auto"}),
+    "bilateral, full": ("bilateral", {"rank": "full"}),
+    "bilateral, auto": ("bilateral", {"rank": "auto"}),
     **{
         f"wudi gradient flow, {count}, {tail}": ("wudi", {**FLOW, "directions": count, "tail": tail})
-        for count in (8, 16, 32)
+        for count in (16, 8)
         for tail in ("flat", "drop")
     },
     "wudi closed form, full": ("wudi", {"solver": "closed_form", "directions": "full"}),
@@ -41,39 +39,20 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-class Measured(Catalogue):
-    """The catalogue's run with more test examples."""
-
-    def __init__(self, run: Path) -> None:
-        super().__init__(run)
-        limits = self.suite.limits
-        self.evaluator = Evaluator(
-            self.encoder,
-            [load_task(name) for name in self.suite.tasks],
-            limits={"test": TEST},
-            max_length=limits.max_length,
-            image_size=limits.image_size,
-            cache=run / "cache",
-        )
-        self.own = {
-            task: self.evaluator.evaluate(thetau.open(folder).state_dict(), "test", [task])[task]
-            for task, folder in self.models.items()
-        }
-
-    def measured(self, name: str, fields: dict[str, Any], label: str) -> dict[str, Any]:
-        """One row."""
-        base = thetau.open(self.suite.backbone)
-        vectors = [(thetau.open(folder) - base).named(task) for task, folder in self.models.items()]
-        begun = time.process_time()
-        vector = thetau.merge(vectors, registry.build(name, fields), engine=thetau.Engine(workers=1)).state_dict()
-        seconds = time.process_time() - begun
-        measures = self.evaluator.evaluate(at_scale(self.base, vector, 1.0), "test", origin=label)
-        return {
-            "seconds": round(seconds, 2),
-            "average": round(100 * average(measures), 2),
-            "normalised": round(100 * normalised(measures, self.own), 2),
-            **{task: round(100 * measures[task].value, 2) for task in sorted(measures)},
-        }
+def measured(run: Catalogue, name: str, fields: dict[str, Any], label: str) -> dict[str, Any]:
+    """One row."""
+    base = thetau.open(run.suite.backbone)
+    vectors = [(thetau.open(folder) - base).named(task) for task, folder in run.models.items()]
+    begun = time.process_time()
+    vector = thetau.merge(vectors, registry.build(name, fields), engine=thetau.Engine(workers=1)).state_dict()
+    seconds = time.process_time() - begun
+    measures = run.evaluator.evaluate(at_scale(run.base, vector, 1.0), "test", origin=label)
+    return {
+        "seconds": round(seconds, 2),
+        "average": round(100 * average(measures), 2),
+        "normalised": round(100 * normalised(measures, run.individual["test"]), 2),
+        **{task: round(100 * measures[task].value, 2) for task in sorted(measures)},
+    }
 
 
 def main() -> None:
@@ -84,18 +63,18 @@ def main() -> None:
     given = parser.parse_args()
     folder = given.run / "sketches"
     folder.mkdir(parents=True, exist_ok=True)
-    run: Measured | None = None
+    run: Catalogue | None = None
     rows = {}
     for label, (name, fields) in ROWS.items():
         file = folder / f"{label.replace(' ', '_')}.json"
         if given.only and label not in given.only and not file.is_file():
             continue
         if label in given.only or not file.is_file():
-            run = run or Measured(given.run)
-            write_result(file, run.measured(name, fields, label))
+            run = run or Catalogue(given.run)
+            write_result(file, measured(run, name, fields, label))
         rows[label] = json.loads(file.read_text(encoding="utf-8"))
         print(f"{label}: {rows[label]['normalised']:.2f} in {rows[label]['seconds']:.1f} s", flush=True)
-    write_result(OUT, {"command": "make sketches", "test": TEST, "rows": rows})
+    write_result(OUT, {"command": "make sketches", "test": LIMITS["test"], "rows": rows})
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def followed(
 
     It ends where what is left out is no more than the share `tolerance` of ‖M‖², or where it looks like noise: no direction of it
     stands out from its mean by more than from independent entries of one variance, (1 + √β)² times with β the ratio of the sides
-    (Marchenko and Pastur, 1967).
+    (Marchenko and Pastur, 1967). The last values of a sketch are too small to tell; the one `BESIDE` before the last is asked.
     """
     square = _square(matrix, square)
     small, large = min(matrix.shape), max(matrix.shape)
@@ -75,7 +75,7 @@ def followed(
         found = _measured(matrix, basis, square)
         count = before + width
         noise = edge * found.rest / max(1, small - count)
-        if found.rest <= tolerance * square or float(found.values[-1]) ** 2 <= noise:
+        if found.rest <= tolerance * square or float(found.values[-1 - BESIDE :][0]) ** 2 <= noise:
             return found
         if count >= limit:
             return Leading(**{**found.__dict__, "enough": False})
