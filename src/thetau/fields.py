@@ -198,18 +198,39 @@ class OneOf(Rule):
 
 @dataclass(frozen=True)
 class Rank(Rule):
-    """A rank: an integer from 1 on, a share of the smaller dimension, or None."""
+    """A rank: an integer from 1 on, a share of the smaller dimension, one of some words, or None."""
+
+    words: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
         """The rule in words."""
-        return "an integer of at least 1, a share in (0, 1], or None"
+        said = "".join(f'"{word}", ' for word in self.words)
+        return f"an integer of at least 1, a share in (0, 1], {said}or None"
 
     def faults(self, value: object) -> Iterator[object]:
         """Whatever is none of these."""
-        if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        if value is None or value in self.words or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
             return
         if not isinstance(value, float) or not 0 < value <= 1:
+            yield value
+
+
+@dataclass(frozen=True)
+class Directions(Rule):
+    """How many directions a sketch keeps: an integer from 1 on, or a word."""
+
+    @property
+    def text(self) -> str:
+        """The rule in words."""
+        return 'an integer of at least 1, "auto" or "full"'
+
+    def faults(self, value: object) -> Iterator[object]:
+        """Whatever is none of these."""
+        if isinstance(value, str):
+            if value not in ("auto", "full"):
+                yield value
+        elif not isinstance(value, int) or isinstance(value, bool) or value < 1:
             yield value
 
 

@@ -590,6 +590,7 @@ def test_term_sides_that_are_the_identity() -> None:
     torch.testing.assert_close(term.residual(x), 3 * x)
 
 
+RANK = '`Bilateral(rank=...)` must be an integer of at least 1, a share in (0, 1], "auto", "full", or None.'
 RULES = [
     ({"p": -1.0}, "`Bilateral(p=...)` must be a number of at least 0. Got -1.0."),
     ({"q": float("nan")}, "`Bilateral(q=...)` must be a number of at least 0. Got nan."),
@@ -597,9 +598,9 @@ RULES = [
     ({"solver": "adam"}, "`Bilateral(solver=...)` must be one of cg, flow. Got 'adam'."),
     ({"tolerance": 2.0}, "`Bilateral(tolerance=...)` must be in [0, 1]. Got 2.0."),
     ({"iterations": -1}, "`Bilateral(iterations=...)` must be an integer of at least 0. Got -1."),
-    ({"rank": 0}, "`Bilateral(rank=...)` must be an integer of at least 1, a share in (0, 1], or None. Got 0."),
-    ({"rank": 1.5}, "`Bilateral(rank=...)` must be an integer of at least 1, a share in (0, 1], or None. Got 1.5."),
-    ({"rank": True}, "`Bilateral(rank=...)` must be an integer of at least 1, a share in (0, 1], or None. Got True."),
+    ({"rank": 0}, f"{RANK} Got 0."),
+    ({"rank": 1.5}, f"{RANK} Got 1.5."),
+    ({"rank": True}, f"{RANK} Got True."),
     ({"balance": "on"}, "`Bilateral(balance=...)` must be one of norm, loss, trace, none. Got 'on'."),
     ({"start": "zero"}, "`Bilateral(start=...)` must be one of sum, mean. Got 'zero'."),
     ({"reference": "other"}, "`Bilateral(reference=...)` must be one of own, random, random_left, random_right. Got 'other'."),

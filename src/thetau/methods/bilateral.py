@@ -41,7 +41,8 @@ class Bilateral(Method):
     - `iterations`: the most that `cg` makes.
     - `tolerance`: `cg` stops when the residual is down to this share of its first norm.
     - `time`: where `flow` stops, in units of 1 / mean non-zero eigenvalue of the one side; with both, of 1 / Rayleigh quotient of the first residual.
-    - `rank`: singular vectors of each task that its factors keep: a number, a share of the smaller dimension, or None for all; 0.25 where both sides count.
+    - `rank`: singular vectors of each task that its factors keep: a number, a share of the smaller dimension, as many as its spectrum asks for
+      (`auto`, where one side counts alone), or all (`full`, or None); take 0.25 where both sides count.
     - `tail`: what the other singular vectors weigh: all the same (`flat`), by what they hold of ‖τ_i‖², or nothing (`drop`).
     - `balance`: the tasks' weights: ‖s‖ = 1 (`norm`, WUDI's), `loss` (leaving a task out costs 1), `trace` (of its factors) or `none` (of τ as it is).
     - `start`: where the descent begins: the `sum` or the `mean` of the task vectors.
@@ -57,7 +58,7 @@ class Bilateral(Method):
     iterations: Annotated[int, AtLeast(0)] = 60
     tolerance: Annotated[float, Within("[0, 1]")] = 0.01
     time: NotNegative = 1.0
-    rank: Annotated[int | float | None, Rank()] = None
+    rank: Annotated[int | float | str | None, Rank(("auto", "full"))] = "auto"
     tail: Literal["flat", "drop"] = "flat"
     balance: Literal["norm", "loss", "trace", "none"] = "norm"
     start: Literal["sum", "mean"] = "sum"

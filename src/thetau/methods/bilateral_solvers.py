@@ -21,11 +21,15 @@ from torch import Tensor
 
 from thetau.linalg.descent import descend
 from thetau.linalg.kronecker import Kronecker, OneSided, Term
+from thetau.linalg.rounding import Spectrum
 from thetau.linalg.sketch import gaussian
 from thetau.linalg.svd import sketched, truncated_svd
+from thetau.methods.quadratic import Quadratic
+from thetau.methods.sketched import Count, sketched_cost, taken, whole
 from thetau.parts import Cost, Site, StreamReduction
 from thetau.random import stream
 
+Kept = int | float | Literal["auto", "full"] | None
 Side = tuple[Tensor, Tensor, float]  # basis, values above the rest, the rest
 TAIL = 1e-5  # a smaller share of ‖τ‖² outside the kept directions is rounding
 EXACT = 1e-5  # tolerances below this, but 0, are worked in float64
@@ -44,6 +48,8 @@ class Total:
     terms: list[Term] = field(default_factory=list)
     sums: OneSided | None = None
     pull: Tensor | None = None
+    expected: int = 1  # tasks that will come
+    sketched: Quadratic | None = None  # of τ, or of τᵀ where the left side counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +63,7 @@ class TwoSided(StreamReduction):
     iterations: int = 60
     tolerance: float = 0.01
     time: float = 1.0
-    rank: int | float | None = None
+    rank: Kept = None
     tail: Literal["flat", "drop"] = "flat"
     balance: Literal["norm", "loss", "trace", "none"] = "norm"
     start: Literal["sum", "mean"] = "sum"
@@ -71,15 +77,18 @@ class TwoSided(StreamReduction):
 
     def init(self, d_out: int, d_in: int, tasks: int) -> Total:
         """Nothing yet."""
-        return Total(total=torch.zeros(d_out, d_in))
+        return Total(total=torch.zeros(d_out, d_in), expected=tasks)
 
     def add(self, state: Total, vector: Float[Tensor, "d_out d_in"], site: Site) -> Total:
         """Take in one task."""
         if self.sides == "by_role":
             left = site.weighed_left((vector.shape[0], vector.shape[1]))
             return self._facing(left).add(state, vector, site)
-        square = float(vector.double().square().sum())
+        square = float(torch.linalg.vector_norm(vector, dtype=torch.float64)) ** 2
         if square == 0:
+            return state
+        if self._sketches((vector.shape[0], vector.shape[1]), state.expected):
+            self._take(state, vector, square, site)
             return state
         if self._one_sided and state.sums is None:
             side = vector.shape[0 if self._left_only else 1]
@@ -123,6 +132,11 @@ class TwoSided(StreamReduction):
 
     def result(self, state: Total, site: Site) -> Float[Tensor, "d_out d_in"]:
         """τ_m; the start where nothing is to be minimised."""
+        if state.sketched is not None:
+            if self.sides == "by_role":
+                left = site.weighed_left((state.total.shape[0], state.total.shape[1]))
+                return self._facing(left).result(state, site)
+            return self._relaxed(state.sketched)
         start = state.total / state.tasks if self.start == "mean" and state.tasks else state.total
         if state.tasks < 2:
             return start
@@ -146,6 +160,8 @@ class TwoSided(StreamReduction):
         if self.sides == "by_role":  # which of the two it is, a shape cannot tell
             both = [self._facing(left).cost(shape, tasks) for left in (False, True)]
             return Cost(flops=max(one.flops for one in both), memory=max(one.memory for one in both))
+        if self._sketches((d_out, d_in), tasks):
+            return sketched_cost(self._oriented((d_out, d_in)), tasks, self._count(d_out, d_in))
         entries, small = d_out * d_in, min(d_out, d_in)
         r = self._rank(d_out, d_in)
         sketch = sketched(d_out, d_in, r)
@@ -190,9 +206,11 @@ class TwoSided(StreamReduction):
 
     def alternatives(self) -> dict[str, TwoSided]:
         """Smaller ranks of the same loss, by what a recipe would say: for the plan. Products need none."""
+        if self.rank == "auto":
+            return {"rank=full": replace(self, rank=None)}
         if self.sides == "by_role" and self._facing(True)._by_products:
             return {}
-        shares = [share for share in (0.25, 0.0625) if self.rank is None or (isinstance(self.rank, float) and share < self.rank)]
+        shares = [share for share in (0.25, 0.0625) if self._all or (isinstance(self.rank, float) and share < self.rank)]
         return {f"rank={share:g}": replace(self, rank=share) for share in shares}
 
     @property
@@ -203,7 +221,12 @@ class TwoSided(StreamReduction):
     def _by_products(self) -> bool:
         """Whether the one factor is a product of matrices: a small whole power of the whole vector."""
         whole = (self.p if self._left_only else self.q) in (1, 2)
-        return self._one_sided and whole and self.rank is None and self.reference == "own" and self.balance in ("norm", "none")
+        return self._one_sided and whole and self._all and self.reference == "own" and self.balance in ("norm", "none")
+
+    @property
+    def _all(self) -> bool:
+        """Whether every singular vector is kept, but where `auto` sketches."""
+        return self.rank in (None, "full", "auto")
 
     @property
     def _left_only(self) -> bool:
@@ -215,9 +238,53 @@ class TwoSided(StreamReduction):
 
     def _rank(self, d_out: int, d_in: int) -> int:
         small = min(d_out, d_in)
-        if self.rank is None:
+        if self._all or isinstance(self.rank, str) or self.rank is None:
             return small
         return min(small, self.rank if isinstance(self.rank, int) else max(1, ceil(self.rank * small)))
+
+    def _count(self, d_out: int, d_in: int) -> Count:
+        return "auto" if self.rank == "auto" else self._rank(d_out, d_in)
+
+    def _oriented(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """The shape with the side that counts last."""
+        return (shape[1], shape[0]) if self._left_only else shape
+
+    def _sketches(self, shape: tuple[int, int], tasks: int) -> bool:
+        """Whether factors may be sketches: the one side is τᵀτ or ττᵀ itself, and the flow ends at a function of the sum."""
+        if self.sides == "by_role" or not self._one_sided or self.p == self.q == 0 or self.solver != "flow" or tasks < 2:
+            return False
+        plain = (
+            max(self.p, self.q) == 1 and self.reference == "own" and self.balance in ("norm", "none") and not self.precondition
+        )
+        if not plain or self.rank in (None, "full"):
+            return False
+        count = self._count(*shape)
+        worth = count == "auto" or sketched(*shape, int(count))
+        return worth and not whole(count, self._oriented(shape), tasks)
+
+    def _take(self, state: Total, vector: Tensor, square: float, site: Site) -> None:
+        """One task more, as a sketch of its one factor where that is cheaper."""
+        faced = vector.T.contiguous() if self._left_only else vector
+        if state.sketched is None:
+            state.sketched = Quadratic.empty(*faced.shape, 0, torch.float32, sketches=state.expected)
+        weight = 1 / square if self.balance == "norm" else 1.0
+        bits = stream("bilateral-sketch", *site.tasks, site.name)
+        count = self._count(*vector.shape)
+        if not taken(state.sketched, faced, count, self.tail, weight, bits, square=square):
+            state.sketched.take(faced, faced, weight)
+
+    def _relaxed(self, total: Quadratic) -> Tensor:
+        """Where the flow of the one-sided sum ends; its unit of time is the mean of the eigenvalues that are not 0."""
+        start = total.start(self.start)
+        if total.tasks > 1 and total.trace() > 0:
+            mean = total.trace() / start.shape[1]
+
+            def gains(spectrum: Spectrum) -> Tensor:
+                unit = mean if total.rest > 0 else float(spectrum.values[spectrum.seen].mean())
+                return spectrum.flow(self.time / unit)
+
+            start = total.relaxed(start, gains)
+        return start.T.contiguous() if self._left_only else start
 
     def _rest(self, s: Tensor, d_out: int, d_in: int) -> tuple[float, float]:
         """What the directions that `rank` leaves out weigh in H and in G, for s of unit norm.

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from thetau.fields import AtLeast as AtLeast
+from thetau.fields import Directions as Directions
 from thetau.fields import Numbers as Numbers
 from thetau.fields import OneOf as OneOf
 from thetau.fields import Patterns as Patterns

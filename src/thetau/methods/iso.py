@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thetau.linalg.svd import orthonormal, seen, svd
+from thetau.linalg.svd import orthonormal, polar, seen, svd
 from thetau.methods.fields import Coefficient, Elsewhere, Portion, SplitFused, Tensors
 from thetau.methods.reductions import Scale
 from thetau.methods.registry import register
-from thetau.methods.spectra import spectral_cost
+from thetau.methods.spectra import polar_cost, spectral_cost
 from thetau.parts import Chain, Cost, Method, Selection, Site, StreamReduction
 
 
@@ -30,7 +30,7 @@ class IsoC(Method, StreamReduction):
     r"""$\tau = \lambda\,\bar\sigma\,U V^\top$ with $\sum_i \tau_i = U\,\mathrm{diag}(\sigma)\,V^\top$ and $\bar\sigma$ the mean of σ.
 
     Use it where a few directions that all tasks share drown the others, and λ can be tuned (published tables take 1.5 where they fix it). It
-    costs one singular value decomposition a matrix, whatever the number of tasks.
+    costs one eigendecomposition of the smaller side a matrix, whatever the number of tasks.
     """
 
     scale: Coefficient = 1.0
@@ -58,11 +58,11 @@ class IsoC(Method, StreamReduction):
 
     def result(self, total: Tensor, site: Site) -> Float[Tensor, "d_out d_in"]:
         """The flattened sum."""
-        return flattened(*svd(total), total.shape)
+        return flattened(total)
 
     def cost(self, shape: tuple[int, ...], tasks: int) -> Cost:
         """Operations and working memory of one matrix."""
-        return spectral_cost(shape, decompositions=1)
+        return polar_cost(shape)
 
 
 @dataclass(kw_only=True)
@@ -113,10 +113,10 @@ class IsoCts(Method, StreamReduction):
 
     def result(self, state: Summed, site: Site) -> Float[Tensor, "d_out d_in"]:
         """The flattened sum of what the tasks share and what each has alone."""
+        own = self._own(min(state.total.shape), state.tasks)
+        if own == 0 or not bool(state.total.any()):
+            return flattened(state.total)
         u, s, vt = svd(state.total)
-        own = self._own(len(s), state.tasks)
-        if own == 0:
-            return flattened(u, s, vt, state.total.shape)
         common = min(seen(s, s, state.total.shape), len(s) - own * state.tasks)
         u, v = u[:, :common], vt[:common].T
         left, values, right = [u], [s[:common]], [v]
@@ -139,10 +139,9 @@ class IsoCts(Method, StreamReduction):
         return round((small - int(small * self.common)) / tasks)
 
 
-def flattened(
-    u: Float[Tensor, "d_out r"], s: Float[Tensor, " r"], vt: Float[Tensor, "r d_in"], shape: tuple[int, ...]
-) -> Float[Tensor, "d_out d_in"]:
+def flattened(total: Float[Tensor, "d_out d_in"]) -> Float[Tensor, "d_out d_in"]:
     """The mean singular value in every direction that is there."""
-    rank = seen(s, s, shape)
-    merged: Tensor = (s.mean() * u[:, :rank]) @ vt[:rank]
-    return merged
+    if not bool(total.any()):
+        return torch.zeros_like(total)
+    nearest, s = polar(total)
+    return nearest.mul_(float(s.double().sum()) / min(total.shape))

@@ -9,6 +9,9 @@ tasks' own large terms have cancelled, so that no step loses digits to them. Whe
 (twice their number ≤ d_in), A is kept as its factor F, A = FᵀF, and R = CF as C; that is then the cheaper side. A task's own Gram matrix is
 a product in float32, but in float64 where an inverse would enlarge its rounding; whatever cancels in R is
 accumulated in float64, and what of it is rounding alone is zero (`thetau.linalg.rounding`): Adam makes full steps of any residual.
+
+A reference may be a sketch: few rows R_i and a weight c_i of every direction, R_iᵀR_i + c_i in the place of what they stand for. Then
+A = FᵀF + c with c = Σ w_i c_i, and what moves outside the rows of F moves with c alone, so that nothing larger than FFᵀ is decomposed.
 """
 
 from __future__ import annotations
@@ -38,7 +41,8 @@ class Quadratic:
 
     `total` is Σ τ_i and `anchor`, where it is kept, Σ w_i T_i. Either `gram` is A `[d_in, d_in]` and `target` is B `[d_out, d_in]`; or
     `factor` holds the √w_i R_i, the rows of F, and `product` the √w_i T_i R_iᵀ, the columns of M with B = MF. A, B and M are float64.
-    `rows` are the squared lengths of the rows of all T_i, and `exact` is the precision of the products A is made of.
+    `rows` are the squared lengths of the rows of all T_i, and `exact` is the precision of the products A is made of. Beside the factor
+    stand `rest`, c = Σ w_i c_i, and `pull`, Σ w_i c_i T_i, where sketches have them.
     """
 
     total: Float[Tensor, "d_out d_in"]
@@ -49,17 +53,26 @@ class Quadratic:
     target: Tensor | None = None
     factor: list[Tensor] = field(default_factory=list)
     product: list[Tensor] = field(default_factory=list)
+    sketches: int = 0  # tasks whose references may be sketches
+    rest: float = 0.0
+    pull: Tensor | None = None
     weight: float = 0.0
     squares: float = 0.0
     tasks: int = 0
 
     @staticmethod
-    def empty(d_out: int, d_in: int, references: int, exact: torch.dtype, *, anchored: bool = False) -> Quadratic:
-        """That of no task; `references` is how many reference rows all tasks will bring, which settles how A is kept."""
-        total = Quadratic(total=torch.zeros(d_out, d_in), rows=torch.zeros(d_out, dtype=torch.float64), exact=exact)
+    def empty(
+        d_out: int, d_in: int, references: int, exact: torch.dtype, *, anchored: bool = False, sketches: int = 0
+    ) -> Quadratic:
+        """That of no task; `references` is how many reference rows all tasks will bring, which settles how A is kept.
+
+        Where the references of so many tasks may be `sketches`, A is a factor until one comes that is none.
+        """
+        rows = torch.zeros(d_out, dtype=torch.float64)
+        total = Quadratic(total=torch.zeros(d_out, d_in), rows=rows, exact=exact, sketches=sketches)
         if anchored:
             total.anchor = torch.zeros(d_out, d_in)
-        if not factored(references, d_in):
+        if not sketches and not factored(references, d_in):
             total.gram = torch.zeros(d_in, d_in, dtype=torch.float64)
             total.target = torch.zeros(d_out, d_in, dtype=torch.float64)
         return total
@@ -73,14 +86,8 @@ class Quadratic:
     ) -> None:
         """One task more, whose target is the vector itself unless it is given."""
         target = vector if target is None else target
-        squares = target.double().square().sum(1)
-        self.total += vector
-        self.rows += squares
-        if self.anchor is not None:
-            self.anchor.add_(target, alpha=weight)
-        self.weight += weight
-        self.squares += float(squares.sum() if target is vector else vector.double().square().sum())
-        self.tasks += 1
+        squares = _squares(target)
+        self._count(vector, target, squares, weight, None if target is vector else float(_squares(vector).sum()))
         rows = reference.to(self.exact) * sqrt(weight)
         if self.gram is None or self.target is None:
             self.factor.append(rows)
@@ -89,6 +96,51 @@ class Quadratic:
             gram = gram_of(rows).double()
             self.target.addmm_(target.double(), gram)
             self.gram += gram
+
+    def take_sketch(
+        self,
+        vector: Float[Tensor, "d_out d_in"],
+        rows: Float[Tensor, "row d_in"],
+        images: Float[Tensor, "d_out row"],
+        rest: float,
+        weight: float,
+    ) -> None:
+        """One task more that is its own target, of whose reference RᵀR + c the rows R, the product τRᵀ and c are given."""
+        self._count(vector, vector, _squares(vector), weight, None)
+        rows, images = rows.to(self.exact) * sqrt(weight), images.double() * sqrt(weight)
+        if self.gram is not None and self.target is not None:
+            exact = rows.double()
+            self.gram.addmm_(exact.T, exact).diagonal().add_(weight * rest)
+            self.target.addmm_(images, exact).add_(vector, alpha=weight * rest)
+            return
+        self.factor.append(rows)
+        self.product.append(images)
+        if rest > 0:
+            self.rest += weight * rest
+            self.pull = vector * (weight * rest) if self.pull is None else self.pull.add_(vector, alpha=weight * rest)
+
+    def unfold(self) -> None:
+        """Keep A and B themselves from now on: a reference comes that is no sketch."""
+        if self.gram is not None or not self.sketches:
+            return
+        d_out, d_in = self.total.shape
+        self.gram, self.target = (torch.zeros(rows, d_in, dtype=torch.float64) for rows in (d_in, d_out))
+        for rows, product in zip(self.factor, self.product, strict=True):
+            self.gram.addmm_(rows.double().T, rows.double())
+            self.target.addmm_(product, rows.double())
+        self.gram.diagonal().add_(self.rest)
+        if self.pull is not None:
+            self.target.add_(self.pull)
+        self.factor, self.product, self.rest, self.pull = [], [], 0.0, None
+
+    def _count(self, vector: Tensor, target: Tensor, squares: Tensor, weight: float, own: float | None) -> None:
+        self.total += vector
+        self.rows += squares
+        if self.anchor is not None:
+            self.anchor.add_(target, alpha=weight)
+        self.weight += weight
+        self.squares += float(squares.sum()) if own is None else own
+        self.tasks += 1
 
     def start(self, where: Start) -> Float[Tensor, "d_out d_in"]:
         """Σ τ_i, their mean over the tasks that are not zero, or zero; the caller's own copy."""
@@ -107,7 +159,7 @@ class Quadratic:
         """tr A."""
         if self.gram is not None:
             return float(self.gram.diagonal().double().sum())
-        return float(sum(rows.double().square().sum() for rows in self.factor))
+        return float(sum(rows.double().square().sum() for rows in self.factor)) + self.rest * self.total.shape[1]
 
     def numerator(self) -> Float[Tensor, "d_out d_in"]:
         """B in float64."""
@@ -133,7 +185,36 @@ class Quadratic:
         pairs = zip(self.factor, self.product, strict=True)
         residual = torch.cat([product - start @ rows.double().T for rows, product in pairs], 1)
         columns = torch.cat([rows.double().norm(dim=1) for rows in self.factor])
-        return settled(residual, lengths, columns, sqrt(self.trace()), inputs=self.exact)
+        return settled(residual, lengths, columns, float(columns.norm()), inputs=self.exact)
+
+    def relaxed(self, start: Tensor, gains: Callable[[Spectrum], Tensor]) -> Float[Tensor, "d_out d_in"]:
+        """start + R g(A), g being given by what it makes of a spectrum's eigenvalues.
+
+        With A = FᵀF + c, FFᵀ = EΛEᵀ and R = CF + T, T being Σ w_i c_i (T_i − start), R g(A) is
+        [C E g(Λ + c) + T Fᵀ E (g(Λ + c) − g(c)) / Λ] EᵀF + g(c) T.
+        """
+        exact = self.exact
+        spectrum = Spectrum.of(self.kernel(exact), margin=MARGIN if exact == torch.float64 else 1.0)
+        residual, vectors = self.residual(start).to(exact), spectrum.vectors
+        if self.pull is None:
+            moves = residual @ vectors * gains(spectrum)
+            return self.moved(start.to(exact), moves @ vectors.T)
+        tail = self._tail(start).to(exact)
+        values = torch.where(spectrum.seen, spectrum.values, 0)
+        gain = gains(Spectrum(values + self.rest, vectors, torch.ones_like(spectrum.seen)))
+        alone = Spectrum(values.new_tensor([self.rest]), values.new_ones(1, 1), torch.ones_like(spectrum.seen[:1]))
+        outside = gains(alone)
+        more = torch.where(spectrum.seen, (gain - outside) * spectrum.inverse(), 0)
+        moves = residual @ vectors * gain + (tail @ torch.cat(self.factor).to(exact).T) @ vectors * more
+        return self.moved(torch.add(start.to(exact), tail * outside), moves @ vectors.T)
+
+    def _tail(self, start: Tensor) -> Float[Tensor, "d_out d_in"]:
+        """Σ w_i c_i (T_i − start), the rows that are rounding being zero."""
+        assert self.pull is not None
+        tail = torch.sub(self.pull, start, alpha=self.rest)
+        lengths = torch.linalg.vector_norm(start, dim=1, dtype=torch.float64) + self.rows.sqrt()
+        rounding = MARGIN * eps(torch.float32) * self.rest * lengths
+        return tail.masked_fill_((torch.linalg.vector_norm(tail, dim=1, dtype=torch.float64) <= rounding)[:, None], 0)
 
     def moved(self, start: Tensor, change: Float[Tensor, "d_out side"]) -> Float[Tensor, "d_out d_in"]:
         """Start + change, or start + change · F."""
@@ -185,6 +266,11 @@ class Quadratic:
             return torch.optim.Adam(values, lr=lr * unit, betas=BETAS, eps=floor, fused=True)
 
         return self.stepped(start, steps, adam, loss=loss)
+
+
+def _squares(matrix: Tensor) -> Float[Tensor, " row"]:
+    """The squared lengths of rows, in float64."""
+    return torch.linalg.vector_norm(matrix, dim=1, dtype=torch.float64).square()
 
 
 def factored(references: int, d_in: int) -> bool:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thetau.linalg.sketch import Bits
-from thetau.linalg.svd import orthonormal, truncated_flops, truncated_svd
+from thetau.linalg.svd import orthonormal, polar_flops, truncated_flops, truncated_svd
 from thetau.parts import Cost
 
 
@@ -66,8 +66,14 @@ def decomposing(shape: tuple[int, ...]) -> float:
 def procrustes(shape: tuple[int, ...], width: int) -> float:
     """Operations of the covers of so many singular vectors of all tasks."""
     d_out, d_in = shape
-    small = min(d_out, d_in)
-    return 6.0 * width * small * (d_out + d_in) + 40.0 * min(width, small) ** 3
+    return polar_flops(d_out, width) + polar_flops(d_in, width)
+
+
+def polar_cost(shape: tuple[int, ...]) -> Cost:
+    """Operations and working memory of one polar factor, which is worked out in float64."""
+    d_out, d_in = shape
+    entries, small = d_out * d_in, min(d_out, d_in)
+    return Cost(flops=polar_flops(d_out, d_in), memory=4 * (6 * entries + 8 * small**2))
 
 
 def spectral_cost(shape: tuple[int, ...], *, decompositions: float, kept: int = 0) -> Cost:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thetau.linalg.rounding import MARGIN, Spectrum, eps
+from thetau.linalg.rounding import Spectrum, eps
 from thetau.methods.fields import AtLeast, NotNegative, Portion, Positive, Within
 from thetau.methods.quadratic import Quadratic
 
@@ -55,10 +55,8 @@ class SpectralFilter:
         too, and nothing moves.
         """
         d_out, d_in = start.shape
-        exact = total.exact
-        spectrum = Spectrum.of(total.kernel(exact), margin=MARGIN if exact == torch.float64 else 1.0)
-        moves = total.residual(start).to(exact) @ spectrum.vectors * self.gains(spectrum, d_out, d_in, total.trace())
-        return total.moved(start.to(exact), moves @ spectrum.vectors.T).to(start.dtype)
+        trace = total.trace()
+        return total.relaxed(start, lambda spectrum: self.gains(spectrum, d_out, d_in, trace)).to(start.dtype)
 
     def gains(self, spectrum: Spectrum, d_out: int, d_in: int, trace: float) -> Float[Tensor, " side"]:
         """What a residual along each eigenvector is multiplied by.

@@ -19,11 +19,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thetau.linalg.sketch import Bits
-from thetau.linalg.svd import svd, truncated_svd
+from thetau.linalg.svd import polar_flops, spectrum, truncated_svd
 from thetau.methods.fields import Coefficient, Elsewhere, Portion, Rank, SplitFused, Tensors
 from thetau.methods.reductions import Scale
 from thetau.methods.registry import register
-from thetau.methods.spectra import decomposing, rank_of, truncating
+from thetau.methods.spectra import rank_of, truncating
 from thetau.parts import Chain, Cost, Method, Selection, Site, StreamReduction
 from thetau.random import stream
 
@@ -82,19 +82,20 @@ class Star(Method, StreamReduction):
         d_out, d_in = shape
         entries, small = d_out * d_in, min(d_out, d_in)
         rank = small if self.rank is None else rank_of(self.rank, small, 1)
-        one = (decomposing(shape) if self.rank is None else truncating(shape, rank)) + 2.0 * rank * entries
+        one = (polar_flops(*shape) if self.rank is None else truncating(shape, rank)) + 4.0 * rank * entries
         return Cost(flops=tasks * one, memory=4 * (5 * entries + 4 * small**2))
 
 
 def strongest(vector: Float[Tensor, "d_out d_in"], eta: float, rank: int | None, bits: Bits) -> Float[Tensor, "d_out d_in"]:
     """The fewest leading singular values that reach η of the nuclear norm, stretched to all of it. The vector must not be zero."""
     if rank is None:
-        u, s, vt = svd(vector)
+        s, basis = spectrum(vector)
     else:
         u, s, v = truncated_svd(vector, rank, bits)
-        vt = v.T
-    sums = s.double().cumsum(0)
+        s, basis = s.double(), u if len(vector) <= vector.shape[1] else v
+    sums = s.cumsum(0)
     kept = min(len(s), int((sums < eta * sums[-1]).sum()) + 1)
-    stretched = s[:kept] * float(sums[-1] / sums[kept - 1])
-    merged: Tensor = (u[:, :kept] * stretched) @ vt[:kept]
-    return merged
+    basis, stretch = basis[:, :kept].to(vector), float(sums[-1] / sums[kept - 1])
+    if len(vector) <= vector.shape[1]:
+        return (basis * stretch) @ (basis.T @ vector)
+    return (vector @ (basis * stretch)) @ basis.T

@@ -12,8 +12,8 @@ scale. Directions of M that are below the rounding of its largest become 0. τ_i
 `awd`) trims, thins or takes off. The singular values of `iso_c` are all equal, so that its directions are whatever rounding makes of them: there
 is nothing to calibrate.
 
-Use it over `task_arithmetic`, `tsv_m` or `wudi` when the tasks are alike and share directions. It costs one singular value
-decomposition in float64 and K products a matrix, and needs all tasks' vectors of a matrix in memory at once, whatever `then` needs.
+Use it over `task_arithmetic`, `tsv_m` or `wudi` when the tasks are alike and share directions. It costs one
+eigendecomposition of the smaller side in float64 and K products a matrix, and needs all tasks' vectors of a matrix in memory at once, whatever `then` needs.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thetau.linalg.rounding import MARGIN, eps
-from thetau.linalg.svd import seen, svd
+from thetau.linalg.svd import decomposed, polar_flops
 from thetau.methods.fields import Within
 from thetau.methods.over import base_of, followed, without_base
 from thetau.methods.registry import register
-from thetau.methods.spectra import decomposing
 from thetau.methods.task_arithmetic import TaskArithmetic
 from thetau.parts import Access, Chain, Cost, Method, PostStage, Selection, Site
 
@@ -77,7 +76,7 @@ class Calibrate(PostStage):
         if len(shape) != 2:
             return Cost()
         entries, small = shape[0] * shape[1], min(shape)
-        flops = 2 * (decomposing(shape) + 2.0 * (tasks + 1) * small * entries)  # float64 takes twice as long
+        flops = polar_flops(*shape) + 4.0 * (tasks + 1) * small * entries  # float64 takes twice as long
         return Cost(flops=flops, memory=4 * (tasks + 2) * entries + 8 * (6 * entries + 4 * small**2))
 
     def adjust(
@@ -110,15 +109,13 @@ def calibrated(
     """M with its singular values calibrated against the tasks' vectors, in float64: singular values lie close together."""
     if not bool(merged.any()):
         return merged
-    u, s, vt = svd(merged.double())
-    rank = seen(s, s, merged.shape)
-    u, s, vt = u[:, :rank], s[:rank], vt[:rank]
+    u, s, v = decomposed(merged)
     total = torch.zeros_like(s)
     for vector in vectors:
         rows = u.T @ vector.double()  # a_r^i
         squares = rows.square().sum(1)
         floor = (MARGIN * eps(torch.float32)) ** 2 * max(vector.shape) * float(vector.norm()) ** 2
-        along = s * (rows * vt).sum(1)  # ⟨a_r, a_r^i⟩, since a_r = σ_r v_rᵀ
+        along = s * (rows * v.T).sum(1)  # ⟨a_r, a_r^i⟩, since a_r = σ_r v_rᵀ
         total += torch.where(squares > floor, along / squares.clamp(min=torch.finfo(s.dtype).tiny), 0).clamp(min=alpha)
-    out: Tensor = ((u * (s * len(vectors) / total)) @ vt).to(merged.dtype)
+    out: Tensor = ((u * (s * len(vectors) / total)) @ v.T).to(merged.dtype)
     return out

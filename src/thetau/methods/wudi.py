@@ -38,11 +38,14 @@ from thetau.methods.fields import (
 from thetau.methods.quadratic import Start
 from thetau.methods.reductions import Scale
 from thetau.methods.registry import register
+from thetau.methods.sketched import Counted as Directed
+from thetau.methods.sketched import Tail
 from thetau.methods.spectral_filter import Alpha, Filter, Horizon, Kept, Ruled, SpectralFilter
 from thetau.methods.wudi_solvers import Interference, Solver
 from thetau.parts import Chain, Method, Selection
 
 RIDGE = 1e-3
+WHOLE = (("filter", "flow"), ("rank", "share"), ("keep", 1.0), ("reference", "own"), ("rows", 1.0))  # what a sketch goes with
 FILTERS = ("exp_time", "filter", "alpha", "rank", "keep")  # fields of the gradient flow alone
 
 
@@ -62,6 +65,9 @@ class Wudi(Method):
     - `balance`: divide each task's loss by ‖τ_i‖² (Table 7 switches it off).
     - `rows`: share of each τ_i's rows that stand in for its inputs (Fig. 6).
     - `reference`: what stands in for the inputs: the task's `own` vector, or `random` Gaussian rows of its mean and deviation (Eq. 22).
+    - `directions`: right singular directions of each task that stand in for its inputs, but for `adam`: a number, as many as its spectrum asks
+      for (`auto`), or all (`full`).
+    - `tail`: what the other directions weigh: all the same (`flat`), by what they hold of ‖τ_i‖², or nothing (`drop`).
     - `scale`: ε, the rescaling of Fig. 5; a number, or one a pattern of tensor names.
     """
 
@@ -82,6 +88,8 @@ class Wudi(Method):
     balance: bool = True
     rows: Portion = 1.0
     reference: Literal["own", "random"] = "own"
+    directions: Directed = "auto"
+    tail: Tail = "flat"
     scale: Coefficient = 1.0
     tensors: Tensors = "linear"
     elsewhere: Elsewhere = "base"
@@ -105,6 +113,17 @@ class Wudi(Method):
         changed = [name for name in FILTERS if self.__dict__[name] != SpectralFilter().__dict__[name]]
         if changed and self.solver != "gradient_flow":
             raise ValueError(f"`Wudi({changed[0]}=...)` belongs to `solver='gradient_flow'`. Got solver={self.solver!r}.")
+        if isinstance(self.directions, int):
+            whole = [
+                name
+                for name, plain in (*WHOLE, ("solver", self.solver if self.solver != "adam" else ""))
+                if self.__dict__[name] != plain
+            ]
+            if whole:
+                raise ValueError(
+                    f"`Wudi(directions=...)` is for `gradient_flow` without a cut and for `closed_form`, over the tasks' own whole vectors; "
+                    f"leave it at 'auto'. Got directions={self.directions!r} and {whole[0]}={self.__dict__[whole[0]]!r}."
+                )
 
     def chain(self) -> Chain:
         """The minimisation as a streaming reduction, then ε."""

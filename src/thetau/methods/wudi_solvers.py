@@ -13,8 +13,10 @@ from torch import Tensor
 from thetau.linalg.sketch import gaussian
 from thetau.methods.fields import part_of
 from thetau.methods.quadratic import Quadratic, Sizes, Start
+from thetau.methods.sketched import Count, Tail, sketched_cost, taken, whole
 from thetau.methods.spectral_filter import Filter, Rule, SpectralFilter
 from thetau.parts import Cost, Site, StreamReduction
+from thetau.random import stream
 
 Solver = Literal["adam", "closed_form", "gradient_flow"]
 SOLVERS: tuple[Solver, ...] = ("adam", "closed_form", "gradient_flow")
@@ -40,6 +42,8 @@ class Interference(StreamReduction):
     balance: bool = True
     rows: float = 1.0
     reference: Literal["own", "random"] = "own"
+    directions: Count = "full"
+    tail: Tail = "flat"
 
     @property
     def rows_as_inputs(self) -> bool:
@@ -49,13 +53,17 @@ class Interference(StreamReduction):
     def init(self, d_out: int, d_in: int, tasks: int) -> Quadratic:
         """Nothing yet; whether A is kept as a factor is settled here, by shape and number of tasks."""
         exact = torch.float64 if self._inverts else torch.float32
-        return Quadratic.empty(d_out, d_in, tasks * ceil(self.rows * d_out), exact, anchored=self._ridged)
+        sketches = tasks if self._sketches(d_out, d_in, tasks) else 0
+        return Quadratic.empty(d_out, d_in, tasks * ceil(self.rows * d_out), exact, anchored=self._ridged, sketches=sketches)
 
     def add(self, total: Quadratic, vector: Float[Tensor, "d_out d_in"], site: Site) -> Quadratic:
         """Take in one task."""
-        square = float(vector.double().square().sum(1).sum())
+        square = float(torch.linalg.vector_norm(vector, dtype=torch.float64)) ** 2
         if square > 0:
-            total.take(vector, self._reference(vector, site), 1 / square if self.balance else 1.0)
+            weight = 1 / square if self.balance else 1.0
+            bits = stream("wudi-sketch", *site.tasks, site.name)
+            if not total.sketches or not taken(total, vector, self.directions, self.tail, weight, bits, square=square):
+                total.take(vector, self._reference(vector, site), weight)
         return total
 
     def result(self, total: Quadratic, site: Site) -> Float[Tensor, "d_out d_in"]:
@@ -72,6 +80,8 @@ class Interference(StreamReduction):
     def cost(self, shape: tuple[int, ...], tasks: int) -> Cost:
         """Operations and working memory of one matrix."""
         d_out, d_in = shape
+        if self._sketches(d_out, d_in, tasks):
+            return sketched_cost((d_out, d_in), tasks, self.directions)
         sizes = Sizes(d_out, d_in, tasks, ceil(self.rows * d_out), doubled=self._inverts)
         if self.solver == "adam":
             return sizes.steps(self.steps)
@@ -82,13 +92,24 @@ class Interference(StreamReduction):
         """Whether something is divided by eigenvalues however small, which enlarges what they round: then all is in float64."""
         return self.solver == "closed_form" or (self.solver == "gradient_flow" and self.filter == "cut")
 
+    def _sketches(self, d_out: int, d_in: int, tasks: int) -> bool:
+        """Whether references may be sketches: the tasks' own vectors, in solvers that end at a function of A."""
+        plain = self.reference == "own" and self.rows == 1
+        smooth = self.solver == "closed_form" or (
+            self.solver == "gradient_flow" and self.filter == "flow" and self.rank == "share" and self.keep == 1
+        )
+        return tasks > 1 and plain and smooth and not whole(self.directions, (d_out, d_in), tasks)
+
     @property
     def _ridged(self) -> bool:
         return self.solver == "closed_form" and (self.omega is not None or self.ridge > 0)
 
     def alternatives(self) -> dict[str, Interference]:
         """The other solvers of the same objective, by what a recipe would say: for the plan."""
-        return {f"solver={name}": replace(self, solver=name) for name in SOLVERS if name != self.solver}
+        others = {f"solver={name}": replace(self, solver=name) for name in SOLVERS if name != self.solver}
+        if self.solver != "adam" and self.directions != "full":
+            others["directions=full"] = replace(self, directions="full")
+        return others
 
     def _reference(self, vector: Tensor, site: Site) -> Tensor:
         """The rows that stand in for a task's inputs."""
@@ -111,6 +132,8 @@ class Interference(StreamReduction):
         if total.anchor is not None:
             start = total.anchor.double() / total.weight
             shift = self.ridge * total.trace() / start.shape[1] if self.omega is None else self.omega * total.weight
+        if total.pull is not None:
+            return total.relaxed(start, lambda spectrum: spectrum.inverse(shift))
         return total.moved(start, total.inverted(total.residual(start), shift))
 
     def _filtered(self, total: Quadratic, start: Tensor) -> Tensor:

@@ -1,0 +1,133 @@
+r"""Leading right singular directions by a random range finder, as many as the spectrum asks for, and what they leave out.
+
+Randomised subspace iteration, block by block, each block taken orthogonal to those before (Halko, Martinsson and Tropp, SIAM Review
+2011; Martinsson and Voronin, SIAM J. Sci. Comput. 2016). The error needs no estimate: V is orthonormal, so ‖M − MVVᵀ‖² = ‖M‖² − ‖MV‖²
+holds for whatever V was found. Both are summed in float64; what is less than the rounding of float32 columns is zero.
+
+A sketch is a function of `bits` and M alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from thetau.linalg.rounding import MARGIN, eps
+from thetau.linalg.sketch import Bits, gaussian
+
+FIRST = 16  # directions of the first block; the blocks after it double what is there
+BESIDE = 8  # directions that are found beside a given number, and dropped
+POWERS = 1  # powers of MᵀM that each block goes through
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leading:
+    """M V = `images`, whose columns are orthogonal and have the lengths `values`, falling; `rest` is ‖M − MVVᵀ‖²."""
+
+    images: Float[Tensor, "rows r"]
+    values: Float[Tensor, " r"]  # float64
+    vectors: Float[Tensor, "columns r"]
+    rest: float
+    square: float  # ‖M‖²
+    enough: bool = True  # whether it was allowed as many as it asked for
+
+    def cut(self, rank: int) -> Leading:
+        """The first of them."""
+        if rank >= len(self.values):
+            return self
+        rest = self.rest + float(self.values[rank:].square().sum())
+        return Leading(
+            images=self.images[:, :rank],
+            values=self.values[:rank],
+            vectors=self.vectors[:, :rank],
+            rest=rest,
+            square=self.square,
+        )
+
+
+def leading(matrix: Float[Tensor, "rows columns"], rank: int, bits: Bits, *, square: float | None = None) -> Leading:
+    """So many directions, at most; `square` is ‖M‖² where it is known. Zeros have none."""
+    width = min(rank + BESIDE, *matrix.shape)
+    return _measured(matrix, _block(matrix, None, width, bits, 0), _square(matrix, square)).cut(rank)
+
+
+def followed(
+    matrix: Float[Tensor, "rows columns"], limit: int, bits: Bits, *, tolerance: float, square: float | None = None
+) -> Leading:
+    """As many directions as the spectrum asks for, at most `limit`.
+
+    It ends where what is left out is no more than the share `tolerance` of ‖M‖², or where it looks like noise: no direction of it
+    stands out from its mean by more than from independent entries of one variance, (1 + √β)² times with β the ratio of the sides
+    (Marchenko and Pastur, 1967). The last values of a sketch are too small to tell; the one `BESIDE` before the last is asked.
+    """
+    square = _square(matrix, square)
+    small, large = min(matrix.shape), max(matrix.shape)
+    edge = (1 + (small / large) ** 0.5) ** 2
+    basis: Tensor | None = None
+    while True:
+        before = 0 if basis is None else basis.shape[1]
+        width = min(max(FIRST, 2 * before), limit) - before
+        block = _block(matrix, basis, width, bits, before)
+        basis = block if basis is None else torch.cat([basis, block], 1)
+        found = _measured(matrix, basis, square)
+        count = before + width
+        noise = edge * found.rest / max(1, small - count)
+        if found.rest <= tolerance * square or float(found.values[-1 - BESIDE :][0]) ** 2 <= noise:
+            return found
+        if count >= limit:
+            return Leading(**{**found.__dict__, "enough": False})
+
+
+def leading_flops(rows: int, columns: int, rank: int) -> float:
+    """Operations of as many directions: the products of a block, its orthogonalisation twice."""
+    width = min(rank + BESIDE, rows, columns)
+    return 2.0 * width * rows * columns * (2 + 2 * POWERS) + (rows + columns) * width**2 * (4.0 + 4 * POWERS) + 20.0 * width**3
+
+
+def _square(matrix: Tensor, square: float | None) -> float:
+    return float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2 if square is None else square
+
+
+def _block(matrix: Tensor, basis: Tensor | None, width: int, bits: Bits, number: int) -> Tensor:
+    """Orthonormal columns, orthogonal to the basis."""
+    start = gaussian(matrix.shape[0], width, lambda axis, count: bits(f"{axis}{number}" if number else axis, count))
+    block = _beside(basis, matrix.T @ start.to(matrix))
+    for _ in range(POWERS):
+        block = _beside(basis, matrix.T @ torch.linalg.qr(matrix @ block).Q)
+    return block
+
+
+def _beside(basis: Tensor | None, columns: Tensor) -> Tensor:
+    """An orthonormal basis of what columns have outside another; projected twice, since what is left may be small."""
+    if basis is None:
+        return _orthonormal(columns)
+    for _ in range(2):
+        columns = _orthonormal(columns - basis @ (basis.T @ columns))
+    return columns
+
+
+def _orthonormal(columns: Tensor) -> Tensor:
+    q: Tensor = torch.linalg.qr(columns).Q
+    return q
+
+
+def _measured(matrix: Tensor, basis: Tensor, square: float) -> Leading:
+    """The singular value decomposition of M on a basis, and what is outside it."""
+    images = matrix @ basis
+    exact = images.double()
+    values, turn = torch.linalg.eigh(exact.T @ exact)
+    values, turn = values.flip(0).clamp(min=0), turn.flip(1).to(matrix)
+    rest = square - float(values.sum())
+    floor = MARGIN * eps(matrix.dtype) * max(matrix.shape) ** 0.5 * square
+    lengths = values.sqrt()
+    seen = max(1, int((lengths > lengths[0] * max(matrix.shape) ** 0.5 * eps(matrix.dtype)).sum()))
+    return Leading(
+        images=images @ turn[:, :seen],
+        values=lengths[:seen],
+        vectors=basis @ turn[:, :seen],
+        rest=rest if rest > floor else 0.0,
+        square=square,
+    )
