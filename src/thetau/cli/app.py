@@ -13,6 +13,7 @@ from thetau.cli.convert import convert
 from thetau.cli.diagnose import diagnose_app
 from thetau.cli.evaluate import evaluate
 from thetau.cli.evidence import evidence_app
+from thetau.cli.export import export_app
 from thetau.cli.finetune import finetune
 from thetau.cli.inspect import inspect
 from thetau.cli.merge import merge
@@ -54,6 +55,7 @@ app.command()(inspect)
 app.command()(methods)
 app.add_typer(vector_app, name="vector")
 app.add_typer(adapter_app, name="adapter")
+app.add_typer(export_app, name="export")
 app.command()(finetune)
 app.command()(evaluate)
 app.command()(tune)
