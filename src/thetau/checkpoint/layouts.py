@@ -24,7 +24,9 @@ from thetau.checkpoint.source import Spec
 
 _STACKED = re.compile(r"^(?P<before>(?:.*\.)?)experts\.(?P<leaf>[A-Za-z]\w*?)(?P<bias>_bias|\.bias)?(?:\.weight)?$")
 _LINEAR = re.compile(r"^(?P<before>.*\.)(?P<leaf>input_linear|output_linear)\.weight$")  # Granite and JetMoE
-_BELOW = re.compile(r"^(?P<before>(?:.*\.)?)experts\.mlp\.(?P<leaf>w1|v1|w2)$")  # DBRX: one expert's rows after another's, in two dimensions
+_BELOW = re.compile(
+    r"^(?P<before>(?:.*\.)?)experts\.mlp\.(?P<leaf>w1|v1|w2)$"
+)  # DBRX: one expert's rows after another's, in two dimensions
 _ONE = re.compile(r"^(?P<before>(?:.*\.)?)experts\.\d+\.")
 _ROUTER = re.compile(r"^(?:(?:gate|router)(?:\.\w+)?\.\w+|shared_expert_gate\.\w+)$")
 _BACK = {"gate_up_proj": "down_proj", "fc1": "fc2", "input_linear": "output_linear"}  # gate and up in one → the way back
@@ -212,7 +214,9 @@ class Reader:
             strips = [Strip(first=first, count=1, every=2, times=half) for first in (0, 1)]
         else:
             strips = [Strip(first=first, count=half, every=out) for first in (0, half)]
-        return tuple(Part(called=f"{called}.{one}_proj.{end}", strip=strip) for one, strip in zip(("gate", "up"), strips, strict=True))
+        return tuple(
+            Part(called=f"{called}.{one}_proj.{end}", strip=strip) for one, strip in zip(("gate", "up"), strips, strict=True)
+        )
 
     def _bias(self, name: str, before: str, leaf: str) -> Fused | None:
         """Biases of experts, `[expert, entries]`: vectors, whatever the number of dimensions."""
@@ -254,7 +258,9 @@ class Reader:
             strips = [Strip(first=part * (out // 3), count=out // 3, every=out) for part in range(3)]
         else:
             return None
-        parts = tuple(Part(called=f"{match['before']}{one}_proj.weight", strip=strip) for one, strip in zip("qkv", strips, strict=False))
+        parts = tuple(
+            Part(called=f"{match['before']}{one}_proj.weight", strip=strip) for one, strip in zip("qkv", strips, strict=False)
+        )
         return Fused(name=name, shape=shape, parts=parts, turned=turned) if parts else None
 
     def _gate_up(self, name: str) -> Fused | None:

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thetau.checkpoint.align import Alignment
-from thetau.checkpoint.source import Demand, Source, Spec, span
+from thetau.checkpoint.source import Demand, Source, span
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -201,7 +201,9 @@ class Aligned:
 
     def _kind(self, name: str) -> Kind:
         spec, fused = self.alignment.specs[name], self.holders.get(name)
-        return kind_of(name, spec.shape) if fused is not None and fused.experts else self.roles.kind(self._holder(name), spec.shape)
+        return (
+            kind_of(name, spec.shape) if fused is not None and fused.experts else self.roles.kind(self._holder(name), spec.shape)
+        )
 
     # At one place.
 

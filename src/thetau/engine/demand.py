@@ -47,7 +47,9 @@ def merge_demand(aligned: Aligned, engine: Engine, name: str) -> Demand:
             return Demand(read, memory, 0.0, "loop", chain.reduction.pace)
         return Demand(read, memory, 0.0, "torch", TORCH_PACE)
     cost = _costs(aligned, chain.stages, name)
-    beside = max((source.demand(theirs).memory for source, theirs in aligned.readers(name)), default=0)  # one is read after the other
+    beside = max(
+        (source.demand(theirs).memory for source, theirs in aligned.readers(name)), default=0
+    )  # one is read after the other
     if chain.access == "stream":
         spec, width = aligned.alignment.specs[name], aligned.reading.dtype.itemsize
         held = 3 if chain.by_task else len(aligned.tasks) * 2 + len(aligned.readers(name))
