@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from thetau.checkpoint.align import matches
-from thetau.checkpoint.naming import Kind, view_of, weighed_left
+from thetau.checkpoint.naming import Kind, weighed_left
 from thetau.errors import RecipeError, nearest
 from thetau.fields import PerPattern as PerPattern
 from thetau.fields import PerTask as PerTask
@@ -51,12 +51,14 @@ class Op:
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """Where a part acts: one tensor, or a block of its rows.
+    """Where a part acts: one tensor, or a block of its rows; in a chain that reads more than blocks, one logical matrix of a stored tensor.
 
-    `tasks` are the tasks' identities in the engine's canonical order (sorted), which is the order of the stack's first axis.
+    `tasks` are the tasks' identities in the engine's canonical order (sorted), which is the order of the stack's first axis. `name` is that of
+    the matrix where it is stored alone (`experts.3.gate_proj.weight`), `stored` that of the tensor that holds it.
     """
 
     name: str
+    stored: str = ""
     shape: tuple[int, ...]
     kind: Kind
     layer: int | None
@@ -73,19 +75,6 @@ class Site:
         """Whether this matrix `[d_out, d_in]` faces the space that its block's function fixes with its output, not its input."""
         return weighed_left(self.name, shape, self.kind)
 
-    def logical(
-        self, stack: Float[Tensor, "vector rows columns"], *, split: bool = False
-    ) -> list[Float[Tensor, "vector d_out d_in"]]:
-        """The matrices `[d_out, d_in]` of this tensor as it is stored, whole; several where fused q/k/v are `split`."""
-        view = view_of(self.name, self.shape)
-        matrices = stack.transpose(1, 2) if view.transposed else stack
-        return list(matrices.chunk(view.parts if split else 1, dim=1))
-
-    def stored(self, matrices: Sequence[Float[Tensor, "d_out d_in"]]) -> Float[Tensor, "rows columns"]:
-        """The inverse for one vector: the tensor as the file stores it."""
-        joined = torch.cat(list(matrices))
-        return joined.T if view_of(self.name, self.shape).transposed else joined
-
     def bits(self, task: int, count: int, salt: str = "") -> Int[Tensor, " count"]:
         """Random integers in [0, 2³¹), one an element of the block: a function of (seed, salt, task, tensor, element index) alone."""
         return element_bits((self.seed, salt, self.tasks[task], self.name), self.start * self.row_elements, count)
@@ -96,11 +85,11 @@ class Site:
 
     def value(self, field_value: Varying) -> float:
         """A field's value at this tensor, where it does not vary by task."""
-        return value_at(field_value, self.name)
+        return value_at(field_value, self.name, self.stored)
 
     def per_task(self, field_value: Varying) -> list[float]:
         """A field's values at this tensor, in the order of the stack."""
-        return values_at(field_value, self.name, self.tasks)
+        return values_at(field_value, self.name, self.tasks, self.stored)
 
     def of_task(self, field_value: Varying) -> float:
         """A field's value at this tensor for the one task that a streaming reduction is fed."""
@@ -109,13 +98,13 @@ class Site:
         return value_at(value, self.name)
 
 
-def value_at(value: Varying, name: str) -> float:
-    """A field's value at the tensor of that name, where it does not vary by task."""
+def value_at(value: Varying, name: str, stored: str = "") -> float:
+    """A field's value at the tensor of that name, where it does not vary by task; `stored` is the tensor that holds it, if another."""
     if isinstance(value, PerPattern):
         if value.plain and name in value.values:
             return value.values[name]
         for pattern, number in value.values.items():
-            if matches(name, [pattern]):
+            if matches(name, [pattern]) or matches(stored, [pattern]):
                 return number
         raise RecipeError([f'no pattern fits {name!r}; end with `"*": value`. Got {", ".join(value.values)}.'], "per_pattern")
     if isinstance(value, PerTask | tuple):
@@ -123,7 +112,7 @@ def value_at(value: Varying, name: str) -> float:
     return value
 
 
-def values_at(value: Varying, name: str, tasks: tuple[str, ...]) -> list[float]:
+def values_at(value: Varying, name: str, tasks: tuple[str, ...], stored: str = "") -> list[float]:
     """A field's values at the tensor of that name, in the order of the tasks."""
     if isinstance(value, PerTask):
         lost = [task for task in tasks if task not in value.values]
@@ -132,10 +121,10 @@ def values_at(value: Varying, name: str, tasks: tuple[str, ...]) -> list[float]:
             problems = [f"no value for the task {task!r}." for task in lost]
             problems += [f"{task!r} is not a task.{nearest(task, tasks)} Tasks: {', '.join(tasks)}." for task in extra]
             raise RecipeError(problems, "per_task")
-        return [value_at(value.values[task], name) for task in tasks]
+        return [value_at(value.values[task], name, stored) for task in tasks]
     if isinstance(value, tuple):
         raise RecipeError([f"a tuple of {len(value)} values names no task; give `per_task`."], "per_task")
-    return [value_at(value, name)] * len(tasks)
+    return [value_at(value, name, stored)] * len(tasks)
 
 
 @dataclass(frozen=True)
@@ -281,8 +270,8 @@ class BlockReduction(Reduction):
 class WholeReduction(Reduction):
     """Stack → one tensor, from the whole stack of it at once: all tasks are in memory, one tensor at a time, and the plan says so.
 
-    Matrices come as `[task, d_out, d_in]` whatever the file stores (transposed, or fused where the chain splits them); other tensors
-    as they are stored.
+    Matrices come as `[task, d_out, d_in]` whatever the file stores (transposed, experts in one tensor, or fused where the chain splits them);
+    other tensors as they are stored.
     """
 
     access: ClassVar[Access] = "whole"
@@ -404,8 +393,8 @@ class Selection:
         chosen = self.tensors if isinstance(self.tensors, str) else ", ".join(self.tensors)
         return f"`tensors: {chosen}`"
 
-    def takes(self, name: str, shape: tuple[int, ...], kind: Kind) -> bool:
-        """Whether the chain acts on this tensor."""
+    def takes(self, name: str, shape: tuple[int, ...], kind: Kind, stored: str = "") -> bool:
+        """Whether the chain acts on this tensor; `stored` is the one that holds it, if another."""
         if self.tensors == "all":
             return True
         if self.tensors == "matrices":
@@ -413,7 +402,7 @@ class Selection:
         if self.tensors == "linear":
             return len(shape) == 2 and kind in (Kind.ATTENTION, Kind.MLP)
         patterns = (self.tensors,) if isinstance(self.tensors, str) else self.tensors
-        return matches(name, patterns)
+        return matches(name, patterns) or matches(stored, patterns)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -429,7 +418,7 @@ class Chain:
     transforms: tuple[Transform, ...] = ()
     post: tuple[PostStage, ...] = ()
     selection: Selection = field(default_factory=Selection)
-    split_fused: bool = False  # merge fused q/k/v as the three matrices that they are
+    split_fused: bool = False  # merge fused q/k/v, and gate and up, as the matrices that they are; experts always are
     models: bool = False
     with_base: bool = False
     emit: Emit | None = None
@@ -545,15 +534,13 @@ def _fields(part: Part) -> Iterator[tuple[Part, str, Any]]:
                 yield from _fields(value)
 
 
-def evidence_shape(form: Form, name: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The shape of one task's evidence at a tensor; None where there can be none: it has no inputs and outputs."""
+def evidence_shape(form: Form, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape of one task's evidence at a matrix `[d_out, d_in]`; None where there can be none: it has no inputs and outputs."""
     if form == "entries":
         return shape
     if len(shape) < 2:
         return None
-    rows, columns = shape[0], prod(shape[1:])
-    d_out, d_in = (columns, rows) if view_of(name, shape).transposed else (rows, columns)
-    side = d_in if form == "inputs" else d_out
+    side = prod(shape[1:]) if form == "inputs" else shape[0]
     return side, side
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from thetau.checkpoint.disk import write_tensors
-from thetau.checkpoint.naming import Kind, kind_of
+from thetau.checkpoint.naming import Kind, kind_of, view_of
 from thetau.engine.executor import Engine
 from thetau.facade import Expression, bind, merge
 from thetau.facade import open as open_model
@@ -91,12 +91,18 @@ def evidence_for(method: Any, base: Mapping[str, Tensor], tasks: Sequence[str]) 
             task: {
                 name: _evidence(f"{kind}/{task}/{name}", form, shape)
                 for name, tensor in base.items()
-                if tensor.is_floating_point() and (shape := evidence_shape(form, name, tuple(tensor.shape))) is not None
+                if tensor.is_floating_point() and (shape := evidence_shape(form, _logical(name, tensor))) is not None
             }
             for task in tasks
         }
         for kind, form in bind(method, tasks).chain().forms.items()
     }
+
+
+def _logical(name: str, tensor: Tensor) -> tuple[int, ...]:
+    """`[d_out, d_in]` of a matrix, whichever way it is stored."""
+    shape = tuple(tensor.shape)
+    return shape[::-1] if view_of(name, shape).transposed else shape
 
 
 def _evidence(key: str, form: Form, shape: Sequence[int]) -> Tensor:

@@ -181,6 +181,11 @@ class Arranged(Source):
         piece = self.pieces[name]
         return piece.rows is None and piece.source.whole(piece.name)
 
+    def grain(self, name: str) -> int:
+        """The source's."""
+        piece = self.pieces[name]
+        return piece.source.grain(piece.name) if piece.rows is None else 1
+
     def demand(self, name: str) -> Demand:
         """What the source takes; of mapped rows, those rows."""
         piece = self.pieces[name]

@@ -49,7 +49,7 @@ _NORM = re.compile(r"norm|(?:^|[._])ln(?:_?\w)?(?=[._]|$)", re.IGNORECASE)
 _CONV1D = re.compile(
     r"(?:^|\.)h\.\d+\.(?:attn\.c_attn|attn\.c_proj|attn\.q_attn|crossattention\.\w+|mlp\.c_fc|mlp\.c_proj)\.weight$"
 )
-_FUSED = re.compile(r"(?:in_proj_weight|(?:^|\.)(?:qkv|Wqkv|c_attn)\.weight)$")
+_FUSED = re.compile(r"(?:in_proj_weight|(?:^|\.)(?:qkv|Wqkv|W_pack|c_attn)\.weight)$")
 
 
 _STATISTIC = re.compile(

@@ -126,6 +126,10 @@ class Source(ABC):
         """The open local file of a tensor and the byte at which its first element lies; None where there is no such place."""
         return None
 
+    def called(self, name: str) -> str:
+        """What a tensor is called where it is stored: what a user can name."""
+        return name
+
     def has_place(self, name: str) -> bool:
         """Whether a tensor has such a place, or will have one once this was prepared."""
         return self.place(name) is not None
@@ -167,6 +171,10 @@ class Source(ABC):
     def whole(self, name: str) -> bool:
         """Whether any row of this tensor needs all of it."""
         return False
+
+    def grain(self, name: str) -> int:
+        """Rows that are made together: a window holds whole runs of so many."""
+        return self.specs[name].rows if self.whole(name) else 1
 
     def demand(self, name: str) -> Demand:
         """What it takes to get this tensor."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -25,7 +26,7 @@ class Window:
         self._rows: dict[tuple[str, str], Tensor] = {}
         self._lender: Window | None = None
         self._shared: str | None = None
-        self.results: dict[int, tuple[Tensor, ...]] = {}  # whole-tensor results of merges, by the merge's id
+        self.results: dict[Hashable, tuple[Tensor, ...]] = {}  # what merges made of whole tensors, or of units of them
         self._renamed: dict[str, Window] = {}
 
     def called(self, name: str) -> Window:

@@ -203,20 +203,24 @@ class _Tasks:
 
     def blocks(self, name: str) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
         """First row, merged rows, and the tasks' vectors and masks there, `[task, rows, *rest]`."""
-        aligned, apply = self.merge.aligned, self.merge.apply()
-        spec = aligned.alignment.specs[name]
-        reach = spec.elements if self.merge.whole(name) else self.engine.reach(len(aligned.sources))
-        for low, high in windows(spec, reach):
+        spec, count = self.merge.specs[name], len(self.rescalers)
+        for low, high in windows(spec, self.engine.reach(len(self.merge.aligned.sources)), self.merge.grain(name)):
             window = Window(name, low, high)
             for start, stop in blocks(spec, low, high):
-                site = aligned.site_at(window, start, stop)
-                stack = apply.transformed(window, start, stop, site)
-                rows = apply.merged(stack, site)
-                yield start, rows, stack, self.emit.masks(rows, stack, site)
+                made = self.merge.rows(window, start, stop, self._made, lead=1, what="masks")
+                yield start, made[0], made[1 : 1 + count], made[1 + count :] != 0
+
+    def _made(self, window: Window, start: int, stop: int) -> Tensor:
+        """`[1 + 2 · task, rows, *rest]`: the merged rows, the tasks' vectors, and their masks."""
+        aligned, apply = self.merge.aligned, self.merge.apply()
+        site = aligned.site_at(window, start, stop)
+        stack = apply.transformed(window, start, stop, site)
+        rows = apply.merged(stack, site)
+        return torch.cat([rows[None], stack, self.emit.masks(rows, stack, site).to(stack.dtype)])
 
     def write(self, step: Step, writer: Writer) -> Tensor:
         """Write one tensor's parts; entries kept, Σ τ² and Σ (τ − τ̂)² of each task, `[3, task]`, float64."""
-        name, spec = step.name, self.merge.aligned.alignment.specs[step.name]
+        name, spec = step.name, self.merge.specs[step.name]
         sums = torch.zeros(3, len(self.tasks), dtype=torch.float64)
         bits = [
             Bits(lambda first, packed, which=f"mask{task}": writer.write(part(which, name), first, packed))  # type: ignore[misc]

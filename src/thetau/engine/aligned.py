@@ -9,7 +9,10 @@ from math import prod
 import torch
 from torch import Tensor
 
-from thetau.checkpoint import Roles, Source, Spec, View, align, check_patterns, named, view_of
+from thetau.checkpoint import Kind, Roles, Source, Spec, align, check_patterns, kind_of, named
+from thetau.checkpoint.config import has_config, read_config
+from thetau.checkpoint.layouts import Layouts, Reader
+from thetau.checkpoint.pieces import apart
 from thetau.checkpoint.window import Window
 from thetau.engine.check import check_fields
 from thetau.engine.guard import strangers
@@ -52,19 +55,44 @@ class Aligned:
         label_of = self.reference.label if self.reference is not None else "the union of the task vectors"
         if self.reference is not None:
             sources = {self.reference.key: self.reference, **sources}
-        self.alignment = align(reference, label_of, list(sources.values()), exclude)
         self.sources = list(sources.values())
+        self.stored = align(reference, label_of, self.sources, exclude)
+        self.layouts = self._layouts()
+        self.alignment = apart(self.stored, self.layouts.fused, self.sources)
+        self.holders = {piece: fused for fused in self.layouts.fused.values() for piece in fused.pieces}
         self.roles = Roles.of(self.reference) if self.reference is not None else Roles()
         self.reading = Reading(self.alignment, self.vectors)
         self.evidence = _evidence(evidence or {}, chain.needs, self.tasks, label)
         found = {source.key: source for given in self.evidence.values() for one in given for source in one.sources()}
         self.testimony = list(found.values())
         self.evidence_reading = Reading(
-            align(reference, label_of, self.testimony, exclude, shapes=False),
+            apart(align(reference, label_of, self.testimony, exclude, shapes=False), self.layouts.fused, self.testimony),
             [one for given in self.evidence.values() for one in given],
         )
-        check_fields(chain, self.alignment.names, [self.site(name) for name in self.specs])
+        check_fields(chain, self._known, [self.site(name) for name in self.specs])
         self._check_evidence()
+
+    def _layouts(self) -> Layouts:
+        """What stored tensors hold, where the chain reads more than blocks of rows; of other chains, where it selects matrices by what they are."""
+        chain = self.chain
+        if chain.access == "block" and chain.selection.tensors not in ("linear", "matrices"):
+            return Layouts()
+        found = self._reader().layouts(self.stored.names, split=chain.split_fused)
+        if chain.access == "block":
+            return Layouts(fused={name: one for name, one in found.fused.items() if one.experts})
+        return found
+
+    def _reader(self) -> Reader:
+        base = self.reference
+        config = base.files.get("config.json") if base is not None else None
+        if config is None and base is not None and base.folder is not None and has_config(base.folder):
+            config = read_config(base.folder)
+        return Reader(self.stored.specs, config or {})
+
+    @property
+    def _known(self) -> list[str]:
+        """The names that a pattern may mean: of matrices, and of the tensors that hold several."""
+        return [*self.alignment.names, *self.layouts.fused]
 
     @property
     def yardstick(self) -> Source | None:
@@ -88,7 +116,7 @@ class Aligned:
         found = [
             name
             for name in self.alignment.names
-            if selection.takes(name, specs[name].shape, self.roles.kind(name, specs[name].shape)) and specs[name].elements
+            if specs[name].elements and selection.takes(name, specs[name].shape, self._kind(name), self._holder(name))
         ]
         if self.chain.reduction.access == "stream":
             found = [name for name in found if len(specs[name].shape) >= 2]
@@ -107,7 +135,7 @@ class Aligned:
     def _near(self) -> str:
         tensors = self.chain.selection.tensors
         patterns = [] if tensors in SELECTIONS else [tensors] if isinstance(tensors, str) else tensors
-        return "".join(f" {problem}" for problem in check_patterns(patterns, self.alignment.names, "tensors"))
+        return "".join(f" {problem}" for problem in check_patterns(patterns, self._known, "tensors"))
 
     @cached_property
     def chosen(self) -> frozenset[str]:
@@ -116,24 +144,66 @@ class Aligned:
 
     @cached_property
     def outside(self) -> tuple[str, ...]:
-        """The aligned tensors that the chain does not act on."""
-        return tuple(name for name in self.alignment.names if name not in self.chosen)
+        """The stored tensors that the chain does not act on, not even on a piece of them."""
+        acted = {self._holder(name) for name in self.chosen}
+        return tuple(name for name in self.stored.names if name not in acted)
 
     def notes(self) -> list[str]:
-        """What becomes of the tensors outside."""
+        """What becomes of the tensors outside, of those that hold several matrices, and of routers."""
         what = {"base": "stay the base's", "mean": "are averaged", "sum": "are summed"}[self.chain.selection.elsewhere]
         matrices = "matrices of " if self.chain.reduction.access == "stream" else ""
-        silent = [name for name in self.outside if self.evidence and not self._told(name)]
+        silent = [name for name in self.outside if self.evidence and not self._speaks(name)]
         others = [name for name in self.outside if name not in silent]
         return [
             *named(f"{len(others)} tensors that are no {matrices}{self.chain.selection} {what}", others),
             *named(f"{len(silent)} tensors of which the evidence says nothing {what}", silent),
+            *self._held(),
+            *self._routed(what),
+        ]
+
+    def _held(self) -> list[str]:
+        """Which tensors are merged as the matrices that they hold, and which cannot be."""
+        acted = {self._holder(name) for name in self.chosen}
+        fused = [one for name, one in self.layouts.fused.items() if name in acted and len(one.shape) - one.stacked == 2]
+        experts = [one.name for one in fused if one.experts]
+        others = [one.name for one in fused if not one.experts and len(one.parts) > 1]
+        count = sum(len(one.pieces) for one in fused if one.experts)
+        unknown = [name for name in self.layouts.unknown if name in acted]
+        return [
+            *named(f"{len(experts)} tensors of stacked experts are merged expert by expert, as {count} matrices", experts),
+            *named(f"{len(others)} fused tensors are merged as the matrices that they hold", others),
+            *named(
+                f"{len(unknown)} fused tensors stay one matrix each, since neither their shape nor a config says how q, k and v lie in them",
+                unknown,
+            ),
+        ]
+
+    def _routed(self, what: str) -> list[str]:
+        """What becomes of what chooses among experts."""
+        routers = self._reader().routers
+        out, outside = [name for name in routers if name in self.stored.kept], set(self.outside)
+        left = [name for name in routers if name in outside]
+        merged = [name for name in routers if name not in outside and name not in out]
+        return [
+            *named(f"{len(merged)} tensors of routers are merged like the others", merged),
+            *named(f"{len(left)} tensors of routers {what}", left),
+            *named(f"{len(out)} tensors of routers stay the base's, as what is left out by name", out),
         ]
 
     def by_blocks(self, emit: Emit) -> bool:
         """Whether an output can be made from blocks of rows: it needs no merged tensor, and no transform needs a whole one."""
         return self.chain.access == "block" or not (
             emit.reads_merged or any(part.access == "whole" for part in (*self.chain.transforms, emit))
+        )
+
+    def _holder(self, name: str) -> str:
+        """The stored tensor that holds a matrix: itself, where it is alone."""
+        return self.holders[name].name if name in self.holders else name
+
+    def _kind(self, name: str) -> Kind:
+        spec, fused = self.alignment.specs[name], self.holders.get(name)
+        return (
+            kind_of(name, spec.shape) if fused is not None and fused.experts else self.roles.kind(self._holder(name), spec.shape)
         )
 
     # At one place.
@@ -143,9 +213,10 @@ class Aligned:
         spec = self.alignment.specs[name]
         return Site(
             name=name,
+            stored=self._holder(name),
             shape=spec.shape,
-            kind=self.roles.kind(name, spec.shape),
-            layer=self.roles.layer(name, spec.shape),
+            kind=self._kind(name),
+            layer=self.roles.layer(self._holder(name), spec.shape),
             tasks=self.tasks if tasks is None else tasks,
             seed=self.seed,
             start=start,
@@ -164,7 +235,7 @@ class Aligned:
         """The base's rows, in the dtype of the arithmetic."""
         assert self.reference is not None
         name = self.alignment.maps[self.reference.key][window.name]
-        return self.reading.rows(self.reference, name, window, start, stop).to(self.reading.dtype)
+        return self.reading.rows(self.alignment.seen(self.reference), name, window, start, stop).to(self.reading.dtype)
 
     def _evidence_at(self, window: Window, start: int, stop: int, tasks: tuple[str, ...]) -> dict[str, Tensor]:
         spec, found = self.alignment.specs[window.name], {}
@@ -184,6 +255,11 @@ class Aligned:
         """Whether every kind of evidence has this tensor, of every task."""
         return all(self.evidence_reading.terms(one, name) for given in self.evidence.values() for one in given)
 
+    def _speaks(self, stored: str) -> bool:
+        """The same of a stored tensor, of any matrix in it."""
+        fused = self.layouts.fused.get(stored)
+        return any(self._told(name) for name in (fused.pieces if fused is not None else (stored,)))
+
     def _shape(self, one: Combination, name: str) -> tuple[int, ...]:
         _, source, theirs = self.evidence_reading.terms(one, name)[0]
         return source.specs[theirs].shape
@@ -197,7 +273,7 @@ class Aligned:
         for kind, given in self.evidence.items():
             form = self.chain.forms[kind]
             for name in self.selected:
-                want = evidence_shape(form, name, self.alignment.specs[name].shape)
+                want = evidence_shape(form, self.alignment.specs[name].shape)
                 for task, one in zip(self.tasks, given, strict=True):
                     got = self._shape(one, name)
                     if got != want:
@@ -211,19 +287,16 @@ class Aligned:
     def matrices_of_evidence(self, name: str) -> int:
         """Elements of one task's evidence at a tensor that is not read by rows, over all kinds."""
         shapes = [
-            evidence_shape(form, name, self.alignment.specs[name].shape)
+            evidence_shape(form, self.alignment.specs[name].shape)
             for kind, form in self.chain.forms.items()
             if kind in self.evidence and form != "entries"
         ]
         return sum(prod(shape) for shape in shapes if shape is not None)
 
-    def view(self, name: str) -> tuple[View, int, int]:
-        """How a stored tensor maps to a logical matrix `[d_out, d_in]`, and those two; more than two dimensions are flattened."""
+    def matrix(self, name: str) -> tuple[int, int]:
+        """`[d_out, d_in]` of a logical matrix; more than two dimensions are flattened."""
         spec = self.alignment.specs[name]
-        view = view_of(name, spec.shape)
-        if not self.chain.split_fused:
-            view = View(view.transposed, 1)
-        return (view, spec.row_elements, spec.rows) if view.transposed else (view, spec.rows, spec.row_elements)
+        return spec.rows, spec.row_elements
 
     # What it takes.
 
@@ -258,7 +331,7 @@ class Aligned:
         models = {task: one.terms[0][1] for task, one in zip(self.tasks, self.vectors, strict=True) if len(one.terms) == 1}
         assert self.reference is not None
         others = {task: model for task, model in models.items() if task != BASE}
-        return strangers(others, self.reference, self.reference.label, self.alignment.maps)
+        return strangers(others, self.reference, self.reference.label, self.stored.maps)
 
     def foreign_evidence(self) -> list[str]:
         """A sentence for each piece of evidence that was collected from another model than the one that is merged."""

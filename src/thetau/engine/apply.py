@@ -134,6 +134,8 @@ class Apply:
     def _outside(self, window: Window, start: int, stop: int) -> Tensor:
         """The mean or the sum, where the chain does not act; the stages that act everywhere follow. Of models, the base or their mean."""
         aligned, chain = self.aligned, self.aligned.chain
+        if window.name not in aligned.specs:  # of a stored tensor of which something else is moved
+            return torch.zeros((stop - start, *aligned.alignment.specs[window.name].shape[1:]), dtype=aligned.reading.dtype)
         if chain.models and chain.selection.elsewhere == "base":
             return aligned.base(window, start, stop)
         site = aligned.site(window.name, start)
@@ -181,17 +183,9 @@ class Apply:
             return self._fed(reduction, matrices, site)
         assert isinstance(reduction, WholeReduction)
         state = self.states[len(self.aligned.chain.transforms)]
-        view, _, _ = self.aligned.view(site.name)
-        logical = stack.transpose(1, 2) if view.transposed else stack
-        merged = []
-        for piece in (
-            logical.to(self.engine.place).chunk(view.parts, dim=1) if view.parts > 1 else [logical.to(self.engine.place)]
-        ):
-            given = piece.contiguous()
-            out = part_call(reduction, site, reduction.reduce, given, state, site)
-            merged.append(shaped(reduction, site, out, given.shape[1:]))
-        joined = (merged[0] if len(merged) == 1 else torch.cat(merged)).cpu()
-        return joined.T if view.transposed else joined
+        given = stack.to(self.engine.place).contiguous()
+        out = part_call(reduction, site, reduction.reduce, given, state, site)
+        return shaped(reduction, site, out, given.shape[1:]).cpu()
 
     def _stream(self, window: Window) -> tuple[Tensor, Tensor]:
         """A whole tensor, fed task by task."""
@@ -204,24 +198,19 @@ class Apply:
         return merged, merged[None][:0]
 
     def _fed(self, reduction: StreamReduction, matrices: Iterator[tuple[str, Tensor]], site: Site) -> Tensor:
-        """A stored matrix `[rows, rest]` from a streaming reduction that gets each task's logical matrices."""
-        view, d_out, d_in = self.aligned.view(site.name)
-        parts, tasks = view.parts, len(self.aligned.tasks)
+        """A matrix, of the tensor's shape, from a streaming reduction that gets each task's."""
+        d_out, d_in = self.aligned.matrix(site.name)
         with self.engine.there():
-            totals = [part_call(reduction, site, reduction.init, d_out // parts, d_in, tasks) for _ in range(parts)]
+            total = part_call(reduction, site, reduction.init, d_out, d_in, len(self.aligned.tasks))
         spec = self.aligned.alignment.specs[site.name]
         for task, matrix in matrices:
             one = self.aligned.site_at(Window(site.name, 0, spec.rows), 0, spec.rows, (task,))
-            logical = (matrix.T if view.transposed else matrix).to(self.engine.place)
+            given = matrix.to(self.engine.place).contiguous()
             with self.engine.there():
-                for part, piece in enumerate(logical.chunk(parts)):
-                    given = piece.contiguous()
-                    totals[part] = part_call(reduction, site, reduction.add, totals[part], given, one)
+                total = part_call(reduction, site, reduction.add, total, given, one)
         with self.engine.there():
-            results = [part_call(reduction, site, reduction.result, total, site) for total in totals]
-            merged = torch.cat([shaped(reduction, site, one, (d_out // parts, d_in)) for one in results]).cpu()
-        stored = merged.T if view.transposed else merged
-        return stored.reshape(spec.shape)
+            merged = shaped(reduction, site, part_call(reduction, site, reduction.result, total, site), (d_out, d_in)).cpu()
+        return merged.reshape(spec.shape)
 
     def _matrices(self, window: Window) -> Iterator[tuple[str, Tensor]]:
         """Each task's transformed tensor as `[rows, rest]`, one at a time where the transforms allow it."""
@@ -233,8 +222,9 @@ class Apply:
             for index, task in enumerate(aligned.tasks):
                 yield task, torch.cat([piece[index] for piece in pieces]).reshape(flat).float()
             return
+        shared = aligned.alignment.seen(aligned.reference) if aligned.reference is not None else None
         for task, vector in zip(aligned.tasks, aligned.vectors, strict=True):
-            one = window.sharing(aligned.reference)  # drops this task's own rows when it is done
+            one = window.sharing(shared)  # drops this task's own rows when it is done
             out = torch.empty((1, spec.rows, *spec.shape[1:]), dtype=aligned.reading.dtype)
             for start, stop in blocks(spec, 0, spec.rows):
                 aligned.reading.evaluate(vector, one, start, stop, out[0, start:stop])

@@ -47,17 +47,20 @@ def merge_demand(aligned: Aligned, engine: Engine, name: str) -> Demand:
             return Demand(read, memory, 0.0, "loop", chain.reduction.pace)
         return Demand(read, memory, 0.0, "torch", TORCH_PACE)
     cost = _costs(aligned, chain.stages, name)
+    beside = max(
+        (source.demand(theirs).memory for source, theirs in aligned.readers(name)), default=0
+    )  # one is read after the other
     if chain.access == "stream":
         spec, width = aligned.alignment.specs[name], aligned.reading.dtype.itemsize
         held = 3 if chain.by_task else len(aligned.tasks) * 2 + len(aligned.readers(name))
         told = 8 * aligned.matrices_of_evidence(name)  # as it is stored, and in float32
-        return Demand(read, held * spec.elements * width + told + cost.memory, cost.flops, "torch", TORCH_PACE)
+        return Demand(read, held * spec.elements * width + beside + told + cost.memory, cost.flops, "torch", TORCH_PACE)
     if chain.access == "whole":
         spec = aligned.alignment.specs[name]
         window = 4 * spec.elements * len(aligned.readers(name))
         stacks = (4 if chain.reads_vectors else 3) * _stack_bytes(aligned, name)
         stacks += 4 * (len(aligned.tasks) + 1) * aligned.matrices_of_evidence(name)
-        return Demand(read, window + stacks + cost.memory, cost.flops, "torch", TORCH_PACE)
+        return Demand(read, window + stacks + beside + cost.memory, cost.flops, "torch", TORCH_PACE)
     if compiled.fits(aligned, name):
         return Demand(read, memory + cost.memory, cost.flops, "loop", min(part.pace for part in chain.stages))
     return Demand(read, memory + cost.memory, cost.flops, "torch", TORCH_PACE)
@@ -69,7 +72,8 @@ def _reading(aligned: Aligned, engine: Engine, name: str) -> tuple[int, int]:
     readers = aligned.readers(name)
     demands = [source.demand(theirs) for source, theirs in readers]
     block = min(spec.rows, block_rows(spec)) * spec.row_elements
-    window = min(spec.elements, max(engine.reach(len(aligned.sources) + len(aligned.testimony)), block))
+    reach = max(engine.reach(len(aligned.sources) + len(aligned.testimony)), block)
+    window = spec.elements if any(source.whole(theirs) for source, theirs in readers) else min(spec.elements, reach)
     memory = len(readers) * window * 4 + 4 * len(aligned.tasks) * block * aligned.reading.dtype.itemsize
     return sum(one.read for one in demands), memory + sum(one.memory for one in demands)
 
@@ -83,11 +87,6 @@ def _costs(aligned: Aligned, parts: tuple[Part, ...], name: str) -> Cost:
     spec = aligned.alignment.specs[name]
     flops, memory = 0.0, 0
     for part in parts:
-        shape, times = spec.shape, 1
-        if part.access != "block" and len(spec.shape) >= 2 and (part.access == "stream" or len(spec.shape) == 2):
-            view, d_out, d_in = aligned.view(name)
-            shape, times = (d_out // view.parts, d_in), view.parts
-        cost = part.cost(shape, len(aligned.tasks))
-        whole = part.cost((shape[0] * times, *shape[1:]), len(aligned.tasks)) if times > 1 else cost  # parts are all held at once
-        flops, memory = flops + times * cost.flops, max(memory, whole.memory)
+        cost = part.cost(aligned.matrix(name) if part.access == "stream" else spec.shape, len(aligned.tasks))
+        flops, memory = flops + cost.flops, max(memory, cost.memory)
     return Cost(flops, memory)

@@ -59,7 +59,7 @@ class Guard:
         squares: dict[str | None, float] = dict(zip(tasks, found, strict=True))
         if reference is not None and window.name in reading.alignment.maps.get(reference.key, {}):
             name = reading.alignment.maps[reference.key][window.name]
-            squares[None] = _square(as_float(window.rows(reference, name, start, stop)))
+            squares[None] = _square(as_float(window.rows(reading.alignment.seen(reference), name, start, stop)))
         with self._lock:
             for task, square in squares.items():
                 upto, before = self._seen.get((task, window.name), (0, 0.0)) if start else (0, 0.0)
@@ -165,7 +165,7 @@ def refuse_nonfinite(source: Source, name: str) -> None:
     if nan or inf:
         file = source.specs[name].file
         raise CheckpointError(
-            f"{file}: tensor {name!r} holds {nan} NaN and {inf} infinite values of {values.numel()}. "
+            f"{file}: tensor {source.called(name)!r} holds {nan} NaN and {inf} infinite values of {values.numel()}. "
             "Nothing was written: mend that file, or leave the tensor out with `exclude`."
         )
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Any
 
 from torch import Tensor
 
-from thetau.checkpoint import Slots, Source
+from thetau.checkpoint import Slots, Source, Spec
+from thetau.checkpoint.pieces import Piece
 from thetau.checkpoint.source import Demand, computed, leaves
 from thetau.checkpoint.window import Window
 from thetau.engine import compiled
@@ -18,7 +20,7 @@ from thetau.engine.demand import merge_demand
 from thetau.engine.executor import Engine
 from thetau.engine.guard import Guard
 from thetau.engine.passes import Preparation, statistic_passes
-from thetau.engine.window import read_rows
+from thetau.engine.window import read_rows, whole_tensor
 from thetau.parts import Chain, EachTask, Emit, State, StreamReduction
 from thetau.plan import TORCH_PACE, Pass
 from thetau.vectors import Combination
@@ -50,7 +52,7 @@ class Merge(Source):
         self.degree = int(chain.models)
         self.label, self.key = label, f"merge:{id(self)}"
         self.guard = Guard(self.aligned.tasks)
-        self.specs = self.aligned.specs
+        self.specs = self._stored()
         self.states: list[State] | None = None
         self._made = made  # how a recipe would say it
         self._lock = threading.Lock()
@@ -129,6 +131,12 @@ class Merge(Source):
         others = self.aligned.strangers() if self.aligned.chain.models else self.aligned.other_bases(base)
         return [*self.guard.warnings(label), *others, *told, *self.aligned.foreign_evidence()]
 
+    def _stored(self) -> dict[str, Spec]:
+        """The stored tensors of which the merged vector is not zero by definition, whatever they hold."""
+        aligned = self.aligned
+        held = {aligned.holders[name].name if name in aligned.holders else name for name in aligned.specs}
+        return {name: aligned.stored.specs[name] for name in aligned.stored.names if name in held}
+
     # Rows.
 
     def prepare(self) -> None:
@@ -152,16 +160,57 @@ class Merge(Source):
 
     def block(self, window: Window, name: str, start: int, stop: int) -> Tensor:
         """Merged rows; `prepare` must have run."""
-        return self.apply().block(window.called(name), start, stop)
+        return self.rows(window.called(name), start, stop, self.apply().block)
+
+    def rows(
+        self, window: Window, start: int, stop: int, made: Callable[[Window, int, int], Tensor], lead: int = 0, what: str = ""
+    ) -> Tensor:
+        """Rows of a stored tensor, given how those of a logical one are made: of one that holds several, unit by unit.
+
+        Args:
+            window: of the stored tensor.
+            made: `(window, start, stop)` → rows, of the logical tensor after which the window is called.
+            lead: axes before the rows.
+            what: tells what is made from what else is made of this tensor.
+        """
+        fused = self.aligned.layouts.fused.get(window.name)
+        if fused is None:
+            return made(window, start, stop)
+
+        def piece(one: Piece) -> Tensor:
+            spec = self.aligned.alignment.specs[one.name]
+            return whole_tensor(spec, spec.elements if self._whole(one.name) else self.engine.reach(self.abreast), made, lead)
+
+        def unit(number: int) -> Tensor:
+            key = (id(self), what, number)
+            if fused.grain == 1:
+                return fused.joined(number, piece)
+            if key not in window.results:  # blocks are smaller
+                window.results[key] = (fused.joined(number, piece),)
+            return window.results[key][0]
+
+        return fused.rows(start, stop, unit, lead)
 
     def whole(self, name: str) -> bool:
         """Whether any row of this tensor needs all of it."""
+        fused = self.aligned.layouts.fused.get(name)
+        return self._whole(name) if fused is None else fused.units == 1
+
+    def grain(self, name: str) -> int:
+        """The rows of an expert, where experts are stacked."""
+        fused = self.aligned.layouts.fused.get(name)
+        return super().grain(name) if fused is None else fused.grain
+
+    def _whole(self, name: str) -> bool:
+        """The same of a logical tensor."""
         mine = self.aligned.chain.access != "block" and name in self.aligned.chosen
         return mine or any(source.whole(theirs) for source, theirs in self.aligned.readers(name))
 
     def write(self, name: str, ground: Source | None, weight: float, slots: Slots) -> bool:
         """Let the compiled loop write a tensor, where it can."""
         if ground is not None and (self.reference is None or ground.key != self.reference.key):
+            return False
+        if name in self.aligned.layouts.fused:
             return False
         return compiled.write(self.apply(), name, ground, weight, slots)
 
@@ -173,7 +222,13 @@ class Merge(Source):
 
     def demand(self, name: str) -> Demand:
         """What the last pass takes for a tensor."""
-        return merge_demand(self.aligned, self.engine, name)
+        fused = self.aligned.layouts.fused.get(name)
+        if fused is None:
+            return merge_demand(self.aligned, self.engine, name)
+        inner = [merge_demand(self.aligned, self.engine, piece) for piece in fused.pieces if piece in self.aligned.specs]
+        made = 3 * prod(fused.unit_shape) * self.aligned.reading.dtype.itemsize  # its pieces, the unit, and what is taken of it
+        most = max(one.memory for one in inner)
+        return Demand(sum(one.read for one in inner), most + made, sum(one.flops for one in inner), "torch", TORCH_PACE)
 
     def alternatives(self) -> Mapping[str, float]:
         """What the reduction's other solvers would take, in operations."""
@@ -181,9 +236,7 @@ class Merge(Source):
         others = reduction.alternatives() if isinstance(reduction, StreamReduction) else {}
         found = {}
         for said, other in others.items():
-            views = (self.aligned.view(name) for name in self.aligned.selected)
-            costs = (view.parts * other.cost((out // view.parts, inner), len(self.tasks)).flops for view, out, inner in views)
-            found[said] = sum(costs)
+            found[said] = sum(other.cost(self.aligned.matrix(name), len(self.tasks)).flops for name in self.aligned.selected)
         return found
 
 
@@ -218,18 +271,28 @@ class Emitted(Source):
 
     def block(self, window: Window, name: str, start: int, stop: int) -> Tensor:
         """Rows of this output; elsewhere the task's own vector, or what the merge has there."""
-        window, aligned = window.called(name), self.merge.aligned
-        apply = self.merge.apply()
-        if name in aligned.chosen:
+        return self.merge.rows(window.called(name), start, stop, self._made, what=self.output)
+
+    def _made(self, window: Window, start: int, stop: int) -> Tensor:
+        aligned, apply = self.merge.aligned, self.merge.apply()
+        if window.name not in aligned.specs:
+            return apply.block(window, start, stop)  # nothing moves it
+        if window.name in aligned.chosen:
             return apply.emitted(self.emit, self.output, window, start, stop)
         stack = aligned.reading.stack(aligned.vectors, window, start, stop)
-        return self.emit.outside(self.output, apply.block(window, start, stop), stack, aligned.site(name, start))
+        return self.emit.outside(self.output, apply.block(window, start, stop), stack, aligned.site(window.name, start))
 
     def whole(self, name: str) -> bool:
         """Whether any row needs the whole tensor."""
         aligned = self.merge.aligned
+        if name in aligned.layouts.fused:
+            return self.merge.whole(name)
         at_once = aligned.chain.access != "block" and name in aligned.chosen and not aligned.by_blocks(self.emit)
         return at_once or any(source.whole(theirs) for source, theirs in aligned.readers(name))
+
+    def grain(self, name: str) -> int:
+        """That of the merge."""
+        return self.merge.grain(name)
 
     def demand(self, name: str) -> Demand:
         """That of the merge, made by torch."""

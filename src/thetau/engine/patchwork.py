@@ -176,6 +176,11 @@ class Patchwork(Source):
         reading, combination = self._terms(name)
         return any(source.whole(theirs) for _, source, theirs in reading.terms(combination, name))
 
+    def grain(self, name: str) -> int:
+        """The rows that some merge needs at once."""
+        reading, combination = self._terms(name)
+        return max(source.grain(theirs) for _, source, theirs in reading.terms(combination, name))
+
     def write(self, name: str, ground: Source | None, weight: float, slots: Slots) -> bool:
         """Let the compiled loop write a tensor, where the part that gives it can."""
         found = straight(*self._terms(name), name)

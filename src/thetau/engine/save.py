@@ -27,7 +27,7 @@ from thetau.checkpoint.window import Window
 from thetau.checkpoint.writer import SHARD_BYTES
 from thetau.engine.executor import Engine
 from thetau.engine.guard import Guard, refuse_nonfinite
-from thetau.engine.window import Reading, blocks, straight, windows
+from thetau.engine.window import Reading, blocks, straight, window_rows, windows
 from thetau.engine.work import Call, Work
 from thetau.errors import AlignmentError, CheckpointError, OutputError
 from thetau.parts import as_float
@@ -170,9 +170,8 @@ class Output:
         if name not in self.coded:
             return step
         made, spec = self.coded[name], self.specs[name]
-        window = (
-            spec.elements if name not in self.copied and self.whole(name) else min(spec.elements, engine.reach(self._readers))
-        )
+        grain = 1 if name in self.copied else self.grain(name)
+        window = spec.row_elements * window_rows(spec, engine.reach(self._readers), grain)
         return replace(
             step,
             read=step.read * (2 if made.twice(window) else 1),
@@ -187,7 +186,7 @@ class Output:
         spec, written = self.alignment.specs[name], self.specs[name].nbytes
         if name in self.copied:
             return Step(name, spec.nbytes, spec.nbytes, written, by="copy", pace=1e12)
-        window = spec.elements if self.whole(name) else min(spec.elements, engine.reach(self._readers))
+        window = spec.row_elements * window_rows(spec, engine.reach(self._readers), self.grain(name))
         terms = self.reading.terms(self.combination, name)
         below = _below(tuple(source for _, source, _ in terms))
         read, memory, flops, pace, loop = 0, 3 * window * 4, 0.0, TORCH_PACE, False
@@ -209,9 +208,9 @@ class Output:
             pace,
         )
 
-    def whole(self, name: str) -> bool:
-        """Whether some merge needs the whole tensor at once."""
-        return any(source.whole(theirs) for _, source, theirs in self.reading.terms(self.combination, name))
+    def grain(self, name: str) -> int:
+        """The rows that some merge needs at once: an expert's, or all."""
+        return max((source.grain(theirs) for _, source, theirs in self.reading.terms(self.combination, name)), default=1)
 
     def pieces(self, name: str, engine: Engine) -> Iterator[tuple[str, int, Tensor]]:
         """Yield `(stored tensor, first row, rows)`: what is written of an output tensor. A 0-d tensor comes as shape `[1]`."""
@@ -236,7 +235,7 @@ class Output:
                 rows = as_float(values).float() if wide else rows
                 yield low, rows.reshape(1) if rows.ndim == 0 else rows
             return
-        for low, high in windows(spec, spec.elements if self.whole(name) else engine.reach(self._readers)):
+        for low, high in windows(spec, engine.reach(self._readers), self.grain(name)):
             window = Window(name, low, high)
             done = torch.empty((high - low, *spec.shape[1:]), dtype=torch.float32 if wide else out.dtype)
             for start, stop in blocks(spec, low, high):

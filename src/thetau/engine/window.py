@@ -6,7 +6,7 @@ how many of those blocks are read from disk at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -35,12 +35,29 @@ def blocks(spec: Spec, start: int, stop: int) -> Iterator[tuple[int, int]]:
         yield first, min(first + step, stop)
 
 
-def windows(spec: Spec, elements: int) -> Iterator[tuple[int, int]]:
-    """Runs of blocks of about `elements` elements, at least one block each."""
-    block = block_rows(spec)
-    step = spec.rows if elements >= spec.elements else block * max(1, elements // (block * spec.row_elements))
-    for first in range(0, spec.rows, max(1, step)):
+def window_rows(spec: Spec, elements: int, grain: int = 1) -> int:
+    """Rows of one window of about `elements` elements: whole blocks, at least one, or whole runs of `grain` rows that are made together."""
+    if elements >= spec.elements:
+        return spec.rows
+    least = grain if grain > 1 else block_rows(spec)
+    return min(spec.rows, least * max(1, elements // (least * spec.row_elements)))
+
+
+def windows(spec: Spec, elements: int, grain: int = 1) -> Iterator[tuple[int, int]]:
+    """Windows of so many rows, one after the other."""
+    step = max(1, window_rows(spec, elements, grain))
+    for first in range(0, spec.rows, step):
         yield first, min(first + step, spec.rows)
+
+
+def whole_tensor(spec: Spec, elements: int, made: Callable[[Window, int, int], Tensor], lead: int = 0) -> Tensor:
+    """All rows of a tensor that is made block by block, or window by window where a window is the whole; `lead` axes stand before the rows."""
+    found = []
+    for low, high in windows(spec, elements):
+        window = Window(spec.name, low, high)
+        whole = elements >= spec.elements
+        found += [made(window, low, high)] if whole else [made(window, start, stop) for start, stop in blocks(spec, low, high)]
+    return found[0] if len(found) == 1 else torch.cat(found, lead)
 
 
 class Reading:

@@ -125,7 +125,7 @@ def _check_shapes(tensors: list[_Stored], architecture: Architecture, label: str
     if not architecture.tied:
         wanted["output"] = wanted["token_embd"]
     for layer in range(int(fields["block_count"])):
-        for part, shape in (
+        parts: tuple[tuple[str, tuple[int, ...]], ...] = (
             ("attn_norm", (hidden,)),
             ("attn_q", (q, hidden)),
             ("attn_k", (kv, hidden)),
@@ -135,8 +135,8 @@ def _check_shapes(tensors: list[_Stored], architecture: Architecture, label: str
             ("ffn_gate", (inner, hidden)),
             ("ffn_up", (inner, hidden)),
             ("ffn_down", (hidden, inner)),
-        ):
-            wanted[f"blk.{layer}.{part}"] = shape
+        )
+        wanted |= {f"blk.{layer}.{part}": shape for part, shape in parts}
     for part, shape in wanted.items():
         spec = there.get(f"{part}.weight")
         if spec is None:

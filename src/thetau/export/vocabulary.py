@@ -194,7 +194,7 @@ def _special(
             "generation_config.json."
         )
     notes: list[str] = []
-    turn, said = _turn_end(template, special, tokens, kinds) if template else (None, None)
+    turn, said = _turn_end(str(template), special, tokens, kinds) if template else (None, None)
     if said:
         notes.append(said)
     known = {special.get(kind) for kind in ("eos", "eot", "eom")}

@@ -89,4 +89,7 @@ Tensors = Annotated[
 Elsewhere = Annotated[
     Literal["base", "mean", "sum"], "what other tensors get: `base` (no task vector), `mean` or `sum` of the task vectors."
 ]
-SplitFused = Annotated[bool, "merge fused q/k/v as the three matrices that they are."]
+SplitFused = Annotated[
+    bool,
+    "merge fused q/k/v, and gate and up in one tensor, as the matrices that they are. Experts in one tensor are merged one by one either way.",
+]

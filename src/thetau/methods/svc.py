@@ -52,20 +52,18 @@ class Svc(Method):
         """The other method's chain, and the calibration after it."""
         inner = self.then.chain()
         kind = CalibrateModels if inner.models else Calibrate
-        return followed(inner, kind(alpha=self.alpha, matrices=self.matrices, split=inner.split_fused, models=inner.models))
+        return followed(inner, kind(alpha=self.alpha, matrices=self.matrices, models=inner.models))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrate(PostStage):
     """The calibration of one merged tensor.
 
-    - `split`: fused q/k/v are three matrices.
     - `models`: the chain works on models.
     """
 
     alpha: float | None = None
     matrices: Literal["all", "linear"] = "all"
-    split: bool = False
     models: bool = False
     access: ClassVar[Access] = "whole"
     reads_stack: ClassVar[bool] = True
@@ -91,8 +89,7 @@ class Calibrate(PostStage):
         delta = merged if base is None else merged - base
         vectors = without_base(stack, site, base)
         alpha = 1 / len(vectors) if self.alpha is None else self.alpha
-        matrices = site.logical(torch.cat([delta[None], vectors]), split=self.split)
-        out = site.stored([calibrated(matrix[0], matrix[1:], alpha) for matrix in matrices])
+        out = calibrated(delta, vectors, alpha)
         return out if base is None else out + base
 
 

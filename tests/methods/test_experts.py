@@ -1,0 +1,203 @@
+"""A mixture of experts gives the same merge whether its experts are stored one by one or in one tensor, in every layout that there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import thetau
+from mixtures import BLOCK, EXPERTS, FORMS, HIDDEN, INNER, LAYERS, State, alternating, folder, in_out, out_in, single, tuned
+from thetau import methods
+from thetau.engine.planning import plan
+from thetau.errors import CheckpointError
+
+METHODS: dict[str, Any] = {
+    "task_arithmetic": methods.TaskArithmetic(scale=0.4),
+    "ties": methods.Ties(density=0.3),
+    "tsv_m": methods.TsvM(),
+    "wudi": methods.Wudi(steps=5),
+    "wudi, gradient flow": methods.Wudi(solver="gradient_flow"),
+    "bilateral": methods.Bilateral(),
+    "iso_c": methods.IsoC(),
+    "svc": methods.Svc(then=methods.TsvM()),
+    "awd before wudi": methods.Awd(then=methods.Wudi(solver="gradient_flow"), tensors="linear"),
+    "patterns": methods.Wudi(solver="gradient_flow", tensors=("*.experts.1.*", "*self_attn*"), elsewhere="base"),
+    "awd": methods.Awd(),
+}
+
+
+def merged(base: Any, models: list[Any], method: Any, **options: Any) -> State:
+    start = thetau.open(base)
+    vectors = [thetau.open(model, name=f"t{number}") - start for number, model in enumerate(models)]
+    return (start + thetau.merge(vectors, method, **options)).state_dict()
+
+
+def states(*, biases: bool = False, **sizes: int) -> tuple[State, list[State]]:
+    base = single(0, biases=biases, **sizes)
+    return base, [tuned(base, seed) for seed in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("form", FORMS)
+def test_the_form_changes_nothing(form: str, method: str) -> None:
+    store, biases = FORMS[form]
+    base, models = states(biases=biases)
+    want = store(merged(base, models, METHODS[method]))
+    got = merged(store(base), [store(model) for model in models], METHODS[method])
+    assert got.keys() == want.keys()
+    for name, value in want.items():
+        assert got[name].shape == value.shape, name
+        assert torch.equal(got[name], value), name
+
+
+@pytest.mark.parametrize("form", ["out_in", "in_out"])
+@pytest.mark.parametrize("sizes", [{"hidden": 8, "inner": 8}, {"hidden": 8, "inner": 4}])
+def test_equal_sides_leave_no_doubt(form: str, sizes: dict[str, int]) -> None:
+    """The way back and the gate with the up projection tell each other's orientation, whatever the sizes."""
+    store, _ = FORMS[form]
+    base, models = states(**sizes)
+    want = store(merged(base, models, methods.TsvM()))
+    got = merged(store(base), [store(model) for model in models], methods.TsvM())
+    assert all(torch.equal(got[name], value) for name, value in want.items())
+
+
+@pytest.mark.parametrize("method", ["tsv_m", "bilateral"])
+def test_a_base_and_models_in_different_forms(method: str) -> None:
+    base, models = states()
+    want = out_in(merged(base, models, METHODS[method]))
+    got = merged(out_in(base), [models[0], out_in(models[1]), models[2]], METHODS[method])
+    assert all(torch.equal(got[name], value) for name, value in want.items())
+
+
+def test_gate_and_up_of_one_columns_width_follow_the_config(tmp_path: Path) -> None:
+    """The same bytes are other matrices where a config says that gate and up alternate, and where it says that they do not."""
+    base, models = states(biases=True)
+    for kind, store in (("gpt_oss", alternating), ("llama4_text", in_out)):
+        want = store(merged(base, models, methods.TsvM()))
+        home = folder(tmp_path / kind, store(base), model_type=kind)
+        got = merged(home, [store(model) for model in models], methods.TsvM())
+        for name in (name for name in want if name in got):
+            torch.testing.assert_close(got[name], want[name], rtol=1e-5, atol=1e-6, msg=f"{kind}: {name}")
+
+
+def test_files_workers_windows_and_a_rerun_give_the_same_bits(tmp_path: Path) -> None:
+    base, models = states()
+    homes = [folder(tmp_path / str(n), out_in(state), model_type="olmoe") for n, state in enumerate((base, *models))]
+    found = []
+    for number, engine in enumerate((thetau.Engine(workers=1), thetau.Engine(workers=3, window=7))):
+        start = thetau.open(homes[0])
+        vectors = [thetau.open(home) - start for home in homes[1:]]
+        out = tmp_path / f"out{number}"
+        (start + thetau.merge(vectors, methods.Wudi(solver="gradient_flow"), engine=engine)).save(out, engine=engine)
+        thetau.verify(out)
+        found.append(thetau.open(out))
+    want = out_in(merged(base, models, methods.Wudi(solver="gradient_flow")))
+    for source in found:
+        got = source.state_dict()
+        assert all(torch.equal(got[name], value) for name, value in want.items())
+
+
+def test_fields_by_pattern_mean_the_stored_tensor_too() -> None:
+    base, models = states()
+    by = {"*experts.gate_up_proj": 0.0, "*": 1.0}
+    got = merged(out_in(base), [out_in(m) for m in models], methods.TsvM(scale=thetau.PerPattern(by)))
+    start = out_in(base)
+    for layer in range(LAYERS):
+        at = BLOCK.format(layer)
+        assert torch.equal(got[f"{at}experts.gate_up_proj"], start[f"{at}experts.gate_up_proj"])
+        assert not torch.equal(got[f"{at}experts.down_proj"], start[f"{at}experts.down_proj"])
+
+
+def test_each_tasks_output_of_a_matrix_method_is_of_the_stored_form() -> None:
+    base, models = states()
+    emitted = []
+    for store in (lambda state: state, out_in):
+        start = thetau.open(store(base))
+        vectors = [thetau.open(store(model), name=f"t{n}") - start for n, model in enumerate(models)]
+        outputs = thetau.outputs(vectors, methods.Twin(then=methods.TsvM()))
+        emitted.append({name: vector.state_dict() for name, vector in outputs.items()})
+    for name, vector in emitted[0].items():
+        want = out_in(vector)
+        assert all(torch.equal(emitted[1][name][tensor], value) for tensor, value in want.items())
+
+
+# What is said, and what it takes.
+
+
+def notes(base: State, models: list[State], method: Any, **options: Any) -> str:
+    start = thetau.open(base, name="base")
+    vectors = [thetau.open(model, name=f"t{n}") - start for n, model in enumerate(models)]
+    merge = thetau.merge(vectors, method, **options)
+    return "\n".join(note for _, source in merge.terms for note in source.notes)
+
+
+def test_the_summary_says_what_was_done_with_experts_and_routers() -> None:
+    base, models = (out_in(states()[0]), [out_in(model) for model in states()[1]])
+    said = notes(base, models, methods.TsvM())
+    count = LAYERS * EXPERTS * 3
+    assert (
+        f"{2 * LAYERS} tensors of stacked experts are merged expert by expert, as {count} matrices: 'model.layers.0.mlp" in said
+    )
+    assert f"{LAYERS} tensors of routers are merged like the others: 'model.layers.0.mlp.gate.weight'" in said
+    said = notes(base, models, methods.TsvM(tensors=("*experts*",)))
+    assert f"{LAYERS} tensors of routers are averaged: 'model.layers.0.mlp.gate.weight'" in said
+    said = notes(base, models, methods.TaskArithmetic(), exclude=["*mlp.gate.weight"])
+    assert f"{LAYERS} tensors of routers stay the base's, as what is left out by name" in said
+    assert "experts" not in said.replace("experts are", "")
+
+
+def test_the_plan_counts_single_experts() -> None:
+    """Operations are those of the single matrices, and what is read is read once."""
+    base, models = states()
+    took = {}
+    for name, store in (("single", lambda state: state), ("fused", out_in), ("turned", in_out)):
+        start = thetau.open(store(base))
+        vectors = [thetau.open(store(model)) - start for model in models]
+        took[name] = plan(start + thetau.merge(vectors, methods.Wudi()), engine=thetau.Engine(workers=1))
+    assert took["fused"].flops == took["turned"].flops == took["single"].flops > 0
+    steps = {step.name: step for step in took["fused"].passes[-1].steps}
+    one = 4 * EXPERTS * INNER * HIDDEN  # bytes of all experts' matrices of one role
+    assert steps[f"{BLOCK.format(0)}experts.down_proj"].read == 4 * one  # the base and three models
+    assert steps[f"{BLOCK.format(0)}experts.gate_up_proj"].read == 4 * 4 * one  # both halves, once for each of the two matrices
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_memory_is_that_of_one_expert(turned: bool) -> None:
+    shape, most = (384, 192), {}
+    for experts in (1, 2, 12):
+        generator = torch.Generator().manual_seed(experts)
+        state = {
+            f"model.layers.0.mlp.experts.{n}.down_proj.weight": torch.randn(shape, generator=generator) for n in range(experts)
+        }
+        if experts > 1:
+            stacked = torch.stack(list(state.values()))
+            state = {"model.layers.0.mlp.experts.down_proj": stacked.transpose(1, 2).contiguous() if turned else stacked}
+            state["model.layers.0.mlp.gate.weight"] = torch.randn(experts, 384, generator=generator)
+        start = thetau.open(state)
+        vectors = [thetau.open({name: value * 1.01 for name, value in state.items()}, name=f"t{n}") - start for n in range(2)]
+        engine = thetau.Engine(workers=1, window=64)
+        method = methods.TsvM(tensors=("*experts*",), elsewhere="base")
+        most[experts] = plan(start + thetau.merge(vectors, method), engine=engine).memory
+    assert most[2] == most[12]
+    assert most[12] <= most[1] + 8 * 4 * 384 * 192  # the expert as it is stored, and put together again
+
+
+def test_a_value_that_is_no_number_is_refused_by_the_stored_name() -> None:
+    base, models = (out_in(states()[0]), [out_in(model) for model in states()[1]])
+    models[1][f"{BLOCK.format(1)}experts.gate_up_proj"][2, 3, 4] = float("nan")
+    with pytest.raises(CheckpointError, match=r"tensor 'model\.layers\.1\.mlp\.experts\.gate_up_proj' holds 1 NaN"):
+        merged(base, models, methods.TsvM())
+
+
+def test_an_adapters_parts_of_experts_are_merged_expert_by_expert() -> None:
+    """A vector that has only some tensors, and a model of another dtype."""
+    base, models = states()
+    part = {name: value for name, value in models[0].items()}
+    want = out_in(merged(base, [part, models[1]], methods.TsvM()))
+    narrow = {name: value.double() for name, value in out_in(models[1]).items()}
+    got = merged(out_in(base), [out_in(part), narrow], methods.TsvM())
+    for name, value in want.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-5)
