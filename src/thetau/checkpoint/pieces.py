@@ -51,12 +51,15 @@ class Strip:
 
     def of(self, tensor: Tensor, axis: int) -> Tensor:
         """The entries, along an axis counted from the front."""
-        return tensor.unflatten(axis, (self.times, self.every)).narrow(axis + 1, self.first, self.count).flatten(axis, axis + 1)
+        return self._taken(tensor, axis).flatten(axis, axis + 1)
 
     def put(self, into: Tensor, axis: int, values: Tensor) -> None:
         """The inverse: write the entries where they belong."""
-        place = into.unflatten(axis, (self.times, self.every)).narrow(axis + 1, self.first, self.count)
-        place.copy_(values.unflatten(axis, (self.times, self.count)))
+        self._taken(into, axis).copy_(torch.unflatten(values, axis, (self.times, self.count)))
+
+    def _taken(self, tensor: Tensor, axis: int) -> Tensor:
+        """A view of the entries, the axis being two."""
+        return torch.unflatten(tensor, axis, (self.times, self.every)).narrow(axis + 1, self.first, self.count)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,5 +91,5 @@ Elsewhere = Annotated[
 ]
 SplitFused = Annotated[
     bool,
-    "merge fused q/k/v, and gate and up in one tensor, as the matrices that they are. Experts in one tensor are merged one by one either way.",
+    "merge fused q/k/v, and gate and up in one tensor, as the matrices that they are. Stacked experts always are.",
 ]
