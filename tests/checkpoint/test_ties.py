@@ -219,7 +219,7 @@ def adapted(base: Path, folder: Path, **settings: Any) -> Tensor:
         )
         with torch.no_grad():
             for name, parameter in module.named_parameters():
-                if "modules_to_save" in name:
+                if "modules_to_save" in name or "trainable_tokens" in name:
                     parameter.add_(0.3 * torch.randn_like(parameter))
         module.save_pretrained(folder)
         with torch.no_grad():
@@ -234,9 +234,32 @@ def adapted(base: Path, folder: Path, **settings: Any) -> Tensor:
         {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
         {"target_modules": ["q_proj", "lm_head"]},
         {"target_modules": ["q_proj", "embed_tokens"]},
+        {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
         {"target_modules": ["q_proj"]},
+        {"target_modules": ["q_proj"], "trainable_token_indices": [1, 3]},
+        {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [1, 3], "lm_head": [1, 3]}},
+        {"target_modules": ["q_proj"], "trainable_token_indices": [1, 3], "ensure_weight_tying": True},
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"], "ensure_weight_tying": True},
+        {"target_modules": ["q_proj", "lm_head"], "ensure_weight_tying": True},
+        {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True},
     ],
-    ids=["both saved", "embedding saved", "head saved", "head adapted", "embedding adapted", "neither"],
+    ids=[
+        "both saved",
+        "embedding saved",
+        "head saved",
+        "head adapted",
+        "embedding adapted",
+        "both adapted",
+        "neither",
+        "tokens",
+        "tokens of both",
+        "tokens, tied",
+        "embedding saved, tied",
+        "head saved, tied",
+        "head adapted, tied",
+        "embedding adapted, tied",
+    ],
 )
 def test_adapters_over_a_tied_base(tmp_path: Path, settings: dict[str, Any]) -> None:
     base = model(tmp_path / "base", 0)

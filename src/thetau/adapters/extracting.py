@@ -14,6 +14,7 @@ from thetau.adapters.streaming import tensors_of
 from thetau.adapters.writing import Fit, Made
 from thetau.checkpoint import Kind as Role
 from thetau.checkpoint import kind_of, view_of
+from thetau.checkpoint.naming import has_conv1d
 from thetau.checkpoint.source import Spec
 from thetau.engine.executor import Engine
 from thetau.errors import AlignmentError
@@ -48,7 +49,7 @@ def extract(
     whole: dict[str, Tensor] = {}
     notes: list[str] = []
     specs = vector.specs()
-    transposed = any(view_of(other, spec.shape).transposed for other, spec in specs.items())
+    transposed = has_conv1d({other: spec.shape for other, spec in specs.items()})
     for tensor, delta in tensors_of(vector, exclude, engine):
         norm, spec = float(delta.norm()), specs[tensor]
         if not norm:
@@ -60,7 +61,8 @@ def extract(
             notes += [] if delta.ndim < 2 else [f"{tensor!r} is no layer that LoRA adapts, and is left out."]
             fits += [] if delta.ndim < 2 else [Fit(layer=tensor, rank=0, norm=norm, lost=norm)]
             continue
-        made, lost = _product(tensor, delta, kind, cut, norm)
+        turned = kind == "embedding" or (transposed and view_of(tensor, spec.shape).transposed)
+        made, lost = _product(tensor, delta, kind, cut, norm, turned=turned)
         modules[made.path] = made
         fits.append(Fit(layer=made.path, rank=made.factors.rank, norm=norm, lost=lost))
     if not modules:
@@ -84,9 +86,8 @@ def _kind(tensor: str, spec: Spec) -> Kind | None:
     return "embedding" if kind_of(tensor, spec.shape) is Role.EMBEDDING else "linear"
 
 
-def _product(tensor: str, delta: Tensor, kind: Kind, cut: Cut, norm: float) -> tuple[Module, float]:
-    """The best product for one tensor, and ‖what it loses‖."""
-    turned = kind == "embedding" or view_of(tensor, tuple(delta.shape)).transposed
+def _product(tensor: str, delta: Tensor, kind: Kind, cut: Cut, norm: float, *, turned: bool) -> tuple[Module, float]:
+    """The best product for one tensor, which is stored `[in, out]` where it is `turned`, and ‖what it loses‖."""
     matrix = delta.T if turned else delta.flatten(1)
     if cut.error is None and cut.rank is not None:
         u, s, v = truncated_svd(matrix, cut.rank, partial(_bits, tensor))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,8 +101,13 @@ class Arranged(Source):
         partial: bool = False,
         folder: Path | None = None,
         metadata: Mapping[str, str] = MappingProxyType({}),
+        files: Mapping[str, Any] = MappingProxyType({}),
+        quantised: str = "",
+        coded: frozenset[str] = frozenset(),
+        twins: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.pieces, self.label = dict(pieces), label
+        self.files, self.quantised, self.coded, self.twins = files, quantised, coded, twins
         self.degree, self.partial, self.folder, self.metadata = degree, partial, folder, metadata
         self.specs = {
             name: Spec(name=name, shape=piece.shape, dtype=piece.dtype, file=piece.source.specs[piece.name].file)

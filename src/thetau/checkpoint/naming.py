@@ -6,6 +6,7 @@ Covers the names of BERT, RoBERTa, MPNet, ViT, DINOv2, CLIP (transformers and op
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -149,10 +150,16 @@ def weighed_left(name: str, shape: tuple[int, int], kind: Kind | None = None) ->
     return shape[0] > shape[1]
 
 
+def has_conv1d(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a model keeps layers transposed, as GPT-2's: of its tensors' shapes, by name, one that is not square tells."""
+    return any(len(set(shape)) == 2 and view_of(name, shape).transposed for name, shape in shapes.items())
+
+
 def view_of(name: str, shape: tuple[int, ...]) -> View:
     """How a stored matrix maps to logical ones; interleaved q/k/v (GPT-NeoX) counts as one matrix."""
     if len(shape) != 2:
         return View()
-    transposed = _CONV1D.search(name) is not None
+    narrows = name.endswith("mlp.c_proj.weight")  # GPT-BigCode has the same names and plain layers: the longer side tells
+    transposed = _CONV1D.search(name) is not None and (shape[0] >= shape[1] if narrows else shape[0] <= shape[1])
     out, inner = reversed(shape) if transposed else shape
     return View(transposed, 3 if _FUSED.search(name) and out == 3 * inner else 1)

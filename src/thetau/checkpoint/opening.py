@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -15,6 +17,7 @@ from thetau.checkpoint.hub import download, key_of, look, open_headers
 from thetau.checkpoint.lora import CONFIG, LoraSource, is_adapter, is_flat, lacks_config
 from thetau.checkpoint.masked import MaskedStore, one_vector, store_of
 from thetau.checkpoint.memory import from_mapping, from_module, open_torch, open_torch_index
+from thetau.checkpoint.names import renamed
 from thetau.checkpoint.quantised import dequantised
 from thetau.checkpoint.quantised.gguf import open_gguf
 from thetau.checkpoint.remote import is_url, open_url
@@ -27,16 +30,36 @@ FLAT_FILE = "pytorch_lora_weights.safetensors"  # a pipeline's, by diffusers
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(@[\w./-]+)?")
 
 
-def open_source(what: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | Source, *, base: Source | None = None) -> Source:
+@dataclass(frozen=True)
+class Over:
+    """What an adapter is put over, and what is replaced in its names first."""
+
+    base: Source | None = None
+    rename: Mapping[str, str] = field(default_factory=dict)
+
+
+def open_source(
+    what: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | Source,
+    *,
+    base: Source | None = None,
+    rename: Mapping[str, str] = MappingProxyType({}),
+) -> Source:
     """Open weights lazily: only headers are read, those of a model on the hub too; its files are downloaded when something is first read.
 
     `what` is a safetensors file, of a model or of a task vector, dense or compressed, or `file#task` of one that holds several; a folder
     with shards and an index, one safetensors file, torch files or a LoRA adapter (which needs `base`); a torch file; a hub id,
-    `org/name` or `org/name@revision` (prefix `hub:` where a folder of that name exists); a state dict; or a module.
+    `org/name` or `org/name@revision` (prefix `hub:` where a folder of that name exists); a state dict; or a module. `rename` are regular
+    expressions and what replaces them in the names of tensors; of an adapter, in the paths of its modules, before they are looked up in the base.
 
     Raises:
         CheckpointError: nothing readable is there, or it is not what it says it is.
+        AlignmentError: an adapter does not fit its base, or `rename` fits nothing, or gives two tensors one name.
     """
+    opened = _opened(what, Over(base, rename))
+    return opened if opened.over is not None else renamed(opened, rename)
+
+
+def _opened(what: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | Source, base: Over) -> Source:
     if isinstance(what, nn.Module):
         return dequantised(from_module(what))
     if isinstance(what, Mapping):
@@ -69,10 +92,10 @@ def open_store(path: str | os.PathLike[str]) -> MaskedStore:
     text = os.fspath(path)
     if not is_url(text) and not exists(Path(text)):
         raise CheckpointError(f"{text}: no such file.")
-    return store_of(open_url(text) if is_url(text) else _open_path(Path(text), None))
+    return store_of(open_url(text) if is_url(text) else _open_path(Path(text), Over()))
 
 
-def _open_path(path: Path, base: Source | None) -> Source:
+def _open_path(path: Path, base: Over) -> Source:
     if path.is_file():
         return _unless_adapter(path, _open_weights(path), base)
     if not path.is_dir():
@@ -83,7 +106,7 @@ def _open_path(path: Path, base: Source | None) -> Source:
         named = main in ("model.safetensors", "open_clip_model.safetensors") or main.endswith(".index.json")
         return opened if named else _unless_adapter(path / main, opened, base)
     if is_adapter(path) or (path / FLAT_FILE).exists():
-        return LoraSource(path, _needed(path, base))
+        return _lora(path, base)
     if (path / "pytorch_model.bin.index.json").exists():
         return open_torch_index(path / "pytorch_model.bin.index.json")
     torch_files = [
@@ -141,7 +164,7 @@ def _open_main(folder: Path, main: str) -> SafetensorsSource:
     return open_index(folder / main) if main.endswith(".index.json") else open_file(folder / main, folder)
 
 
-def _open_hub(identifier: str, text: str, base: Source | None) -> Source:
+def _open_hub(identifier: str, text: str, base: Over) -> Source:
     """A model on the hub, by its headers where the cache lacks its files; torch files and adapters are downloaded at once."""
     commit = look(identifier)
     main = weights_among(commit.sizes, text) if commit is not None else None
@@ -162,31 +185,31 @@ def _open_hub(identifier: str, text: str, base: Source | None) -> Source:
     return expanded(one_vector(opened))
 
 
-def _needed(path: Path, base: Source | None) -> Source:
-    """An adapter's base. Raises `CheckpointError` where none is given."""
-    if base is None:
+def _lora(path: Path, over: Over, name: str | None = None) -> LoraSource:
+    """An adapter over its base. Raises `CheckpointError` where none is given."""
+    if over.base is None:
         raise CheckpointError(
             f"{path}: a LoRA adapter needs its base. Give it: `thetau.open(adapter, base=...)`, or `--base` on the command line."
         )
-    return base
+    return LoraSource(path, over.base, name, over.rename)
 
 
-def _adapter_of(path: Path, base: Source | None, name: str) -> Source:
+def _adapter_of(path: Path, base: Over, name: str) -> Source:
     """One of several adapters in a folder: a folder of its own below it, as PEFT saves them, or tensors that bear its name."""
     inner = path / name
     if is_adapter(inner):
-        return LoraSource(inner, _needed(inner, base))
-    return LoraSource(path, _needed(path, base), name)
+        return _lora(inner, base)
+    return _lora(path, base, name)
 
 
-def _unless_adapter(path: Path, source: Source, base: Source | None) -> Source:
+def _unless_adapter(path: Path, source: Source, base: Over) -> Source:
     """A file's weights, or the adapter that it holds in kohya's or diffusers' spelling.
 
     Raises:
         CheckpointError: the adapter's base, or its configuration, is missing.
     """
     if is_flat(source.specs):
-        return LoraSource(path, _needed(path, base))
+        return _lora(path, base)
     if lacks_config(source.specs):
         raise CheckpointError(
             f"{path}: is a PEFT adapter without its `adapter_config.json`, which says α and the kind of adapter. "

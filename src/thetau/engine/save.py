@@ -19,6 +19,7 @@ from thetau.checkpoint.align import STATISTIC
 from thetau.checkpoint.config import has_config, read_config, stem_of
 from thetau.checkpoint.disk import check_json, check_new
 from thetau.checkpoint.hub import bring
+from thetau.checkpoint.quantised.said import model_dtype, plain_files, read_said
 from thetau.checkpoint.quantised.writing import SCHEMES, Coded, coded, plain_modules
 from thetau.checkpoint.safetensors import SafetensorsFile
 from thetau.checkpoint.source import computed, leaves
@@ -332,6 +333,9 @@ def save(
     metadata["thetau.run"] = hashlib.sha256(_compact([record, metadata, stored, shard_bytes]).encode()).hexdigest()
     folder = (config or reference.folder) if reference is not None and not vector else None
     side = reference.files if reference is not None and not vector else {}
+    if config is not None and not vector:
+        said = read_said(config)  # of another model's files: what they say of codes does not hold for this one's weights
+        side = plain_files(config, model_dtype(config)) if said is not None and said.method else {}
     codes = _codes_config(output, reference, folder, target, side.get("config.json")) if quantise is not None else None
     changed = _config(folder, side.get("config.json"), dtype, own=output.untied, codes=codes)
     files = {**side, **changed, "thetau.json": record}

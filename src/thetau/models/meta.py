@@ -16,6 +16,11 @@ from thetau.errors import CheckpointError
 from thetau.models.library import quiet, transformers
 
 
+def _number(entry: dict[str, Any]) -> Any:
+    """What transformers writes for a number that JSON has not, as the limits of Mamba's steps; any other entry as it is."""
+    return float(entry["__float__"]) if entry.keys() == {"__float__"} else entry
+
+
 @lru_cache(maxsize=8)
 def meta_model(config: str) -> nn.Module | None:
     """The model of a config's text; None where transformers cannot build it.
@@ -25,7 +30,7 @@ def meta_model(config: str) -> nn.Module | None:
     """
     api = transformers()
     try:
-        content: Any = json.loads(config)
+        content: Any = json.loads(config, object_hook=_number)
         values = {name: value for name, value in content.items() if name not in ("auto_map", "quantization_config")}
         kind = values.pop("model_type")
         classes = [api.__dict__.get(name) or _named(api, name) for name in values.get("architectures") or []]

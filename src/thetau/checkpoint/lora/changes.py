@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -20,8 +20,10 @@ Form = Literal["rows", "columns", "experts", "experts transposed"]
 class Change(ABC):
     """One change of one tensor; `uses` are the adapter's tensors that it is made of.
 
-    `shape` is that of the base tensor.
+    `shape` is that of the base tensor. `tied` is whether PEFT makes it on what is tied to that tensor too, unless that has a change of its own.
     """
+
+    tied: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -240,7 +242,9 @@ class Scaling(Overlay):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Rows(Overlay):
-    """New values of some rows: the tokens that were trained."""
+    """New values of some rows: the tokens that were trained. PEFT trains those of a tied head with them."""
+
+    tied: ClassVar[bool] = True
 
     name: str
     indices: tuple[int, ...]

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import final
 
 from thetau.checkpoint.lora.config import PREFIX, REMEDY
+from thetau.checkpoint.names.renaming import new_names
 from thetau.errors import CheckpointError, nearest
 
 COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "prior")
@@ -108,6 +109,22 @@ def peft_layout(label: str, names: Iterable[str], adapter: str | None = None) ->
     return Layout(
         modules={**modules.get("", {}), **modules.get(chosen, {})}, saved={**saved.get("", {}), **saved.get(chosen, {})}
     )
+
+
+def layout_renamed(label: str, layout: Layout, rename: Mapping[str, str]) -> Layout:
+    """The layout with every pattern replaced in the paths of modules and in the names of what is saved whole.
+
+    Raises:
+        RecipeError: a pattern is no regular expression.
+        AlignmentError: a pattern fits nothing, or two paths become one; both are named.
+    """
+    if not rename:
+        return layout
+    names = new_names(
+        label, dict.fromkeys((*(module.path for module in layout.modules.values()), *layout.saved.values())), rename
+    )
+    modules = {key: replace(module, path=names[module.path]) for key, module in layout.modules.items()}
+    return replace(layout, modules=modules, saved={name: names[path] for name, path in layout.saved.items()})
 
 
 def flat_layout(label: str, names: Iterable[str]) -> Layout:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,12 +21,13 @@ from torch import Tensor
 
 from thetau.checkpoint.lora.changes import Addition, Bias, Change, Hadamard, Kronecker, Overlay, Product, Rows, Scaling
 from thetau.checkpoint.lora.config import Settings, is_adapter, read_settings
-from thetau.checkpoint.lora.layout import Layout, Module, flat_layout, peft_layout
+from thetau.checkpoint.lora.layout import Layout, Module, flat_layout, layout_renamed, peft_layout
 from thetau.checkpoint.lora.targets import base_name, flat_names, form_of, parameter, saved_name
 from thetau.checkpoint.memory import open_torch
+from thetau.checkpoint.names.experts import with_fused
 from thetau.checkpoint.safetensors import open_file
 from thetau.checkpoint.source import Source, span
-from thetau.checkpoint.ties import spread
+from thetau.checkpoint.ties import Ties, spread
 from thetau.errors import AlignmentError, nearest
 
 BLOCK = 1 << 16  # elements that are multiplied at once, always the same ones, so that no way of reading changes a bit
@@ -51,6 +53,11 @@ class Delta:
         return (*made, *(name for name in (self.replace, self.magnitude) if name is not None))
 
     @property
+    def tied(self) -> bool:
+        """Whether it is made on what is tied to the tensor too."""
+        return not self.add and self.replace is None and self.magnitude is None and all(change.tied for change in self.over)
+
+    @property
     def plain(self) -> bool:
         """Whether it is a sum that needs nothing of the base."""
         return self.magnitude is None and self.replace is None and not self.over
@@ -62,20 +69,27 @@ class LoraSource(Source):
     degree = 0
     partial = True
 
-    def __init__(self, path: Path, base: Source, adapter: str | None = None) -> None:
+    def __init__(
+        self, path: Path, base: Source, adapter: str | None = None, rename: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         self.folder: Path | None = path if path.is_dir() else path.parent
         self.label = f"{path}#{adapter}" if adapter else str(path)
-        self.over = base
-        self._base = base = spread(base)
+        self.over: Source | None = base
+        plain = base
+        base = spread(base)
         self._weights = open_weights(path)
-        found = _Found(self.label, self._weights, base, *settings_of(path, self.label, self._weights, adapter))
+        settings, layout = settings_of(path, self.label, self._weights, adapter)
+        layout = layout_renamed(self.label, layout, rename)
+        self._base = base = with_fused(base) if settings.values.get("target_parameters") else base
+        found = _Found(self.label, self._weights, base, settings, layout)
         self.deltas: Mapping[str, Delta] = found.deltas()
         self._settings = found.settings
-        self.apart = not found.settings.values.get("ensure_weight_tying")
+        self.apart = not settings.values.get("ensure_weight_tying") and _parts(plain, self.deltas)
         self.specs = {name: replace(spec, file=self._weights.label) for name, spec in base.specs.items() if name in self.deltas}
-        for name, wanted in found.extra.items():
+        self._extra = {wanted: name for name, wanted in found.extra.items()}
+        for wanted, name in self._extra.items():
             self.specs[wanted] = replace(self._weights.specs[name], name=wanted)
-        self.key = f"lora:{self._weights.key}:{adapter or ''}:{base.key}"
+        self.key = f"lora:{self._weights.key}:{adapter or ''}:{dict(rename) or ''}:{base.key}"
         kind = found.settings.kind.replace("LORA", "LoRA").replace("_", " ")
         self._notes = (
             f"{self.label}: {kind} adapter, restored over {base.label} in {len(self.deltas)} tensors.",
@@ -88,16 +102,13 @@ class LoraSource(Source):
         spec = self.specs[name]
         start, stop = span(spec, start, stop)
         if name not in self.deltas:
-            return self._weights.read(self._extra(name), start, stop)
+            return self._weights.read(self._extra[name], start, stop)
         delta = self.deltas[name]
         step = max(1, BLOCK // max(1, spec.row_elements))
         first = start - start % step
         blocks = [self._block(delta, name, low, min(low + step, spec.rows)) for low in range(first, stop, step)]
         rows = torch.cat(blocks) if blocks else torch.empty((0, *spec.shape[1:]))
         return rows[start - first : stop - first] if spec.shape else rows
-
-    def _extra(self, name: str) -> str:
-        return next(other for other in self._weights.specs if saved_name(other) == name)
 
     def _block(self, delta: Delta, name: str, start: int, stop: int) -> Tensor:
         if delta.plain:
@@ -168,6 +179,14 @@ class LoraSource(Source):
         return self._weights.changed_files()
 
 
+def _parts(base: Source, deltas: Mapping[str, Delta]) -> bool:
+    """Whether what the base ties is changed apart: one of two names by itself, and not by what PEFT makes on both."""
+    ties = Ties(base)
+    head = ties.head()
+    pairs = [*ties.copies().items(), *([head] if head is not None else [])]
+    return any(name in deltas or (keeper in deltas and not deltas[keeper].tied) for name, keeper in pairs)
+
+
 def open_weights(path: Path) -> Source:
     """The tensors of an adapter: of its folder, or of one file."""
     if path.is_dir():
@@ -227,7 +246,8 @@ class _Found:
             elif target is None and not any(module.path in problem for problem in self.problems):
                 lost.setdefault(module.component, []).append(module.path)
         self._lost(lost, met)
-        if not self._deltas and not self.problems:
+        self._grown()
+        if not self._deltas and not self.extra and not self.problems:
             self.problems.append(f"{self.label}: the adapter changes nothing.")
         self.problems += [
             f"{self.label}: {problem}" for name, delta in self._deltas.items() for problem in self._misfits(name, delta)
@@ -251,6 +271,8 @@ class _Found:
                 )
 
     def _saved(self, name: str, path: str) -> None:
+        if ".original_module." in name:
+            return  # the base's own values, which newer versions of PEFT save beside the trained ones where a table has grown
         target = base_name(path, self.base)
         if target is None and (".lora_" in name or ".oft_" in name):
             self.problems.append(
@@ -258,10 +280,32 @@ class _Found:
             )
         elif target is None:
             self.extra[name] = saved_name(path)  # a head that the base lacks: alignment says so, or `exclude` names it
+        elif target in self._deltas and self._equal(name, self._deltas[target].replace):
+            return  # and the trained ones twice
         elif target in self._deltas:
             self.problems.append(f"{self.label}: {name!r} and {self._deltas[target].replace!r} both stand for {target!r}.")
         else:
             self._deltas[target] = Delta(replace=name)
+
+    def _equal(self, name: str, other: str | None) -> bool:
+        """Whether two of the file's tensors hold the same, read by rows."""
+        spec = self.weights.specs[name]
+        if other is None or self.weights.specs[other].shape != spec.shape:
+            return False
+        step = max(1, BLOCK // max(1, spec.row_elements))
+        return all(
+            torch.equal(*(self.weights.read(one, first, min(first + step, spec.rows)) for one in (name, other)))
+            for first in range(0, spec.rows, step)
+        )
+
+    def _grown(self) -> None:
+        """Tables that the adapter saves with other rows than the base's: no differences, which `exclude` may name and alignment tells of."""
+        for target, delta in list(self._deltas.items()):
+            want = self.base.specs[target].shape
+            got = self.shapes[delta.replace] if delta.replace is not None else want
+            if delta.replace is not None and len(got) == len(want) == 2 and got[0] != want[0] and got[1] == want[1]:
+                self.extra[delta.replace] = target
+                del self._deltas[target]
 
     def _target(self, module: Module, flat: Mapping[str, Any]) -> str | None:
         if self.layout.flat:

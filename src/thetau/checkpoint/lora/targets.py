@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from thetau.checkpoint.lora.changes import Form
 from thetau.checkpoint.lora.config import PREFIX, Settings
 from thetau.checkpoint.names import names_of
-from thetau.checkpoint.naming import view_of
+from thetau.checkpoint.naming import has_conv1d, view_of
 from thetau.checkpoint.source import Source
 from thetau.errors import AlignmentError
 
@@ -79,7 +79,7 @@ def form_of(name: str, a: tuple[int, ...], b: tuple[int, ...], settings: Setting
         return "rows"
     if shape[0] != shape[1]:
         return "columns" if shape == (a[1], b[0]) else "rows"
-    conv1d = any(view_of(other, spec.shape).transposed for other, spec in base.specs.items())
+    conv1d = has_conv1d({other: spec.shape for other, spec in base.specs.items()})
     transposed = view_of(name, shape).transposed if conv1d else bool(settings.values.get("fan_in_fan_out"))
     return "columns" if transposed else "rows"
 
@@ -94,6 +94,9 @@ def _experts(name: str, a: tuple[int, ...], b: tuple[int, ...], settings: Settin
         gated = other.rsplit(".", 1) == [owner, "gate_up_proj"] and len(spec.shape) == 3
         if gated and other != name and spec.shape[1] != spec.shape[2]:  # two outputs for each hidden neuron
             return "experts transposed" if spec.shape[2] == 2 * spec.shape[1] else "experts"
+        down = other.rsplit(".", 1) == [owner, "down_proj"] and len(spec.shape) == 3
+        if down and other != name and spec.shape[1] != spec.shape[2]:  # a square gate and up: half as many neurons as outputs
+            return "experts" if spec.shape[1] == 2 * spec.shape[2] else "experts transposed"
     raise AlignmentError(
         f"{settings.label}: {name!r} {list(shape)} is square, and nothing tells whether it is stored [expert, out, in] or [expert, in, out]. "
         "Merge the adapter with PEFT's `merge_and_unload` first."

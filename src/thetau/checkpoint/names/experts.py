@@ -138,6 +138,25 @@ def viewed(
     return ExpertsView(source, specs, ways), {name: name for name in ways}, used
 
 
+def with_fused(source: Source) -> Source:
+    """The source with its single experts in one tensor too, `[expert, out, in]`, as live models of transformers have them; as it is without any."""
+    specs: dict[str, Spec] = {}
+    ways: dict[str, _Stack | _Take] = {}
+    for stem, single in _single(source.specs, str).items():
+        experts = 1 + max(number for number, _ in single)
+        for part, roles in _HELD.items():
+            if any((number, role) not in single for number in range(experts) for role in roles):
+                continue
+            shapes = {single[number, role].shape for number in range(experts) for role in roles}
+            if len(shapes) == 1:
+                (rows, columns), first = shapes.pop(), single[0, roles[0]]
+                name, shape = f"{stem}.{part}", (experts, len(roles) * rows, columns)
+                specs[name] = Spec(name=name, shape=shape, dtype=first.dtype, file=first.file)
+                parts = tuple(tuple(single[number, role].name for role in roles) for number in range(experts))
+                ways[name] = _Stack(parts, transposed=False)
+    return ExpertsView(source, specs, ways) if ways else source
+
+
 def _fused(specs: Mapping[str, Spec], spelling: Callable[[str], str]) -> dict[str, dict[str, Spec]]:
     """By mixture, its fused tensors."""
     found: dict[str, dict[str, Spec]] = {}

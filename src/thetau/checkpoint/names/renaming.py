@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from thetau.checkpoint.arranged import Arranged, Piece
 from thetau.checkpoint.source import Source
@@ -36,25 +36,9 @@ def renamed(source: Source, rename: Mapping[str, str]) -> Source:
     """
     if not rename:
         return source
-    names = {name: name for name in source.specs}
-    for pattern, replacement in compiled(rename):
-        if not any(pattern.search(name) for name in names.values()):
-            raise AlignmentError(
-                f"{source.label}: rename: the pattern {pattern.pattern!r} fits no name. Leave it out, or mend it."
-            )
-        try:
-            names = {own: pattern.sub(replacement, name) for own, name in names.items()}
-        except (re.error, IndexError) as error:
-            raise RecipeError(
-                [f"{pattern.pattern!r}: the replacement {replacement!r} does not fit it ({error})."], "rename"
-            ) from error
-    back: dict[str, str] = {}
-    for own, name in names.items():
-        if name in back:
-            raise AlignmentError(
-                f"{source.label}: rename gives {back[name]!r} and {own!r} one name, {name!r}. Make the pattern narrower."
-            )
-        back[name] = own
+    names = new_names(source.label, source.specs, rename)
+    spelling = {**names, **_unstored(source, rename)}
+    back = {name: own for own, name in names.items()}
     return Arranged(
         {name: Piece(source, own) for name, own in back.items()},
         label=source.label,
@@ -62,4 +46,47 @@ def renamed(source: Source, rename: Mapping[str, str]) -> Source:
         partial=source.partial,
         folder=source.folder,
         metadata=source.metadata,
+        files=source.files,
+        quantised=source.quantised,
+        coded=frozenset(names[own] for own in source.coded),
+        twins={spelling[own]: names[kept] for own, kept in source.twins.items()},
     )
+
+
+def new_names(label: str, own: Iterable[str], rename: Mapping[str, str]) -> dict[str, str]:
+    """Own name → new name, every pattern replaced in order.
+
+    Raises:
+        RecipeError: a pattern is no regular expression, or its replacement names a group that it has not.
+        AlignmentError: a pattern fits no name, or two names become one; both are named.
+    """
+    names = {name: name for name in own}
+    for pattern, replacement in compiled(rename):
+        if not any(pattern.search(name) for name in names.values()):
+            raise AlignmentError(f"{label}: rename: the pattern {pattern.pattern!r} fits no name. Leave it out, or mend it.")
+        names = {name: _replaced(pattern, replacement, said) for name, said in names.items()}
+    back: dict[str, str] = {}
+    for name, said in names.items():
+        if said in back:
+            raise AlignmentError(
+                f"{label}: rename gives {back[said]!r} and {name!r} one name, {said!r}. Make the pattern narrower."
+            )
+        back[said] = name
+    return names
+
+
+def _replaced(pattern: re.Pattern[str], replacement: str, name: str) -> str:
+    try:
+        return pattern.sub(replacement, name)
+    except (re.error, IndexError) as error:
+        raise RecipeError(
+            [f"{pattern.pattern!r}: the replacement {replacement!r} does not fit it ({error})."], "rename"
+        ) from error
+
+
+def _unstored(source: Source, rename: Mapping[str, str]) -> dict[str, str]:
+    """New names of tensors that stand for others and are not stored."""
+    found = {name: name for name in source.twins}
+    for pattern, replacement in compiled(rename):
+        found = {name: _replaced(pattern, replacement, said) for name, said in found.items()}
+    return found
