@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A caller's active environment must not leak in.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: demo test processors check docs wheel hooks bench kills memory fuzz paradigms diagnose step bilateral bases bases-bounds bases-scale bits fisher catalogue mergekit plans readme data clean
+.PHONY: adapters demo test processors check docs wheel hooks bench kills memory fuzz paradigms diagnose step bilateral bases bases-bounds bases-scale bits fisher catalogue mergekit plans readme data clean
 
 demo: $(VENV)/.ready  ## fine-tune, merge with every method, evaluate: a table, results.json and results.png
 	$(BIN)/thetau suite run demo --out $(RUN)
@@ -70,6 +70,12 @@ step: $(VENV)/.ready  ## a linearised step against a standard one; writes experi
 
 bilateral: $(VENV)/.ready  ## bilateral merging against other merges, ARGS="--data-text … --sections …"; resumes in runs/bilateral
 	$(BIN)/python -m experiments.bilateral.run $(ARGS)
+
+adapters: $(VENV)/.ready  ## LoRA adapters: parity with PEFT, and merges on the text suite: DATA=folder of text/ tasks; resumes in runs/adapters
+	@test -n "$(DATA)" || { echo "Say where the tasks are: make adapters DATA=FOLDER (with text/ in it, as docs/finetuning.md has it)."; exit 1; }
+	$(BIN)/python -m experiments.adapters.parity
+	$(BIN)/python -m experiments.adapters.lora --data $(DATA)/text --sections why,choice,rows
+	$(BIN)/python -m experiments.adapters.page
 
 bases: $(VENV)/.ready  ## the experiments on task vector bases: DATA=folder of text/ and image/ tasks, VISION=backbone; resumes in runs/bases
 	@test -n "$(DATA)" || { echo "Say where the tasks are: make bases DATA=FOLDER (with text/ and image/ in it, as docs/finetuning.md has it)."; exit 1; }

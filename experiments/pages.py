@@ -12,6 +12,7 @@ import json
 import sys
 from typing import Any
 
+from experiments.adapters import page as adapters
 from experiments.bases import page as bases
 from experiments.bilateral import page as bilateral
 from experiments.catalogue import page as catalogue
@@ -77,7 +78,7 @@ def main() -> None:
     """Write every page."""
     (DOCS / "figures.md").write_text(figures_page() + "\n", encoding="utf-8")
     sys.stdout.write("docs/figures.md\n")
-    for experiment in (bases, bilateral, catalogue, mergekit, paradigms):
+    for experiment in (adapters, bases, bilateral, catalogue, mergekit, paradigms):
         experiment.main()
 
 

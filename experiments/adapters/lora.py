@@ -31,16 +31,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from experiments.adapters.candidates import candidates
 from experiments.bilateral.run import Entry, Run, packed, say
 from experiments.common import EXPERIMENTS, machine, write_result
 from thetau import methods
 from thetau.adapters import Adapter, clear_merge, merge, open_adapter
 from thetau.adapters.spaces import CorePlace, Space
 from thetau.adapters.writing import Made
+from thetau.evaluate.merging import at_scale
 from thetau.models import read_weights
+from thetau.tasks.encoding import features
+from thetau.tasks.inputs import label_tensor
 
 RESULTS = EXPERIMENTS / "adapters" / "lora.json"
 SETTINGS = {"steps": 120, "batch_size": 8, "max_length": 32, "lr": 1e-3}
+CHOICE = 80  # examples of validation for the choice of the default
 SIZES = {"validation": 60, "test": 150, "oracle_examples": 64}
 DEFAULT = "clear"
 Vectors = Mapping[str, Path]
@@ -165,7 +170,8 @@ def leading(moment: Tensor, rank: int, rounds: int = 12) -> Tensor:
     basis = torch.linalg.qr(moment[:, moment.diagonal().topk(width).indices]).Q
     for _ in range(rounds):
         basis = torch.linalg.qr(moment @ basis).Q
-    return torch.linalg.eigvalsh(basis.T @ moment @ basis)[-rank:].sum()
+    largest: Tensor = torch.linalg.eigvalsh(basis.T @ moment @ basis)[-rank:].sum()
+    return largest
 
 
 def _share(span: Tensor, moment: Tensor) -> float:
@@ -208,6 +214,41 @@ def minimiser(cores: Sequence[Tensor], power: float = 1.0) -> Tensor:
     return found
 
 
+# Choice.
+
+
+def choose(run: Run, models: Vectors, kept: dict[str, dict[str, Any]], save: Callable[[], None]) -> None:
+    """Every candidate that `kept` lacks, on validation data: normalised accuracy and the mean loss, by name and λ."""
+    opened = [open_adapter(path) for path in models.values()]
+    own = run.individual(models, "validation")
+    layers = {}
+    for path in opened[0].paths:
+        parts = [adapter.module(path).factors for adapter in opened]
+        place = CorePlace.of(parts)
+        layers[path] = place, [place.project(part)[0] for part in parts]
+    for candidate in candidates():
+        row = kept.setdefault(", ".join(filter(None, (candidate.name, candidate.length))), {})
+        if all(f"{scale:g}" in row for scale in candidate.scales):
+            continue
+        vector = {
+            f"{path}.weight": (place.left[0] @ candidate.solve(cores) @ place.right[0].T).float()
+            for path, (place, cores) in layers.items()
+        }
+        for scale in candidate.scales:
+            if f"{scale:g}" in row:
+                continue
+            run.encoder.load(at_scale(run.base, vector, scale), candidate.name)
+            accuracy, loss = [], []
+            for name in run.names:
+                inputs, head = run.evaluator.inputs(name, "validation"), run.evaluator.heads[name]
+                found, labels = features(run.encoder, inputs), label_tensor(inputs.labels)
+                accuracy.append(float((head.predict(found) == labels).double().mean()) / max(own[name].value, 1e-9))
+                loss.append(float(head.loss(found.float(), labels)))
+            row[f"{scale:g}"] = {"normalised": statistics.mean(accuracy), "loss": statistics.mean(loss)}
+            say(f"  choice, {candidate.name} {candidate.length}, λ = {scale:g}: {100 * row[f'{scale:g}']['normalised']:.2f}")
+            save()
+
+
 # Intervals.
 
 
@@ -239,6 +280,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=lambda text: [int(one) for one in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--starts", type=lambda text: text.split(","), default=["shared", "own"])
     parser.add_argument("--sections", type=lambda text: text.split(","), default=["why", "rows"])
+    parser.add_argument("--rows", type=lambda text: text.split(";"), default=None, help="names of rows, separated by ;")
     parser.add_argument("--run", type=Path, default=Path("runs/adapters"))
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--threads", type=int, default=1)
@@ -263,14 +305,20 @@ def main(arguments: list[str] | None = None) -> None:
             part = groups.setdefault(f"{start} {seed}", {"start": start, "seed": seed, "rows": {}})
             part["individual"] = {name: one.value for name, one in run.individual(models, "test").items()}
             if "why" in given.sections and "why" not in part and seed == given.seeds[0]:
-                part["why"] = {"overlaps": overlaps(models), "captured": captured(run, models), "sum": against_sum(models)}
+                part["why"] = {"overlaps": overlaps(models), "sum": against_sum(models)}
+                if start == "shared":
+                    part["why"]["captured"] = captured(run, models)
                 write_result(given.out, content)
+            if "choice" in given.sections and start == "shared" and seed == given.seeds[0]:
+                chosen = content.setdefault("choice", {"group": f"{start} {seed}", "validation": CHOICE, "rows": {}})
+                wider = Run("text", argparse.Namespace(**{**vars(options), "validation": CHOICE}), SETTINGS)
+                choose(wider, models, chosen["rows"], lambda: write_result(given.out, content))
             for entry in merges() if "rows" in given.sections else ():
-                if entry.name in part["rows"]:
+                if entry.name in part["rows"] or (given.rows is not None and entry.name not in given.rows):
                     continue
                 first = groups[f"{start} {given.seeds[0]}"]["rows"].get(entry.name, {})
-                chosen = first.get("scale") if entry.scales else None
-                part["rows"][entry.name] = row = measured(run, models, entry, chosen)
+                scale = first.get("scale") if entry.scales else None
+                part["rows"][entry.name] = row = measured(run, models, entry, scale)
                 say(f"  {start} {seed}, {entry.name}: {100 * row['normalised']:.1f} at λ = {row['scale']:g}")
                 write_result(given.out, content)
     write_result(given.out, content)
