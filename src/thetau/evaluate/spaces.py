@@ -121,7 +121,8 @@ class TangentSpace:
         path = None
         if self._cache is not None:
             path = (
-                self._cache / f"terms-{encoder.base_hash[:12]}-{self._hashes[vector][:16]}-{inputs.unlabelled[:12]}.safetensors"
+                self._cache
+                / f"terms-{encoder.base_hash[:12]}-{self._hashes[vector][:16]}-{inputs.unlabelled[:12]}{'-raw' * encoder.raw}.safetensors"
             )
             found = _read(path)
             if found is not None:

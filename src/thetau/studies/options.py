@@ -205,6 +205,13 @@ class Evaluate:
         Path | None,
         Option("A fine-tuned model's folder whose trained heads are used; by default the model's own."),
     ] = None
+    head: Annotated[
+        Literal["auto", "classifier", "names"],
+        Option(
+            "classifier: the one that the checkpoint was saved with; names: made from class names by the base; auto: the classifier where there "
+            "is one, and thetau did not fine-tune the checkpoint."
+        ),
+    ] = "auto"
     space: Annotated[
         Literal["auto", "weights", "tangent"],
         Option("weights: run the model; tangent: its linear form; auto: as the checkpoint says."),
@@ -213,6 +220,10 @@ class Evaluate:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.head == "classifier" and self.heads is not None:
+            raise RecipeError(
+                ["--heads gives other heads than the checkpoint's classifier: leave out it or --head classifier."], "options"
+            )
 
     def by_split(self) -> dict[str, int | None]:
         """Split → largest number of examples; None for all of them."""

@@ -112,7 +112,7 @@ class _Run:
         limits = suite.limits
         self.suite, self.out, self.tasks = suite, out, list(tasks)
         self.bar: Bar | None = None
-        encoder = load_encoder(suite.backbone)
+        encoder = load_encoder(suite.backbone, raw=suite.features == "raw")
         self.evaluator = Evaluator(
             encoder,
             tasks,

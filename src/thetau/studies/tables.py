@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from thetau.evaluate.means import worthless
 from thetau.studies.suite_results import Row, SuiteResults
 
 _ROLES = {"pretrained": "pre-trained", "individual": "individual"}
@@ -26,10 +27,13 @@ def caption(results: SuiteResults) -> str:
     widest = max(accuracy.high - accuracy.low for row in results.rows for accuracy in row.accuracy.values())
     quick = " A quick run: smaller than the suite asks for." if results.quick else ""
     ends = " !: at the end of what was tried, so another λ may be better." if any(row.at_end for row in results.rows) else ""
+    own = next((row.accuracy for row in results.rows if row.role == "individual"), {})
+    nothing = worthless(own)
+    lost = f" Their own models score 0 or less, so the normalised mean leaves out: {', '.join(nothing)}." if nothing else ""
     return (
         f"Suite {results.suite} on {results.backbone}: test accuracy in percent, n = {n} a task, 95 % intervals at most "
         f"±{50 * widest:.1f} points. λ is chosen on at most {results.limits['validation']} validation examples a task by average "
-        f"normalised accuracy.{ends}{quick}"
+        f"normalised accuracy.{ends}{lost}{quick}"
     )
 
 

@@ -73,7 +73,8 @@ class Limits:
 class Suite:
     """`finetune` holds fields of the fine-tuning config, and `finetune_of` those in which a task differs.
 
-    `control` is the task that negation must keep; a comparison of paradigms trains no model on it, also when it is one of `tasks`.
+    `control` is the task that negation must keep. Named among `tasks` it is learnt and added like the others, and only not negated itself. The grids of
+    paradigms are chosen from on `tune_on`, the first task by default. `features`: unit, or raw as in the papers' code, where the head normalises.
     """
 
     name: str
@@ -86,6 +87,8 @@ class Suite:
     methods: tuple[MethodChoice, ...]
     control: str | None = None
     paradigms: tuple[ParadigmChoice, ...] = ()
+    tune_on: str | None = None
+    features: str = "unit"
 
     def selected_paradigms(self, names: Sequence[str]) -> tuple[ParadigmChoice, ...]:
         """The rows of these names. Raises `RecipeError` listing the unknown ones."""
@@ -167,6 +170,8 @@ _KEYS = {
     "methods": list,
     "control": str,
     "paradigms": list,
+    "tune_on": str,
+    "features": str,
 }
 _NEEDED = ("backbone", "tasks")
 
@@ -218,6 +223,10 @@ def parse_suite(content: Any, name: str, where: str) -> Suite:
         for key, other in (("start", choice.start), ("like", choice.like))
         if other is not None and (other not in names or other == choice.name)
     ]
+    if content.get("features", "unit") not in ("unit", "raw"):
+        problems.append(f"`features` must be unit or raw. Got {content['features']!r}.")
+    if "tune_on" in content and content["tune_on"] not in tasks:
+        problems.append(f"`tune_on` must be one of `tasks`. Got {content['tune_on']!r}.{nearest(str(content['tune_on']), tasks)}")
     if content.get("control") in tasks and len(tasks) < 2:
         problems.append(f"`control` must not be the only task. Got {content['control']!r}.")
     if not methods and not paradigms and not problems:
@@ -235,6 +244,8 @@ def parse_suite(content: Any, name: str, where: str) -> Suite:
         methods=tuple(methods),
         control=content.get("control"),
         paradigms=tuple(choice for choice in paradigms if choice is not None),
+        tune_on=content.get("tune_on"),
+        features=content.get("features", "unit"),
     )
 
 
