@@ -14,6 +14,7 @@ from thetau.evaluate.options import Reading
 from thetau.evaluate.spaces import TangentSpace
 from thetau.finetune import FinetuneConfig, finetune
 from thetau.models import load_encoder
+from thetau.models.dual import math_attention
 from thetau.tasks import load_task, make_head
 from thetau.tasks.head import Head, UnitHead
 from tiny import make_model, make_task
@@ -57,7 +58,8 @@ def test_the_linear_form_is_that_of_the_raw_features(model: Path, data: Path, tm
     inputs = evaluator.inputs("animals", "test")
     columns = inputs.batch(range(len(inputs)))
     start = {name: p.detach() for name, p in encoder.module.named_parameters()}
-    out, moved = jvp(lambda given: functional_call(encoder.module, given, (), columns), (start,), (tau,))  # type: ignore[misc]
+    with math_attention():
+        out, moved = jvp(lambda given: functional_call(encoder.module, given, (), columns), (start,), (tau,))  # type: ignore[misc]
     assert torch.allclose(first, out, atol=1e-5)
     assert torch.allclose(change, moved, atol=1e-4 * float(moved.abs().max()))
     head = evaluator.heads["animals"]

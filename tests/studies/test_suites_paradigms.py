@@ -104,4 +104,4 @@ def test_tau_jp_of_a_trace_is_equation_nine() -> None:
             change = {("a", "b"): [[1.0, 2.0], [0.0, 0.0]], ("b", "a"): [[3.0, 0.0]]}[vector, task]
             return torch.zeros(1), torch.tensor(change)
 
-    assert mean_tau_jp(Known(), ["a", "b"], "test") == pytest.approx((5 / 2 + 9) / 2)  # type: ignore[arg-type]
+    assert mean_tau_jp(Known(), ["a", "b"], "test") == pytest.approx((5 / 2 + 9) / 2)

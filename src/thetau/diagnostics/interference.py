@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import final
+from typing import Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -113,7 +113,16 @@ def interference(
     )
 
 
-def mean_tau_jp(tangent: TangentSpace, names: Sequence[str], split: str) -> float:
+@runtime_checkable
+class Terms(Protocol):
+    """What gives f₀ and Jτ of a task's examples; a `TangentSpace` does."""
+
+    def terms(self, vector: str, task: str, split: str) -> tuple[Tensor, Tensor]:
+        """`[example, feature]` both."""
+        ...
+
+
+def mean_tau_jp(tangent: Terms, names: Sequence[str], split: str) -> float:
     r"""The mean over ordered pairs of tasks of $\mathbb{E}\,\lVert J(x_j)\,\tau_i \rVert^2$, i ≠ j (Eq. 9), in squared units of the features."""
     if len(names) < 2:
         raise DataError(f"τJp is between task vectors; at least two are needed. Got {len(names)}.")

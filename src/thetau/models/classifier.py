@@ -15,7 +15,7 @@ from thetau.errors import CheckpointError
 from thetau.models.encoder import Encoder
 from thetau.models.library import max_length_of, quiet, reason_of, transformers
 from thetau.models.naming import match_names
-from thetau.models.vision import load_vision_encoder
+from thetau.models.vision import load_vision_encoder, matched
 from thetau.models.weights import read_weights, weights_hash
 
 _KINDS = {"ForSequenceClassification": "sentence", "ForImageClassification": "image"}
@@ -75,7 +75,7 @@ def load_classifier(folder: Path) -> Classifier:
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise CheckpointError(f"{folder}: transformers cannot open it as a classifier ({reason_of(error)}).") from error
     weights = read_weights(folder)
-    names = match_names(backbone, weights, "", str(folder))
+    names = matched(backbone, weights, str(folder)) if kind == "image" else match_names(backbone, weights, "", str(folder))
     stored = set(names.values())
     image = load_vision_encoder(folder).image if kind == "image" else None
     encoder = Encoder(

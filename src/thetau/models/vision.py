@@ -95,7 +95,7 @@ def load_vision_encoder(folder: Path, size: int | None = None) -> Encoder:
         raise CheckpointError(f"{folder}: an image encoder's model_type must be one of {', '.join(MODEL_TYPES)}. Got {kind!r}.")
     weights = read_weights(folder)
     backbone, pooling = _backbone(folder, config, weights)
-    names = _matched(backbone, weights, str(folder))
+    names = matched(backbone, weights, str(folder))
     own = _json(folder / "preprocessor_config.json")
     default = MODEL_TYPES[kind]
     return _finished(
@@ -177,7 +177,7 @@ def _backbone(folder: Path, config: Any, weights: Mapping[str, Tensor]) -> tuple
             raise CheckpointError(f"{folder}: transformers cannot build the model of its config.json ({error}).") from error
 
 
-def _matched(module: nn.Module, weights: Mapping[str, Tensor], origin: str) -> dict[str, str]:
+def matched(module: nn.Module, weights: Mapping[str, Tensor], origin: str) -> dict[str, str]:
     """Live name → name in the checkpoint, whichever version of transformers gave either."""
     live = {bare(name): name for name in module.state_dict()}
     stored = {live.get(bare(name), name): name for name in weights}

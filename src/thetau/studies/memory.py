@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -46,13 +46,33 @@ def peak_of_training(
         "data": None if data is None else str(data.resolve()),
         "raw": raw,
     }
+    return float(_said(given))
+
+
+def cost_of_merge(base: Path, models: Mapping[str, Path], method: str, fields: Mapping[str, Any]) -> tuple[float, float]:
+    """Seconds of a merge at λ = 1 in a new process, without its start, and the process's peak resident memory in GB.
+
+    `models`: task → its fine-tuned model. Raises `DataError` with what the process said when it fails.
+    """
+    given = {
+        "base": str(base.resolve()),
+        "models": {name: str(path.resolve()) for name, path in models.items()},
+        "method": method,
+        "fields": dict(fields),
+    }
+    seconds, gigabytes = _said(given).split()
+    return float(seconds), float(gigabytes)
+
+
+def _said(given: Mapping[str, Any]) -> str:
+    """The last line that this module, run as a process of its own, gives for these words."""
     done = subprocess.run(
         [sys.executable, "-m", "thetau.studies.memory"], input=json.dumps(given), capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
         said = done.stderr.strip().splitlines()[-1:] or ["nothing"]
         raise DataError(f"the process that measures memory failed. It said: {said[0]}")
-    return float(done.stdout.strip().splitlines()[-1])
+    return done.stdout.strip().splitlines()[-1]
 
 
 def peak() -> float:
@@ -86,6 +106,28 @@ def _train(given: dict[str, Any]) -> None:
         )
 
 
+def _merge(given: dict[str, Any]) -> float:
+    import time
+
+    from thetau.evaluate.merging import build_method, merged_vector
+    from thetau.tasks.suite import MethodChoice
+
+    method = build_method(MethodChoice(name=given["method"], method=given["method"], fields=given["fields"]))
+    begin = time.perf_counter()
+    merged_vector(Path(given["base"]), [Path(path) for path in given["models"].values()], list(given["models"]), method)
+    return time.perf_counter() - begin
+
+
+def main() -> None:
+    """Do what standard input asks for, and say what it took."""
+    given = json.loads(sys.stdin.read())
+    if "models" in given:
+        seconds = _merge(given)
+        sys.stdout.write(f"{seconds:.3f} {peak()}\n")
+    else:
+        _train(given)
+        sys.stdout.write(f"{peak()}\n")
+
+
 if __name__ == "__main__":
-    _train(json.loads(sys.stdin.read()))
-    sys.stdout.write(f"{peak()}\n")
+    main()
