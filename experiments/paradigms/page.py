@@ -278,16 +278,18 @@ def page(results: ParadigmResults) -> str:
         "## What it costs",
         "",
         "Seconds a step here are those of the fastest seed, on a shared machine and in runs that were not alone on it; `make step` measures the step by itself "
-        "([figures](figures.md)).",
+        "([figures](figures.md)). Peak memory is that of a process of its own that trains the paradigm"
+        + ("." if all(row.cost.own_process for row in results.rows if row.cost) else "; this file is from before, and has none."),
         "",
         *table(
-            ["paradigm", "parameters trained", "share", "seconds a step"],
+            ["paradigm", "parameters trained", "share", "seconds a step", "peak GB"],
             [
                 [
                     name,
                     f"{costs[0].trained:,}",
                     f"{100 * costs[0].trained / costs[0].parameters:.0f} %",
                     f"{min(cost.seconds_a_step for cost in costs):.2f}",
+                    f"{max(cost.peak_gigabytes or 0 for cost in costs):.2f}" if all(cost.own_process for cost in costs) else "–",
                 ]
                 for name in results.names()
                 if (costs := [row.cost for row in results.of(name) if row.cost is not None])
@@ -410,8 +412,20 @@ def trace(results: ParadigmResults) -> list[str]:
         "",
         "One-shot addition after some steps of continued training with the penalty (Fig. 3 of the τJp paper).",
         "",
-        *table(["step", *map(str, steps)], [["accuracy", *map(spread, absolute)], ["normalised", *map(spread, relative)]]),
+        *table(
+            ["step", *map(str, steps)],
+            [
+                ["accuracy", *map(spread, absolute)],
+                ["normalised", *map(spread, relative)],
+                ["τJp", *(_interference([row.trace[i].tau_jp for row in rows]) for i in range(len(steps)))],
+            ],
+        ),
     ]
+
+
+def _interference(values: Sequence[float | None]) -> str:
+    found = [value for value in values if value is not None]
+    return f"{mean(found):.4f}" if found else "–"
 
 
 def main() -> None:

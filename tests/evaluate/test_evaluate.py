@@ -15,10 +15,12 @@ from thetau.errors import AlignmentError, CheckpointError, DataError
 from thetau.evaluate import Accuracy, Evaluator, average, choose_scale, normalised
 from thetau.evaluate.accuracy import wilson
 from thetau.evaluate.cache import Cache
+from thetau.evaluate.means import worthless
 from thetau.evaluate.merging import at_scale
 from thetau.models import Encoder, load_encoder
 from thetau.tasks import load_task, tokenise, zero_shot_head
 from thetau.tasks.encoding import features
+from thetau.tasks.metrics import Score
 from tiny import make_model, make_task
 from tiny import one_thread as one_thread
 
@@ -66,7 +68,20 @@ def test_normalised_accuracy_is_the_mean_of_ratios() -> None:
     assert average(merged) == pytest.approx(0.65)
     assert normalised(merged, own) == pytest.approx(0.75)
     with pytest.raises(DataError, match="Lacking: b"):
-        normalised(merged, {"a": own["a"], "b": Accuracy.of(0, 10)})
+        normalised(merged, {"a": own["a"]})
+
+
+def test_a_task_whose_own_model_is_worth_nothing_has_no_share() -> None:
+    """GLUE's CoLA and STS-B may score 0 or less after few steps: the comparison goes on, and says which."""
+    merged = {"cola": Score(name="Matthews", value=0.1, n=50, low=0.0, high=0.2), "sst2": Accuracy.of(40, 100)}
+    own = {"cola": Score(name="Matthews", value=-0.05, n=50, low=-0.2, high=0.1), "sst2": Accuracy.of(80, 100)}
+    assert normalised(merged, own) == pytest.approx(0.5)
+    assert worthless(own) == ("cola",)
+    assert normalised({"cola": merged["cola"]}, own) == pytest.approx(0.1), "nothing is left to be relative to: the value itself"
+    search = choose_scale(
+        [0.5, 1.0, 1.5], lambda scale: {**merged, "sst2": Accuracy.of(40 + int(20 * min(scale, 2 - scale)), 100)}, own
+    )
+    assert search.scale == 1.0
 
 
 def test_the_search_takes_the_best_validation_and_the_smaller_of_equals() -> None:

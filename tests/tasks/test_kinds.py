@@ -305,12 +305,9 @@ def test_the_suites_glue_and_clip8_run_on_local_copies(hub: Path, tmp_path: Path
         template(own, "mask", f'template: "{text}"\nlabels: {labels}\n')
     small = {"finetune": {"steps": 4, "batch_size": 4, "max_length": 24}, "limits": Limits(validation=8, test=8, max_length=24)}
     suite = replace(glue, backbone=str(encoder), tasks=("glue_rte", "glue_cola"), methods=glue.methods[:2], **small)
-    try:
-        results = run_suite(suite, tmp_path / "glue", data=tmp_path / "own")
-    except DataError as error:  # a model this small may answer one class only, and then the metric has no value to compare with
-        assert "normalised accuracy" in str(error)  # noqa: PT017
-    else:
-        assert {row.role for row in results.rows} == {"pretrained", "individual", "merged"}
+    # A model this small may answer one class only; Matthews' correlation is 0 then, and the run goes on all the same.
+    results = run_suite(suite, tmp_path / "glue", data=tmp_path / "own")
+    assert {row.role for row in results.rows} == {"pretrained", "individual", "merged"}
     clip = load_suite("clip8")
     assert {"clip_sun397", "clip_dtd"} <= set(clip.tasks)
     folder = saved(tmp_path / "clip", made("clip"))

@@ -19,6 +19,7 @@ from thetau.cli.inspect import inspect
 from thetau.cli.merge import merge
 from thetau.cli.methods import methods
 from thetau.cli.suite import suite_app
+from thetau.cli.sweep import sweep
 from thetau.cli.tune import tune
 from thetau.cli.vector import vector_app
 from thetau.cli.verify import verify
@@ -59,6 +60,7 @@ app.add_typer(export_app, name="export")
 app.command()(finetune)
 app.command()(evaluate)
 app.command()(tune)
+app.command()(sweep)
 app.add_typer(evidence_app, name="evidence")
 app.add_typer(basis_app, name="basis")
 app.add_typer(suite_app, name="suite")

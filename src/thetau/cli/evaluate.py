@@ -26,7 +26,7 @@ def evaluate(
     reading: Reading,
     json: Json,
 ) -> None:
-    """Measure a checkpoint on tasks, with n and a 95 % interval, under heads made from the base, or trained with the model.
+    """Measure a checkpoint on tasks, with n and a 95 % interval, by its own classifier, or heads trained with it, or made from the base.
 
     thetau evaluate --model merged --task sms_spam --task qnli
     """
@@ -35,8 +35,13 @@ def evaluate(
 
     from thetau.evaluate.session import Session
     from thetau.finetune.progress import bar
-    from thetau.studies.checkpoints import evaluate_checkpoint, heads_of
+    from thetau.studies.checkpoints import evaluate_checkpoint, evaluate_classifier, has_classifier, heads_of
 
+    if has_classifier(model, options):
+        measured = evaluate_classifier(model, task, options, reading)
+        json.write(measured.to_json())
+        Console().print(_table(measured))
+        return
     heads = heads_of(model, options)
     session = Session.open(base=backbone.base, tasks=task, limits=options.by_split(), reading=reading, heads=heads)
     total = sum(session.evaluator.size(name, options.split) for name in session.tasks)
@@ -50,7 +55,7 @@ def _table(found: CheckpointMeasured) -> Table:
     from rich.table import Table
 
     form = ", in the linear form" if found.space == "tangent" else ""
-    made = Table(caption=f"{found.model} on {found.split}{form}, heads from {found.base}; in percent", caption_justify="left")
+    made = Table(caption=f"{found.model} on {found.split}{form}, head: {found.head}; in percent", caption_justify="left")
     made.add_column("task", no_wrap=True)
     kinds = set(found.metrics.values())
     same = len(kinds) == 1

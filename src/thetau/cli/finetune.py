@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -62,6 +62,12 @@ def finetune(
         str | None,
         typer.Option(help="How the model is read: sentence, image, mask or text_to_text; by default as its files say."),
     ] = None,
+    features: Annotated[
+        Literal["unit", "raw"],
+        typer.Option(
+            help="unit: features of unit length; raw: linearised and penalised first, normalised by the head, as in the papers' code."
+        ),
+    ] = "unit",
     settings: Annotated[Mapping[str, Any], Option("Any other field of the config, as penalty_batch=4.", flags=("--set",))] = NONE,
 ) -> None:
     """Fine-tune a model on one task, or jointly on several. The head is frozen. The same run twice is done once; an interrupted one goes on.
@@ -99,7 +105,7 @@ def finetune(
     config = FinetuneConfig.of({"paradigm": paradigm, "save_every": save_every, **options}, "thetau finetune")
     tasks = [load_task(name, data) for name in task]
     others = [load_task(name, data) for name in against or []]
-    encoder = load_encoder(model, kind_named(kind))
+    encoder = load_encoder(model, kind_named(kind), raw=features == "raw")
     name = "+".join(one.name for one in tasks)
     with bar(f"fine-tune {name}", config.steps, "steps") as progress:
         result = run(

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import final
+from typing import Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from thetau.diagnostics.results import Correlation, Matrix, Result, correlate
 from thetau.errors import DataError
+from thetau.evaluate.means import normalised
 from thetau.evaluate.measures import Measure
 from thetau.evaluate.spaces import Space, TangentSpace
 
@@ -25,7 +26,7 @@ class Pair:
     """Two tasks. `tau_jp` is Eq. 9, in squared units of the features.
 
     - `accuracy`: of each on its test examples with both vectors added at α = 1. `normalised`: the mean of the two, each relative to
-      its own vector alone.
+      its own vector alone, where that is worth something.
     """
 
     a: str
@@ -84,15 +85,13 @@ def interference(
         a, b = names[i], names[j]
         both = {a: 1.0, b: 1.0}
         found = {name: space.accuracy(both, name, split) for name in (a, b)}
-        if not all(own[name].value > 0 for name in (a, b)):
-            raise DataError(f"normalised accuracy of {a} and {b}: a vector's accuracy on its own task is 0.")
         pairs.append(
             Pair(
                 a=a,
                 b=b,
                 tau_jp=(products[i][j] + products[j][i]) / 2,
                 cosine=cosines[i][j],
-                normalised=sum(found[name].value / own[name].value for name in (a, b)) / 2,
+                normalised=normalised(found, own),
                 accuracy=found,
             )
         )
@@ -112,6 +111,24 @@ def interference(
             correlate(jp, cos, ("τJp", "cosine")),
         ),
     )
+
+
+@runtime_checkable
+class Terms(Protocol):
+    """What gives f₀ and Jτ of a task's examples; a `TangentSpace` does."""
+
+    def terms(self, vector: str, task: str, split: str) -> tuple[Tensor, Tensor]:
+        """`[example, feature]` both."""
+        ...
+
+
+def mean_tau_jp(tangent: Terms, names: Sequence[str], split: str) -> float:
+    r"""The mean over ordered pairs of tasks of $\mathbb{E}\,\lVert J(x_j)\,\tau_i \rVert^2$, i ≠ j (Eq. 9), in squared units of the features."""
+    if len(names) < 2:
+        raise DataError(f"τJp is between task vectors; at least two are needed. Got {len(names)}.")
+    pairs = [(vector, task) for vector in names for task in names if vector != task]
+    found = [float(tangent.terms(vector, task, split)[1].double().square().sum(-1).mean()) for vector, task in pairs]
+    return sum(found) / len(found)
 
 
 def cosine_matrix(vectors: Sequence[Mapping[str, Tensor]]) -> Matrix:

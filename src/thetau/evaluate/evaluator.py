@@ -101,7 +101,11 @@ class Evaluator:
                     self.encoder.load(weights, origin)
                     loaded = True
                 with torch.inference_mode():
-                    told = head.predict(features(self.encoder, inputs, self.done))
+                    read = features(self.encoder, inputs, self.done)
+                    told = head.predict(read)
+                    if self._cache.folder is not None:  # the loss comes for nothing with the features
+                        loss = Loss(value=float(head.loss(read.float(), label_tensor(inputs.labels))), n=len(inputs))
+                        self._cache.put(loss, [key, self.encoder.form, inputs.hash, head.hash(), "loss"])
                 found = measure(metric, told, inputs.labels)
                 self._cache.put(found, parts)
             else:

@@ -26,16 +26,26 @@ def average(accuracies: Mapping[str, Measure]) -> float:
 
 
 def normalised(accuracies: Mapping[str, Measure], individual: Mapping[str, Measure]) -> float:
-    """The mean over tasks of accuracy / individual accuracy. Raises `DataError` for a task whose individual accuracy is 0 or absent.
+    """The mean over tasks of accuracy / individual accuracy.
+
+    Tasks whose own model is worth nothing (a Matthews or Pearson score of 0 or less) have no share to speak of: they are left out, see
+    `worthless`, and where all are, this is the average itself. Raises `DataError` for a task whose individual accuracy is absent.
 
     Examples:
         >>> from thetau.evaluate import Accuracy
         >>> normalised({"sst2": Accuracy.of(90, 100)}, {"sst2": Accuracy.of(100, 100)})
         0.9
     """
-    lacking = [task for task in accuracies if task not in individual or individual[task].value <= 0]
+    lacking = [task for task in accuracies if task not in individual]
     if lacking or not accuracies:
         raise DataError(
-            f"normalised accuracy needs an individual accuracy above 0 for every task. Lacking: {', '.join(lacking) or 'all'}."
+            f"normalised accuracy needs an individual accuracy for every task. Lacking: {', '.join(lacking) or 'all'}."
         )
-    return sum(accuracy.value / individual[task].value for task, accuracy in accuracies.items()) / len(accuracies)
+    left_out = set(worthless(individual))
+    shares = [accuracy.value / individual[task].value for task, accuracy in accuracies.items() if task not in left_out]
+    return sum(shares) / len(shares) if shares else average(accuracies)
+
+
+def worthless(individual: Mapping[str, Measure]) -> tuple[str, ...]:
+    """Tasks whose own model scores 0 or less, so that nothing can be relative to it."""
+    return tuple(task for task, accuracy in individual.items() if accuracy.value <= 0)

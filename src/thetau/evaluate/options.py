@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, final
+from typing import Annotated, Literal, final
 
 from thetau.options import Option, check_ranges
 
 BASE = "all-MiniLM-L6-v2"
 DataFolder = Annotated[Path | None, Option("Folder of task folders; looked at before the shipped tasks.", flags=("--data",))]
 Kind = Annotated[str | None, Option("How the base is read: sentence, image, mask or text_to_text; by default as its files say.")]
+Features = Annotated[
+    Literal["unit", "raw"],
+    Option(
+        "unit: of unit length, before they are linearised; raw: as the papers' code, linearised first and normalised by the head."
+    ),
+]
 Split = Annotated[str, Option("train, validation or test.")]
 Limit = Annotated[int | None, Option("At most so many examples a task, always the same ones.", least=1)]
 
@@ -32,6 +38,7 @@ class Reading:
     max_length: Annotated[int, Option("Tokens of an example; longer ones are cut.", least=3)] = 64
     image_size: Annotated[int | None, Option("Pixels a side of an image; by default the model's own.", least=1)] = None
     kind: Kind = None
+    features: Features = "unit"
     cache: Annotated[
         Path | None, Option("Folder in which evaluations are kept, so that they are done once.", flags=("--cache",))
     ] = None

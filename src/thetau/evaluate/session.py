@@ -94,7 +94,7 @@ class Session:
         """
         given = reading or Reading()
         tuned = [open_tuned(model) for model in models]
-        encoder = load_encoder(str(base), kind_named(given.kind))
+        encoder = load_encoder(str(base), kind_named(given.kind), raw=given.features == "raw")
         wanted = [
             load_task(name, given.data) for name in dict.fromkeys([model.task for model in tuned] if tasks is None else tasks)
         ]
@@ -127,7 +127,7 @@ class Session:
         folders = {task.name: Path(bank.members[task.name].source) for task in listed if task.name in bank.members}
         folders |= {found[name].name: path for name, path in (models or {}).items() if name in found}
         label = str(base or bank.base_label)
-        encoder = load_encoder(label, kind_named(given.kind))
+        encoder = load_encoder(label, kind_named(given.kind), raw=given.features == "raw")
         return cls(encoder, listed, base=label, heads=_heads(folders, say), limits=limits, reading=given)
 
     @property

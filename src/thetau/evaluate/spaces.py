@@ -22,6 +22,7 @@ from thetau.evaluate.measures import Loss, Measure, measure
 from thetau.models import weights_hash
 from thetau.models.linear import LinearModel
 from thetau.tasks.encoding import ordered_batches
+from thetau.tasks.inputs import label_tensor
 
 
 @runtime_checkable
@@ -34,6 +35,10 @@ class Space(Protocol):
 
     def accuracies(self, coefficients: Mapping[str, float], tasks: Iterable[str], split: str) -> dict[str, Measure]:
         """The same on several tasks, the weights made once."""
+        ...
+
+    def losses(self, coefficients: Mapping[str, float], tasks: Iterable[str], split: str) -> dict[str, Loss]:
+        """The mean loss of each task's head."""
         ...
 
     def features(self, coefficients: Mapping[str, float], task: str, split: str) -> Tensor:
@@ -115,13 +120,26 @@ class TangentSpace:
         """The same on several tasks."""
         return {task: self.accuracy(coefficients, task, split) for task in tasks}
 
+    def losses(self, coefficients: Mapping[str, float], tasks: Iterable[str], split: str) -> dict[str, Loss]:
+        """From the terms that are kept."""
+        found = {}
+        for task in tasks:
+            inputs = self._evaluator.inputs(task, split)
+            with torch.inference_mode():
+                value = self._evaluator.heads[task].loss(
+                    self.features(coefficients, task, split).float(), label_tensor(inputs.labels)
+                )
+            found[task] = Loss(value=float(value), n=len(inputs))
+        return found
+
     def _compute(self, vector: str, task: str, split: str) -> tuple[Tensor, Tensor]:
         inputs = self._evaluator.inputs(task, split)
         encoder = self._evaluator.encoder
         path = None
         if self._cache is not None:
             path = (
-                self._cache / f"terms-{encoder.base_hash[:12]}-{self._hashes[vector][:16]}-{inputs.unlabelled[:12]}.safetensors"
+                self._cache
+                / f"terms-{encoder.base_hash[:12]}-{self._hashes[vector][:16]}-{inputs.unlabelled[:12]}{'-raw' * encoder.raw}.safetensors"
             )
             found = _read(path)
             if found is not None:

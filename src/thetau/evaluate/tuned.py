@@ -26,7 +26,7 @@ from thetau.vectors.identity import identities
 class Tuned:
     """A fine-tuned model: the name of its task, where it lies, whether its vector belongs to the tangent space.
 
-    `given`: the words that named it.
+    `given`: the words that named it. `raw`: whether it was trained on features that the head normalises.
     """
 
     task: str
@@ -34,6 +34,7 @@ class Tuned:
     tangent: bool
     base_hash: str | None = None
     given: str = ""
+    raw: bool = False
 
     def heads(self) -> dict[str, AnyHead]:
         """The heads that were trained with it, by task."""
@@ -56,6 +57,7 @@ def open_tuned(given: str | Path) -> Tuned:
         tangent=is_tangent(path),
         base_hash=None if record is None else record.get("base_hash"),
         given=text,
+        raw=record is not None and record.get("features") == "raw",
     )
 
 
@@ -95,6 +97,11 @@ def one_space(models: Sequence[Tuned], encoder: Encoder) -> bool:
         if model.base_hash not in (None, encoder.base_hash):
             raise DataError(
                 f"{model.path}: was fine-tuned from another base than {encoder.folder} (their contents differ). Give its own base."
+            )
+        if model.raw != encoder.raw and model.tangent:
+            now = {True: "raw", False: "unit"}
+            raise DataError(
+                f"{model.path}: is the linear form of {now[model.raw]} features, and these are {now[encoder.raw]}. Give --features {now[model.raw]}."
             )
     names = [model.task for model in models]
     if len(set(names)) != len(names):

@@ -121,6 +121,7 @@ def finetune(
         "base": base,
         "base_hash": encoder.base_hash,
         "space": "tangent" if config.how.linear else "weights",
+        **({"features": "raw"} if encoder.raw else {}),
         "config": asdict(config),
         "data_hash": lessons[0].inputs.hash,
         "head_hash": lessons[0].head.hash(),

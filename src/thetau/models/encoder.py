@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -11,16 +11,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from thetau.errors import CheckpointError
 from thetau.models.naming import check_fit
-from thetau.models.pooling import Pooling, pool
+from thetau.models.pooling import FeatureModel, Pooling, pool
 
 Kind = Literal["sentence", "image", "mask", "text_to_text"]
 Channels = tuple[float, float, float]
 
 
 @final
-class TextEncoder(nn.Module):
-    """A transformers encoder with its pooling, as one module: `forward(**columns) → [example, feature]`, rows of unit length.
+class TextEncoder(FeatureModel):
+    """A transformers encoder with its pooling, as one module: `forward(**columns) → [example, feature]`, rows of unit length unless raw.
 
     A plain module of tensors to a tensor, so that `torch.func` can take it apart.
     """
@@ -35,7 +36,7 @@ class TextEncoder(nn.Module):
         token]`.
         """
         hidden = self.backbone(**columns).last_hidden_state
-        return pool(hidden, columns["attention_mask"], self.pooling)
+        return self.finished(pool(hidden, columns["attention_mask"], self.pooling))
 
 
 @final
@@ -68,6 +69,7 @@ class Encoder:
     - `form`: what it computes apart from weights, for the keys of caches.
     - `frozen`: parameters of `module` that no fine-tuning trains.
     - `tokenizer` is None for images, `image` for texts.
+    - `raw`: features are not brought to unit length; heads do it (`raw_features`).
     """
 
     module: nn.Module
@@ -82,6 +84,7 @@ class Encoder:
     tokenizer: Any = None
     image: ImageForm | None = None
     frozen: tuple[str, ...] = ()
+    raw: bool = False
 
     @property
     def backbone(self) -> nn.Module:
@@ -119,3 +122,17 @@ class Encoder:
             for name, stored in self.names.items()
             if f"backbone.{name}" in known and stored in weights
         }
+
+
+def raw_features(encoder: Encoder) -> Encoder:
+    """The same encoder without the normalisation of its features, as in the papers' code, where the head normalises: what is linearised and penalised is
+    then the features themselves. Raises `CheckpointError` for language models, whose features have no unit length.
+    """
+    match encoder.module:
+        case FeatureModel():
+            encoder.module.normalise = False
+            return replace(encoder, form=f"{encoder.form}, raw", raw=True)
+    raise CheckpointError(
+        f"{encoder.folder}: raw features are of encoders whose features are brought to unit length. This one is of kind "
+        f"{encoder.kind}; leave `--features raw` out."
+    )

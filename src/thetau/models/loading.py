@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
 from thetau.checkpoint.locate import OPEN_CLIP, locate
 from thetau.errors import CheckpointError, nearest
-from thetau.models.encoder import Encoder, Kind
+from thetau.models.encoder import Encoder, Kind, raw_features
 from thetau.models.language import load_mask_encoder, load_text_to_text
 from thetau.models.sentence import load_sentence_encoder
 from thetau.models.vision import MODEL_TYPES, load_vision_encoder
 
 
-def load_encoder(model: str | Path, kind: Kind | None = None) -> Encoder:
-    """The encoder in a folder, a packaged model or a hub id, in float32 and evaluation mode.
+def load_encoder(model: str | Path, kind: Kind | None = None, *, raw: bool = False) -> Encoder:
+    """The encoder in a folder, a packaged model or a hub id, in float32 and evaluation mode; with `raw` as `raw_features`.
 
     Without `kind`, `kind_of` its folder. Raises `CheckpointError` (not found, not readable, not of the kind, pooling not
     supported) and `AlignmentError` (weights that are not those of the config).
     """
     folder = locate(model)
+    encoder = _load(folder, kind)
+    return raw_features(encoder) if raw else encoder
+
+
+def _load(folder: Path, kind: Kind | None) -> Encoder:
     match kind or kind_of(folder):
         case "sentence":
             return load_sentence_encoder(folder)
@@ -45,7 +51,8 @@ def kind_named(name: str | None) -> Kind | None:
 def kind_of(folder: Path) -> Kind:
     """What the files of a folder say: an image model, a text-to-text one, a masked language model with its head; else sentences.
 
-    A masked language model that sentence-transformers pools (`modules.json`) is a sentence encoder.
+    A masked language model that sentence-transformers pools (`modules.json`) is a sentence encoder. Raises `CheckpointError`: not readable, or a
+    causal language model, whose tokens see only what stands before them: nothing says how their features are one sentence's.
     """
     if (folder / OPEN_CLIP).is_file():
         return "image"
@@ -60,5 +67,19 @@ def kind_of(folder: Path) -> Kind:
     if config.get("is_encoder_decoder"):
         return "text_to_text"
     names = config.get("architectures") or []
+    if not (folder / "modules.json").is_file() and is_causal(str(config.get("model_type", ""))):
+        raise CheckpointError(
+            f"{folder}: is a causal language model ({config['model_type']}), which is not understood as an encoder of sentences. Give a checkpoint with an "
+            "encoder, or `--kind sentence` (`load_encoder(folder, 'sentence')`) to read the mean of its tokens all the same."
+        )
     masked = isinstance(names, list) and any(str(name).endswith("ForMaskedLM") for name in names)
     return "mask" if masked and not (folder / "modules.json").is_file() else "sentence"
+
+
+def is_causal(model_type: str) -> bool:
+    """Whether transformers knows this architecture as a causal language model and not as a masked one; False without transformers."""
+    try:
+        auto = import_module("transformers.models.auto.modeling_auto")
+    except ImportError:
+        return False
+    return model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and model_type not in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES

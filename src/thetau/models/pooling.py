@@ -56,13 +56,28 @@ def _json(path: Path) -> Any:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error}).") from error
 
 
+class FeatureModel(nn.Module):
+    """A module whose features have unit length; with `normalise` false they are as the backbone gives them, and the head normalises.
+
+    Of the linear form it matters which: f₀ + Jτ of unit features is not the unit length of f₀ + Jτ.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normalise = True
+
+    def finished(self, features: Float[Tensor, "example feature"]) -> Float[Tensor, "example feature"]:
+        """What the module gives."""
+        return nn.functional.normalize(features, dim=-1) if self.normalise else features
+
+
 def pool(
     hidden: Float[Tensor, "example token feature"], mask: Int[Tensor, "example token"], kind: Pooling
 ) -> Float[Tensor, "example feature"]:
-    """One vector of unit length for each example; padding does not count."""
+    """One vector for each example; padding does not count."""
     if kind == "cls":
         pooled = hidden[:, 0]
     else:
         weight = mask.unsqueeze(-1).to(hidden.dtype)
         pooled = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
-    return nn.functional.normalize(pooled, dim=-1)
+    return pooled

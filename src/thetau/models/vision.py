@@ -23,6 +23,7 @@ from thetau.errors import CheckpointError
 from thetau.models.encoder import Channels, Encoder, ImageForm
 from thetau.models.library import package, quiet, reason_of, transformers
 from thetau.models.naming import match_names
+from thetau.models.pooling import FeatureModel
 from thetau.models.weights import read_weights, weights_hash
 
 VisionPooling = Literal["cls", "pooled", "projected"]
@@ -34,8 +35,8 @@ MODEL_TYPES = {"dinov2": IMAGENET, "vit": HALF, "clip": CLIP, "clip_vision_model
 
 
 @final
-class VisionEncoder(nn.Module):
-    """A transformers vision model with its pooling: `forward(pixel_values) → [example, feature]`, rows of unit length.
+class VisionEncoder(FeatureModel):
+    """A transformers vision model with its pooling: `forward(pixel_values) → [example, feature]`, rows of unit length unless raw.
 
     - `pooling`: `cls`, the first token of the last hidden state (DINOv2, ViT: after the last norm); `pooled`, CLIP's normed first
       token; `projected`, CLIP's image embedding, in the space of its texts.
@@ -60,11 +61,11 @@ class VisionEncoder(nn.Module):
                 features = output.pooler_output
             case _:
                 features = output.last_hidden_state[:, 0]
-        return nn.functional.normalize(features, dim=-1)
+        return self.finished(features)
 
 
 @final
-class OpenClipVision(nn.Module):
+class OpenClipVision(FeatureModel):
     """open_clip's visual tower, `model.visual`, with open_clip's own names: `forward(pixel_values) → [example, feature]`, rows of
     unit length.
     """
@@ -77,7 +78,7 @@ class OpenClipVision(nn.Module):
 
     def forward(self, pixel_values: Float[Tensor, "example 3 height width"]) -> Float[Tensor, "example feature"]:
         """`pixel_values` are normalised and of the tower's own size."""
-        return nn.functional.normalize(self.backbone(pixel_values), dim=-1)
+        return self.finished(self.backbone(pixel_values))
 
 
 def load_vision_encoder(folder: Path, size: int | None = None) -> Encoder:
@@ -94,7 +95,7 @@ def load_vision_encoder(folder: Path, size: int | None = None) -> Encoder:
         raise CheckpointError(f"{folder}: an image encoder's model_type must be one of {', '.join(MODEL_TYPES)}. Got {kind!r}.")
     weights = read_weights(folder)
     backbone, pooling = _backbone(folder, config, weights)
-    names = _matched(backbone, weights, str(folder))
+    names = matched(backbone, weights, str(folder))
     own = _json(folder / "preprocessor_config.json")
     default = MODEL_TYPES[kind]
     return _finished(
@@ -176,7 +177,7 @@ def _backbone(folder: Path, config: Any, weights: Mapping[str, Tensor]) -> tuple
             raise CheckpointError(f"{folder}: transformers cannot build the model of its config.json ({error}).") from error
 
 
-def _matched(module: nn.Module, weights: Mapping[str, Tensor], origin: str) -> dict[str, str]:
+def matched(module: nn.Module, weights: Mapping[str, Tensor], origin: str) -> dict[str, str]:
     """Live name → name in the checkpoint, whichever version of transformers gave either."""
     live = {bare(name): name for name in module.state_dict()}
     stored = {live.get(bare(name), name): name for name in weights}

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from thetau.studies.options import NegateBasis as NegateBasis
     from thetau.studies.options import Outer as Outer
     from thetau.studies.options import ServeTask as ServeTask
+    from thetau.studies.options import Sweep as Sweep
     from thetau.studies.options import Tune as Tune
     from thetau.studies.paradigms import ParadigmResults as ParadigmResults
     from thetau.studies.paradigms import load_paradigm_results as load_paradigm_results
@@ -60,6 +61,8 @@ if TYPE_CHECKING:
     from thetau.studies.suite import run_suite as run_suite
     from thetau.studies.suite_results import SuiteResults as SuiteResults
     from thetau.studies.suite_results import load_results as load_results
+    from thetau.studies.sweeps import Swept as Swept
+    from thetau.studies.sweeps import sweep as sweep
     from thetau.studies.tables import markdown_table as markdown_table
     from thetau.studies.tuning import Tuned as Tuned
     from thetau.studies.tuning import tune as tune
@@ -92,6 +95,8 @@ _HOMES = {
     "ServeTask": "thetau.studies.options",
     "SingleTasks": "thetau.studies.by_paradigm",
     "SuiteResults": "thetau.studies.suite_results",
+    "Sweep": "thetau.studies.options",
+    "Swept": "thetau.studies.sweeps",
     "TaskServed": "thetau.studies.banks",
     "Tune": "thetau.studies.options",
     "Tuned": "thetau.studies.tuning",
@@ -119,6 +124,7 @@ _HOMES = {
     "serve_task": "thetau.studies.banks",
     "single_tasks": "thetau.studies.by_paradigm",
     "study_partitions": "thetau.studies.partitions",
+    "sweep": "thetau.studies.sweeps",
     "tau_jp": "thetau.studies.measures",
     "tune": "thetau.studies.tuning",
 }
@@ -150,6 +156,8 @@ __all__ = [
     "ServeTask",
     "SingleTasks",
     "SuiteResults",
+    "Sweep",
+    "Swept",
     "TaskServed",
     "Tune",
     "Tuned",
@@ -177,6 +185,7 @@ __all__ = [
     "serve_task",
     "single_tasks",
     "study_partitions",
+    "sweep",
     "tau_jp",
     "tune",
 ]

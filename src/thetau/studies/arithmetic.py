@@ -185,7 +185,8 @@ def negation(
     """
     if task == control:
         raise DataError(f"negation of {task!r}: the control task must be another one.")
-    limit = share * space.accuracy({}, control, "validation").value
+    kept = space.accuracy({}, control, "validation").value
+    limit = min(kept, share * kept)  # a score may be below 0, and a share of it above it
     subtracted = task if vector is None else vector
     trials: dict[float, NegationTrial] = {}
 

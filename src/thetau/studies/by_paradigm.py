@@ -105,9 +105,10 @@ def single_tasks(results: ParadigmResults) -> SingleTasks:
 @final
 @dataclass(frozen=True, kw_only=True)
 class CostRow:
-    """One paradigm: parameters that there are and that are trained, mean seconds a step (of the fastest seed, the
-    least disturbed), and the most resident memory that the process
-    had held by then, which only rises along a run: `make step` measures the memory of a step by itself.
+    """One paradigm: parameters that there are and that are trained, mean seconds a step (of the fastest seed, the least disturbed), and the
+    most resident memory of a process of its own that trains it.
+
+    `own_process` is false for files of before, whose memory is that of the whole comparison by then and only rises.
     """
 
     name: str
@@ -115,7 +116,8 @@ class CostRow:
     trained: int
     seconds_a_step: float
     relative: float
-    peak_gigabytes: float
+    peak_gigabytes: float | None
+    own_process: bool = False
 
 
 @final
@@ -143,7 +145,8 @@ def costs(results: ParadigmResults) -> Costs:
                 trained=rows[0].trained,
                 seconds_a_step=min(cost.seconds_a_step for cost in rows),
                 relative=min(cost.seconds_a_step for cost in rows) / first,
-                peak_gigabytes=max(cost.peak_gigabytes for cost in rows),
+                peak_gigabytes=max((cost.peak_gigabytes for cost in rows if cost.peak_gigabytes is not None), default=None),
+                own_process=all(cost.own_process for cost in rows),
             )
             for name, rows in measured.items()
         ),

@@ -1,8 +1,9 @@
-"""One checkpoint measured on tasks, in the model or in its linear form, under heads made from the base or trained with it."""
+"""One checkpoint measured on tasks, in the model or in its linear form, under heads made from the base, trained with it, or its own classifier."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
@@ -11,19 +12,26 @@ from thetau.checkpoint.locate import packaged_models
 from thetau.diagnostics.results import Result
 from thetau.errors import DataError
 from thetau.evaluate.means import average
-from thetau.evaluate.measures import Measure
+from thetau.evaluate.measures import Measure, measure
+from thetau.evaluate.options import Reading
 from thetau.evaluate.session import Session
 from thetau.evaluate.tuned import difference, is_tangent
-from thetau.finetune.output import trained_heads
+from thetau.finetune.output import read_record, trained_heads
 from thetau.models import locate, read_weights
+from thetau.models.classifier import Classifier, classifier_of, load_classifier
 from thetau.studies.options import Evaluate
+from thetau.tasks import Task, load_task
+from thetau.tasks.encoding import encode, features
 from thetau.tasks.head import AnyHead
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class CheckpointMeasured(Result):
-    """What `evaluate_checkpoint` found. `metrics`: of each task; `tasks`: its value, with n and a 95 % interval."""
+    """What `evaluate_checkpoint` or `evaluate_classifier` found. `metrics`: of each task; `tasks`: its value, with n and a 95 % interval.
+
+    `head`: what turned features into answers.
+    """
 
     model: str
     base: str
@@ -33,6 +41,7 @@ class CheckpointMeasured(Result):
     space: str
     metrics: dict[str, str]
     tasks: dict[str, Measure]
+    head: str = "made from the base"
 
     def to_json(self) -> dict[str, Any]:
         """As plain values, the metric beside each task's value."""
@@ -48,6 +57,84 @@ def heads_of(model: str | Path, options: Evaluate | None = None) -> dict[str, An
     if given.heads is not None and not found:
         raise DataError(f"{given.heads}: holds no trained heads. Give the folder of a model that was fine-tuned with train_head.")
     return found
+
+
+def has_classifier(model: str | Path, options: Evaluate | None = None) -> bool:
+    """Whether a checkpoint is measured by the classifier that it was saved with.
+
+    It is not where the options name other heads, and `auto` leaves what thetau fine-tuned to the head that this was trained with.
+    """
+    given = options or Evaluate()
+    where = _where(model)
+    if given.head == "names" or given.heads is not None or not where.is_dir():
+        return False
+    if given.head == "classifier":
+        return True
+    return classifier_of(where) is not None and read_record(where) is None
+
+
+def evaluate_classifier(
+    model: str | Path,
+    tasks: Sequence[str | Path],
+    options: Evaluate | None = None,
+    reading: Reading | None = None,
+    *,
+    on_tokens: Callable[[int], None] | None = None,
+) -> CheckpointMeasured:
+    """Measure a checkpoint by the classifier that it was saved with.
+
+    Its classes are the task's by their names, or by their numbers where its config has no names. Raises `CheckpointError`: no classifier; `DataError`:
+    classes that are not the task's.
+    """
+    given, read = options or Evaluate(), reading or Reading()
+    where = _where(model)
+    classifier = load_classifier(where)
+    found: dict[str, Measure] = {}
+    metrics: dict[str, str] = {}
+    for task in [load_task(name, read.data) for name in tasks]:
+        order = class_order(classifier, task, str(model))
+        inputs = encode(
+            classifier.encoder,
+            task,
+            given.split,
+            max_length=read.max_length,
+            image_size=read.image_size,
+            limit=given.limit,
+        )
+        logits = features(classifier.encoder, inputs, on_tokens)
+        told = logits[:, 0] if task.regression else logits[:, list(order)].argmax(-1)
+        found[task.name], metrics[task.name] = measure(task.metric, told, inputs.labels), task.metric
+    return CheckpointMeasured(
+        model=str(model),
+        base=str(model),
+        split=given.split,
+        max_length=read.max_length,
+        average=average(found),
+        space="weights",
+        metrics=metrics,
+        tasks=found,
+        head="the checkpoint's own classifier",
+    )
+
+
+def class_order(classifier: Classifier, task: Task, origin: str) -> tuple[int, ...]:
+    """The classifier's output for each class of a task, in the task's order. Raises `DataError`: the classes are others."""
+    needed = 1 if task.regression else len(task.labels)
+    if classifier.count == needed and (task.regression or classifier.labels is None):
+        return tuple(range(needed))
+    own = [_plain_label(label) for label in classifier.labels or ()]
+    wanted = [_plain_label(label) for label in task.labels]
+    if len(own) != needed or sorted(own) != sorted(wanted):
+        shown = ", ".join((classifier.labels or ())[:8]) or f"{classifier.count} without names"
+        raise DataError(
+            f"{origin}: its classifier's classes are {shown}; those of task {task.name!r} are {', '.join(task.labels[:8]) or 'numbers'}. "
+            "Correct `id2label` in its config.json, or leave the classifier out: --head names."
+        )
+    return tuple(own.index(label) for label in wanted)
+
+
+def _plain_label(label: str) -> str:
+    return re.sub(r"[^a-z0-9]+", " ", label.lower()).strip()
 
 
 def evaluate_checkpoint(
@@ -81,6 +168,7 @@ def evaluate_checkpoint(
         space="tangent" if tangent else "weights",
         metrics={name: session.evaluator.tasks[name].metric for name in found},
         tasks=found,
+        head=f"trained with {given.heads or model}" if heads_of(model, given) else f"made from {session.base}",
     )
 
 

@@ -191,8 +191,43 @@ class Tune:
             raise RecipeError(
                 ["--negate needs --control TASK, the task that it must keep, and --control is for --negate."], "options"
             )
-        if (self.negate or self.analogy is not None or self.left_out) and self.method != "sum":
-            raise RecipeError(["--method is for addition; here vectors are summed."], "options")
+        if (self.negate or self.analogy is not None) and self.method != "sum":
+            raise RecipeError(["--method is for addition and --left-out; here vectors are summed."], "options")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Of `sweep`: a method over its fields and λ, over subsets of the tasks, without each of them, and each alone."""
+
+    method: Annotated[str, Option("The method; sum is task arithmetic.", flags=("--method",))] = "sum"
+    fields: Annotated[
+        Mapping[str, Any], Option("A field of the method that does not vary, as density=0.2.", flags=("--set",))
+    ] = field(default_factory=dict)
+    over: Annotated[
+        Mapping[str, Any],
+        Option("A field that varies, as 'density=[0.1, 0.2]'; several give every combination.", flags=("--over",)),
+    ] = field(default_factory=dict)
+    subsets: Annotated[
+        tuple[int, ...], Option("Merge so many of the tasks at a time, as 2; may be repeated.", flags=("--subsets",))
+    ] = ()
+    draws: Annotated[int, Option("Subsets of each size, all where there are fewer.", least=1)] = 8
+    seed: Annotated[int, Option("Of the choice of subsets.", least=0)] = 0
+    left_out: Annotated[bool, Option("Merge without each task in turn, and test on it.", flags=("--left-out",))] = False
+    upper_bound: Annotated[bool, Option("Each task's own vector alone, its λ chosen too.", flags=("--upper-bound",))] = False
+    alphas: Alphas = None
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        wrong = [name for name, values in self.over.items() if not isinstance(values, list | tuple) or not values]
+        if wrong:
+            raise RecipeError(
+                [f"--over {wrong[0]} must be a list of values, as '{wrong[0]}=[0.1, 0.2]'. Got {self.over[wrong[0]]!r}."],
+                "options",
+            )
+        both = [name for name in self.over if name in self.fields]
+        if both:
+            raise RecipeError([f"{both[0]} is given by --set and by --over: leave one out."], "options")
 
 
 @final
@@ -205,6 +240,13 @@ class Evaluate:
         Path | None,
         Option("A fine-tuned model's folder whose trained heads are used; by default the model's own."),
     ] = None
+    head: Annotated[
+        Literal["auto", "classifier", "names"],
+        Option(
+            "classifier: the one that the checkpoint was saved with; names: made from class names by the base; auto: the classifier where there "
+            "is one, and thetau did not fine-tune the checkpoint."
+        ),
+    ] = "auto"
     space: Annotated[
         Literal["auto", "weights", "tangent"],
         Option("weights: run the model; tangent: its linear form; auto: as the checkpoint says."),
@@ -213,6 +255,10 @@ class Evaluate:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.head == "classifier" and self.heads is not None:
+            raise RecipeError(
+                ["--heads gives other heads than the checkpoint's classifier: leave out it or --head classifier."], "options"
+            )
 
     def by_split(self) -> dict[str, int | None]:
         """Split → largest number of examples; None for all of them."""

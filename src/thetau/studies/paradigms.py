@@ -7,7 +7,6 @@ measure what it cost. Everything is kept in the run's folder by its content; an 
 from __future__ import annotations
 
 import json
-import resource
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,13 +17,14 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from thetau.checkpoint.disk import write_bytes
+from thetau.diagnostics.interference import mean_tau_jp
 from thetau.errors import DataError, RecipeError
 from thetau.evaluate.cache import Cache
 from thetau.evaluate.evaluator import Evaluator
 from thetau.evaluate.means import average
 from thetau.evaluate.measures import Measure
 from thetau.evaluate.merging import build_method, merged_vector
-from thetau.evaluate.spaces import Space
+from thetau.evaluate.spaces import Space, TangentSpace
 from thetau.evaluate.tuned import difference, make_space
 from thetau.finetune import FinetuneConfig, FinetuneResult, finetune
 from thetau.models import load_encoder, read_weights
@@ -38,6 +38,7 @@ from thetau.studies.arithmetic import (
     negation,
     out_of_distribution,
 )
+from thetau.studies.memory import peak_of_training
 from thetau.tasks import Task, load_task
 from thetau.tasks.suite import MethodChoice, ParadigmChoice, Suite
 
@@ -56,23 +57,32 @@ class Tuning:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Of fine-tuning: mean seconds a step over the tasks, parameters that are trained and that there are, peak resident memory so far."""
+    """Of fine-tuning: mean seconds a step over the tasks, parameters that are trained and that there are.
+
+    `peak_gigabytes`: the most resident memory of a process of its own that trains this paradigm's first steps, the model and the data
+    included; None where it was not asked. `own_process` is false in files of before, where it was that of the whole comparison by then.
+    """
 
     seconds_a_step: float
     trained: int
     parameters: int
-    peak_gigabytes: float
+    peak_gigabytes: float | None
+    own_process: bool = False
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class TracePoint:
-    """Addition at α = 1 after some steps of continued training (τJp paper, Fig. 3); test."""
+    """Addition at α = 1 after some steps of continued training (τJp paper, Fig. 3); test.
+
+    `tau_jp`: the mean over ordered pairs of tasks of E‖J(x_t)τ_s‖² (Eq. 9), of the same examples; None in files of before, and for one task.
+    """
 
     step: int
     absolute: float
     normalised: float
     accuracy: dict[str, Measure]
+    tau_jp: float | None = None
 
 
 @final
@@ -189,12 +199,14 @@ def run_paradigms(
     methods: Sequence[str] = (),
     data: Path | None = None,
     quick: bool = False,
+    memory: bool | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> ParadigmResults:
     """Compare the suite's paradigms (those named, or all) in the folder `out`; writes `paradigms.json` after every row.
 
     - `paradigms`: names of the suite's rows, or paradigms of fine-tuning with the suite's own settings.
     - `methods`: rows of the suite, or methods, that merge each paradigm's vectors besides their sum.
+    - `memory`: measure each row's peak memory in a process of its own, which takes a start of Python each; by default unless `quick`.
 
     Without a control task in the suite there is no negation, and the τJp penalty is on the other tasks alone.
     """
@@ -208,7 +220,7 @@ def run_paradigms(
     chosen = suite.selected_paradigms(paradigms) if paradigms else suite.paradigms
     choices = suite.selected_or_named(methods)
     built = {choice.name: build_method(choice) for choice in choices}
-    run = _Run(suite, out, data, quick, say)
+    run = _Run(suite, out, data, quick, say, memory=not quick if memory is None else memory)
     rows: list[ParadigmRow] = []
     for seed in seeds:
         for choice in chosen:
@@ -247,18 +259,26 @@ def _quick(suite: Suite) -> Suite:
 
 @final
 class _Run:
-    def __init__(self, suite: Suite, out: Path, data: Path | None, quick: bool, say: Callable[[str], None]) -> None:
-        self.suite, self.out, self.quick, self.say = suite, out, quick, say
-        self.tasks = [load_task(name, data) for name in suite.tasks if name != suite.control]
-        self.control: Task | None = None if suite.control is None else load_task(suite.control, data)
-        self.everything = [*self.tasks, *([] if self.control is None else [self.control])]
-        self.encoder = load_encoder(suite.backbone)
+    def __init__(
+        self, suite: Suite, out: Path, data: Path | None, quick: bool, say: Callable[[str], None], *, memory: bool
+    ) -> None:
+        self.memory = memory
+        self.suite, self.out, self.data, self.quick, self.say = suite, out, data, quick, say
+        self.tasks = [load_task(name, data) for name in suite.tasks]
+        self.control: Task | None = None
+        if suite.control is not None:
+            control = load_task(suite.control, data)
+            self.control = next((task for task in self.tasks if task.name == control.name), control)
+        self.everything = list(
+            {task.name: task for task in [*self.tasks, *([] if self.control is None else [self.control])]}.values()
+        )
+        self.encoder = load_encoder(suite.backbone, raw=suite.features == "raw")
         limits = suite.limits
         self.evaluator = Evaluator(
             self.encoder,
             self.everything,
             limits={"validation": limits.validation, "test": limits.test},
-            limits_of={} if suite.control is None else {suite.control: {"validation": limits.control, "test": limits.control}},
+            limits_of={} if self.control is None else {self.control.name: {"validation": limits.control, "test": limits.control}},
             max_length=limits.max_length,
             image_size=limits.image_size,
             cache=out / "cache",
@@ -277,7 +297,7 @@ class _Run:
             backbone=self.suite.backbone,
             base_hash=self.encoder.base_hash,
             tasks=tuple(self.names),
-            control=self.suite.control,
+            control=None if self.control is None else self.control.name,
             seeds=tuple(seeds),
             sizes={
                 name: {split: len(self.evaluator.inputs(name, split)) for split in ("validation", "test")} for name in everything
@@ -297,7 +317,7 @@ class _Run:
         return FinetuneConfig.of({**self.suite.finetune, **choice.fields, **more, "seed": seed}, where)
 
     def tuned_config(self, choice: ParadigmChoice, seed: int) -> tuple[FinetuneConfig, tuple[Tuning, ...]]:
-        """The settings of a grid, one field after another, by the first seed on the first task."""
+        """The settings of a grid, one field after another, by the first seed on the suite's `tune_on`, or its first task."""
         if choice.name in self.tunings:
             found = self.tunings[choice.name]
             return self.config(choice, seed, **{one.field: one.chosen for one in found}), found
@@ -306,7 +326,7 @@ class _Run:
             other = next(one for one in self.suite.paradigms if one.name == choice.like)
             listed += self.tuned_config(other, seed)[1]
         fixed: dict[str, Any] = {one.field: one.chosen for one in listed}
-        task = self.tasks[0]
+        task = next((one for one in self.tasks if one.name == self.suite.tune_on), self.tasks[0])
         for setting, values in choice.grid.items():
             scores = {}
             for value in values:
@@ -342,15 +362,16 @@ class _Run:
 
     def trained(self, choice: ParadigmChoice, task: Task, config: FinetuneConfig) -> FinetuneResult:
         """One task's model; the first task of an incremental order is kept from the control task alone."""
-        against: list[Task] = []
-        if config.how.penalty:
-            order = [*([] if self.control is None else [self.control]), *self.tasks]
-            against = order if config.penalty == "incremental" else [one for one in order if one.name != task.name]
-        start = None
-        if choice.start is not None:
-            other = next(one for one in self.suite.paradigms if one.name == choice.start)
-            start = self.trained(other, task, self.tuned_config(other, config.seed)[0]).out
-        key = Cache.key([config.content(), [one.name for one in against], str(start), choice.trace])[:8]
+        against = self.against(task, config)
+        start = None if choice.start is None else self.start_of(choice, task, config.seed)
+        parts = [
+            config.content(),
+            [one.name for one in against],
+            str(start),
+            choice.trace,
+            *(["raw"] if self.encoder.raw else []),
+        ]
+        key = Cache.key(parts)[:8]
         out = self.out / "finetuned" / task.name / f"{config.paradigm}-{key}"
         self.evaluator.load_base()
         result = finetune(
@@ -370,6 +391,16 @@ class _Run:
             )
         return result
 
+    def against(self, task: Task, config: FinetuneConfig) -> list[Task]:
+        """The tasks of the penalty: the control first, which in an incremental order every other is kept from; so it is learnt last itself."""
+        if not config.how.penalty:
+            return []
+        first = [] if self.control is None else [self.control]
+        others = [one for one in self.tasks if one not in first]
+        if config.penalty == "incremental":
+            return [*others, *first] if task in first else [*first, *others]
+        return [one for one in (*first, *others) if one.name != task.name]
+
     def models(self, choice: ParadigmChoice, seed: int) -> dict[str, str]:
         """Where a row's models lie in the run's folder; none for a joint one."""
         config, _ = self.tuned_config(choice, seed)
@@ -380,7 +411,7 @@ class _Run:
     def joint(self, config: FinetuneConfig) -> FinetuneResult:
         """All tasks in one model, with as many steps as the individuals together."""
         config = replace(config, steps=config.steps * len(self.tasks))
-        key = Cache.key([config.content(), self.names])[:8]
+        key = Cache.key([config.content(), self.names, *(["raw"] if self.encoder.raw else [])])[:8]
         self.evaluator.load_base()
         return finetune(
             self.encoder,
@@ -415,6 +446,7 @@ class _Run:
             self.suite.control,
             asdict(self.suite.limits),
             self.quick,
+            *(["raw"] if self.encoder.raw else []),
         ]
 
     def merged(self, choice: ParadigmChoice, seed: int, method: MethodChoice, built: Any) -> Addition:
@@ -463,15 +495,20 @@ class _Run:
             result = self.joint(config)
             space = self.space({"joint": result.out}, tangent=tangent)
             found = {name: space.accuracy({"joint": 1.0}, name, "test") for name in self.names}
-            return ParadigmRow(**facts, joint=found, cost=self.cost([result], config))
+            return ParadigmRow(**facts, joint=found, cost=self.cost([result], config, self.tasks))
         results = {task.name: self.trained(choice, task, config) for task in self.tasks}
         space = self.space({name: result.out for name, result in results.items()}, tangent=tangent)
         added = addition(space, self.names, grid=self.addition_grid)
-        facts |= {"addition": added, "individual": added.individual, "cost": self.cost(list(results.values()), config)}
+        facts |= {
+            "addition": added,
+            "individual": added.individual,
+            "cost": self.cost(list(results.values()), config, self.tasks[:1], choice),
+        }
         facts["others_kept"] = mean(self.kept(space, name, "test") for name in self.names)
         if choice.negate and self.control is not None:
             control = self.control.name
-            facts["negation"] = tuple(negation(space, name, control, grid=self.negation_grid) for name in self.names)
+            others = [name for name in self.names if name != control]
+            facts["negation"] = tuple(negation(space, name, control, grid=self.negation_grid) for name in others)
         if choice.leave_out:
             facts["left_out"] = out_of_distribution(space, self.names, grid=self.addition_grid)
         if choice.elsewhere:
@@ -491,22 +528,54 @@ class _Run:
             name: {**self.base, **load_file(result.out / "snapshots" / f"{step:06d}.safetensors")}
             for name, result in results.items()
         }
-        space = self.space_of(weights, tangent=True)
+        vectors = {name: self.encoder.parameters(difference(model, self.base)) for name, model in weights.items()}
+        space = TangentSpace(self.evaluator, vectors, self.out / "cache")
         found = {name: space.accuracy(dict.fromkeys(self.names, 1.0), name, "test") for name in self.names}
         own = {name: space.accuracy({name: 1.0}, name, "test") for name in self.names}
-        return TracePoint(step=step, absolute=average(found), normalised=normalised(found, own), accuracy=found)
+        interference = mean_tau_jp(space, self.names, "test") if len(self.names) > 1 else None
+        return TracePoint(
+            step=step, absolute=average(found), normalised=normalised(found, own), accuracy=found, tau_jp=interference
+        )
 
-    def cost(self, results: Sequence[FinetuneResult], config: FinetuneConfig) -> Cost:
+    def cost(
+        self,
+        results: Sequence[FinetuneResult],
+        config: FinetuneConfig,
+        tasks: Sequence[Task],
+        choice: ParadigmChoice | None = None,
+    ) -> Cost:
+        """What training `tasks` by this config costs; `choice` is the row of single tasks."""
         names = [json.loads((result.out / "thetau_finetune.json").read_text())["trained"] for result in results]
         sizes = {name: parameter.numel() for name, parameter in self.encoder.module.named_parameters()}
         steps = config.steps * (len(self.tasks) if config.how.joint else 1)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        peak = self.peak(config, tasks, choice) if self.memory else None
         return Cost(
             seconds_a_step=mean(result.seconds / steps for result in results),
             trained=sum(sizes.get(name, 0) for name in names[0]),
             parameters=sum(sizes.values()),
-            peak_gigabytes=round(peak, 3),
+            peak_gigabytes=None if peak is None else round(peak, 3),
+            own_process=peak is not None,
         )
+
+    def peak(self, config: FinetuneConfig, tasks: Sequence[Task], choice: ParadigmChoice | None) -> float:
+        """GB that a process of its own needs for this."""
+        words = dict(zip([task.name for task in self.tasks], self.suite.tasks, strict=True))
+        words |= {} if self.control is None else {self.control.name: self.suite.control or ""}
+        chosen = self.tasks[-1:] if config.how.penalty else tasks  # the last one has others before it in any order
+        return peak_of_training(
+            self.suite.backbone,
+            [words[task.name] for task in chosen],
+            config,
+            against=[words[task.name] for task in self.against(chosen[0], config)],
+            start=None if choice is None or choice.start is None else self.start_of(choice, chosen[0], config.seed),
+            data=self.data,
+            raw=self.encoder.raw,
+        )
+
+    def start_of(self, choice: ParadigmChoice, task: Task, seed: int) -> Path:
+        """The model whose vector this row trains further."""
+        other = next(one for one in self.suite.paradigms if one.name == choice.start)
+        return self.trained(other, task, self.tuned_config(other, seed)[0]).out
 
 
 def _line(row: ParadigmRow) -> str:

@@ -25,12 +25,15 @@ from thetau.errors import OutputError
 from thetau.evaluate.cache import Cache
 from thetau.evaluate.evaluator import Evaluator
 from thetau.evaluate.means import average, normalised
-from thetau.evaluate.measures import Measure
+from thetau.evaluate.measures import Loss, Measure
 from thetau.evaluate.merging import at_scale, build_method, merged_vector
 from thetau.evaluate.search import ScaleTrial, choose_scale
+from thetau.facade import open as open_weights
+from thetau.facade import transform
 from thetau.finetune import FinetuneConfig, FinetuneResult, finetune
 from thetau.finetune.progress import Bar, bar
 from thetau.models import load_encoder, read_weights
+from thetau.studies.memory import cost_of_merge
 from thetau.studies.suite_results import Row, SuiteResults, TaskFacts
 from thetau.studies.tables import markdown_table
 from thetau.tasks import Task, load_task
@@ -60,11 +63,13 @@ def run_suite(
     data: Path | None = None,
     methods: Sequence[str] | None = None,
     quick: bool = False,
+    memory: bool = False,
     console: Any = None,
 ) -> SuiteResults:
     """Run a suite in the folder `out` and write `results.json`, `results.md` and `results.png` there.
 
-    `methods` picks rows by name; `console` is rich's, stderr by default. All that can be wrong with the suite, its tasks,
+    `methods` picks rows by name; with `memory` each merge is made in a process of its own as well, which says its seconds and peak
+    memory; `console` is rich's, stderr by default. All that can be wrong with the suite, its tasks,
     configs and methods is found before any work begins. Raises `ThetauError`.
     """
     start = time.perf_counter()
@@ -80,7 +85,7 @@ def run_suite(
     tasks = [load_task(name, data) for name in suite.tasks]
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out}: the run's folder is a file. Choose another one.")
-    run = _Run(suite, out, tasks)
+    run = _Run(suite, out, tasks, memory=memory)
     with bar("preparing", run.units(configs), "", console) as progress:
         run.bar = progress
         tuned = run.finetune(configs)
@@ -108,11 +113,12 @@ def run_suite(
 class _Run:
     """The state of one run: the live encoder, the base's weights, the caches, the bar."""
 
-    def __init__(self, suite: Suite, out: Path, tasks: Sequence[Task]) -> None:
+    def __init__(self, suite: Suite, out: Path, tasks: Sequence[Task], *, memory: bool = False) -> None:
+        self.memory = memory
         limits = suite.limits
         self.suite, self.out, self.tasks = suite, out, list(tasks)
         self.bar: Bar | None = None
-        encoder = load_encoder(suite.backbone)
+        encoder = load_encoder(suite.backbone, raw=suite.features == "raw")
         self.evaluator = Evaluator(
             encoder,
             tasks,
@@ -157,6 +163,7 @@ class _Run:
         room.
         """
         results = {}
+        self.configs = configs
         for task in self.tasks:
             config = configs[task.name]
             share = self.finetune_units(task, config) / config.steps
@@ -186,16 +193,41 @@ class _Run:
         """The base and the individual models, on test; the individuals on validation too, as the search for λ needs them."""
         self.advance(0, "evaluate the pre-trained model")
         pretrained = self.evaluator.evaluate(self.base, "test", origin=self.suite.backbone)
+        losses: dict[str, Loss] = {}
         for task in self.tasks:
             self.advance(0, f"evaluate the model of {task.name}")
             out = tuned[task.name].out
             weights = read_weights(out)
+            losses |= self.evaluator.losses(weights, "test", [task.name], origin=str(out))
             for split, found in self.individual.items():
                 found |= self.evaluator.evaluate(weights, split, [task.name], origin=str(out))
-        return [self.row("pre-trained", "pretrained", pretrained), self.row("individual", "individual", self.individual["test"])]
+        rows = [
+            self.row(
+                "pre-trained", "pretrained", pretrained, loss=self.evaluator.losses(self.base, "test", origin=self.suite.backbone)
+            ),
+            self.row("individual", "individual", self.individual["test"], loss=losses),
+        ]
+        return [*rows, *([self.joint()] if self.suite.joint else [])]
+
+    def joint(self) -> Row:
+        """One model for all tasks, trained on them together for as many steps as they have one by one."""
+        steps = sum(self.configs[task.name].steps for task in self.tasks)
+        config = replace(self.configs[self.tasks[0].name], paradigm="mtl", steps=steps)
+        self.advance(0, "train on all tasks jointly")
+        self.evaluator.load_base()
+        folder = self.out / "finetuned" / "joint" / _settings_key(config)
+        made = finetune(self.evaluator.encoder, self.tasks, folder, config, base=self.suite.backbone, heads=self.evaluator.heads)
+        self.say(f"trained jointly: loss {made.first_loss:.2f} → {made.last_loss:.2f}")
+        weights = read_weights(made.out)
+        found = self.evaluator.evaluate(weights, "test", origin=str(made.out))
+        return self.row("joint training", "joint", found, loss=self.evaluator.losses(weights, "test", origin=str(made.out)))
 
     def row(
-        self, name: str, role: Literal["pretrained", "individual", "merged"], accuracy: dict[str, Measure], **more: Any
+        self,
+        name: str,
+        role: Literal["pretrained", "individual", "joint", "each", "merged"],
+        accuracy: dict[str, Measure],
+        **more: Any,
     ) -> Row:
         """A row with its averages."""
         share = normalised(accuracy, self.individual["test"])
@@ -217,6 +249,8 @@ class _Run:
         """The work of `merge`."""
         self.advance(0, f"merge with {choice.name}")
         names = [task.name for task in self.tasks]
+        if choice.each:
+            return self.each(choice, method, tuned)
         start = time.perf_counter()
         vector = merged_vector(self.evaluator.encoder.folder, [tuned[name].out for name in names], names, method)
         seconds = round(time.perf_counter() - start, 2)
@@ -226,6 +260,10 @@ class _Run:
             self.advance(0, f"{choice.name}, λ = {scale:g}, {split}")
             return self.evaluator.evaluate(at_scale(self.base, vector, scale), split, origin=f"{choice.name}, λ = {scale:g}")
 
+        peak = None
+        if self.memory:
+            models = {name: tuned[name].out for name in names}
+            seconds, peak = cost_of_merge(self.evaluator.encoder.folder, models, choice.method, choice.fields)
         scale, at_end = 1.0, False
         trials: tuple[ScaleTrial, ...] = ()
         if choice.scales:
@@ -240,14 +278,40 @@ class _Run:
             trials=trials,
             at_end=at_end,
             merge_seconds=seconds,
+            peak_gigabytes=peak,
+            loss=self.evaluator.losses(at_scale(self.base, vector, scale), "test", origin=f"{choice.name}, λ = {scale:g}"),
         )
+
+    def each(self, choice: MethodChoice, method: Any, tuned: dict[str, FinetuneResult]) -> Row:
+        """Each task's vector after the method's transforms, on its own task (AWD, Tables 6 and 7)."""
+        start = open_weights(self.evaluator.encoder.folder)
+        names = [task.name for task in self.tasks]
+        vectors = transform([open_weights(tuned[name].out, base=start) - start for name in names], method, names=names)
+        found: dict[str, Measure] = {}
+        losses: dict[str, Loss] = {}
+        for name, vector in zip(names, vectors, strict=True):
+            weights = at_scale(self.base, vector.state_dict(), 1.0)
+            found |= self.evaluator.evaluate(weights, "test", [name], origin=f"{choice.name}, {name}")
+            losses |= self.evaluator.losses(weights, "test", [name], origin=f"{choice.name}, {name}")
+        return self.row(choice.name, "each", found, method=repr(method), loss=losses)
 
     def row_parts(self, choice: MethodChoice, method: Any, tuned: dict[str, FinetuneResult]) -> list[Any]:
         """All that a row depends on."""
         splits = [self.evaluator.inputs(task.name, split).hash for task in self.tasks for split in ("validation", "test")]
         heads = [self.evaluator.heads[task.name].hash() for task in self.tasks]
         models = {task.name: tuned[task.name].weights_hash for task in self.tasks}
-        return [__version__, choice.name, repr(method), choice.scales, self.evaluator.encoder.base_hash, models, splits, heads]
+        return [
+            __version__,
+            choice.name,
+            repr(method),
+            choice.scales,
+            choice.each,
+            self.memory,
+            self.evaluator.encoder.base_hash,
+            models,
+            splits,
+            heads,
+        ]
 
     def facts(self, task: Task, config: FinetuneConfig, tuned: FinetuneResult) -> TaskFacts:
         """What the results say about a task."""

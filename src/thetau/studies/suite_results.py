@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from thetau.checkpoint.disk import write_bytes
 from thetau.errors import DataError
-from thetau.evaluate.measures import Measure
+from thetau.evaluate.measures import Loss, Measure
 from thetau.evaluate.search import ScaleTrial
 
 
@@ -40,13 +40,16 @@ class TaskFacts:
 class Row:
     """One line of the table, measured on the test splits.
 
-    - `role`: the base as it is, each task's own fine-tuned model, or a merge.
+    - `role`: the base as it is, each task's own fine-tuned model, one model trained on all tasks (`joint`), each task's own vector after a method's
+      transforms (`each`: AWD's reconstructed individuals), or a merge.
+    - `loss`: the mean loss of each task's head, on test too. `peak_gigabytes`: the most resident memory of a process of its own that makes the
+      merge, whose seconds `merge_seconds` are then; None where that was not asked.
     - `method`: the method with all its fields, as text. `scale`: the λ chosen on validation (1 where there was no grid).
     - `trials`: every λ that was tried; `at_end`: the chosen one lies at their end. `absolute`, `normalised`: means over tasks, in 0..1.
     """
 
     name: str
-    role: Literal["pretrained", "individual", "merged"]
+    role: Literal["pretrained", "individual", "joint", "each", "merged"]
     accuracy: dict[str, Measure]
     absolute: float
     normalised: float
@@ -55,6 +58,8 @@ class Row:
     trials: tuple[ScaleTrial, ...] = ()
     at_end: bool = False
     merge_seconds: float | None = None
+    loss: dict[str, Loss] = field(default_factory=dict)
+    peak_gigabytes: float | None = None
 
 
 @final

@@ -2,21 +2,46 @@
 
 from __future__ import annotations
 
+from thetau.evaluate.means import worthless
 from thetau.studies.suite_results import Row, SuiteResults
 
 _ROLES = {"pretrained": "pre-trained", "individual": "individual"}
 
 
 def header(results: SuiteResults) -> list[str]:
-    """The names of the columns."""
-    return ["method", "λ", *(task.name for task in results.tasks), "average", "normalised"]
+    """The names of the columns; seconds and peak memory where they were measured."""
+    return ["method", "λ", *(task.name for task in results.tasks), "average", "normalised", *_extras(results)]
+
+
+def _extras(results: SuiteResults) -> list[str]:
+    return [
+        *(["loss"] if any(row.loss for row in results.rows) else []),
+        *(["seconds", "peak GB"] if any(row.peak_gigabytes is not None for row in results.rows) else []),
+    ]
+
+
+def _extra(row: Row, name: str) -> str:
+    """A cell of a column that not every row has."""
+    match name:
+        case "loss":
+            return f"{sum(one.value for one in row.loss.values()) / len(row.loss):.3f}" if row.loss else ""
+        case "seconds":
+            return "" if row.peak_gigabytes is None or row.merge_seconds is None else f"{row.merge_seconds:.1f}"
+    return "" if row.peak_gigabytes is None else f"{row.peak_gigabytes:.2f}"
 
 
 def cells(row: Row, results: SuiteResults) -> list[str]:
     """One row: accuracies in percent with one decimal."""
     scale = f"{row.scale:g}{'!' * row.at_end}" if row.trials else ""
     accuracies = [f"{100 * row.accuracy[task.name].value:.1f}" for task in results.tasks]
-    return [_ROLES.get(row.role, row.name), scale, *accuracies, f"{100 * row.absolute:.1f}", f"{100 * row.normalised:.1f}"]
+    return [
+        _ROLES.get(row.role, row.name),
+        scale,
+        *accuracies,
+        f"{100 * row.absolute:.1f}",
+        f"{100 * row.normalised:.1f}",
+        *(_extra(row, name) for name in _extras(results)),
+    ]
 
 
 def caption(results: SuiteResults) -> str:
@@ -26,10 +51,13 @@ def caption(results: SuiteResults) -> str:
     widest = max(accuracy.high - accuracy.low for row in results.rows for accuracy in row.accuracy.values())
     quick = " A quick run: smaller than the suite asks for." if results.quick else ""
     ends = " !: at the end of what was tried, so another λ may be better." if any(row.at_end for row in results.rows) else ""
+    own = next((row.accuracy for row in results.rows if row.role == "individual"), {})
+    nothing = worthless(own)
+    lost = f" Their own models score 0 or less, so the normalised mean leaves out: {', '.join(nothing)}." if nothing else ""
     return (
         f"Suite {results.suite} on {results.backbone}: test accuracy in percent, n = {n} a task, 95 % intervals at most "
         f"±{50 * widest:.1f} points. λ is chosen on at most {results.limits['validation']} validation examples a task by average "
-        f"normalised accuracy.{ends}{quick}"
+        f"normalised accuracy.{ends}{lost}{quick}"
     )
 
 
@@ -49,7 +77,7 @@ def best_cells(results: SuiteResults) -> dict[int, str]:
     """Column → text of the best merge in it."""
     merged = [cells(row, results) for row in results.rows if row.role == "merged"]
     return (
-        {column: max((texts[column] for texts in merged), key=float) for column in range(2, len(header(results)))}
+        {column: max((texts[column] for texts in merged), key=float) for column in range(2, 4 + len(results.tasks))}
         if merged
         else {}
     )

@@ -73,6 +73,14 @@ def tune(session: Session, options: Tune | None = None) -> Tuned:
     elif given.analogy is not None:
         a, b, c, d = given.analogy
         result = analogy(session.space, a, b, c, d, grid=given.alphas or ADDITION)
+    elif given.left_out and given.method != "sum":
+        from thetau.studies.sweeps import left_out
+
+        method = build_method(MethodChoice(name=given.method, method=given.method, fields=dict(given.fields)))
+        own = {
+            split: {name: session.space.accuracy({name: 1.0}, name, split) for name in names} for split in ("validation", "test")
+        }
+        result = left_out(session, names, method, own, given.alphas or ADDITION)
     elif given.left_out:
         result = out_of_distribution(session.space, names, grid=given.alphas or ADDITION)
     elif given.method == "sum":

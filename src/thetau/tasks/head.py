@@ -110,6 +110,52 @@ class Head:
         return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
+@final
+@dataclass(frozen=True, kw_only=True)
+class UnitHead:
+    """A head of unit features for raw ones: it normalises them first, as the papers' code does. Not linear, so it gives no change of logits."""
+
+    inner: AnyHead
+
+    def logits(self, features: Float[Tensor, "example feature"]) -> Float[Tensor, "example label"]:
+        """Of the features at unit length."""
+        return self.inner.logits(_unit(features))
+
+    def linear(self, change: Tensor) -> Tensor:
+        """Not defined. Raises `DataError`."""
+        raise DataError(
+            "the logits of raw features are not linear in them, so a penalty of logits is not defined. Use penalty_of: features, or unit features."
+        )
+
+    def predict(self, features: Tensor) -> Tensor:
+        """The inner head's answer."""
+        return self.inner.predict(_unit(features))
+
+    def loss(self, features: Tensor, labels: Tensor) -> Tensor:
+        """The inner head's loss."""
+        return self.inner.loss(_unit(features), labels)
+
+    def log_likelihood(self, features: Tensor, labels: Tensor) -> Tensor:
+        """The inner head's."""
+        return self.inner.log_likelihood(_unit(features), labels)
+
+    def outcomes(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The inner head's."""
+        return self.inner.outcomes(_unit(features))
+
+    def to(self, device: torch.device) -> UnitHead:
+        """The same head on a device."""
+        return UnitHead(inner=self.inner.to(device))
+
+    def hash(self) -> str:
+        """The inner head's digest, marked."""
+        return f"unit-{self.inner.hash()}"
+
+
+def _unit(features: Tensor) -> Tensor:
+    return nn.functional.normalize(features, dim=-1)
+
+
 def class_likelihood(logits: Float[Tensor, "example label"], labels: Tensor) -> Float[Tensor, " example"]:
     """The log of the softmax at each example's label."""
     return logits.log_softmax(-1).gather(-1, labels.long().unsqueeze(-1)).squeeze(-1)

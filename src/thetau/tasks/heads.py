@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,8 +16,9 @@ from thetau.errors import DataError
 from thetau.models import Encoder
 from thetau.models.clip_text import clip_text_features, load_clip_text
 from thetau.models.language import MaskEncoder
+from thetau.models.pooling import FeatureModel
 from thetau.tasks.encoding import encode, features, template_of
-from thetau.tasks.head import AnyHead, Head, means_of, zero_shot_head
+from thetau.tasks.head import AnyHead, Head, UnitHead, means_of, zero_shot_head
 from thetau.tasks.inputs import Inputs
 from thetau.tasks.language_heads import TextToTextHead, verbaliser_head
 from thetau.tasks.probe import LinearHead, class_means_head, linear_probe_head, ridge_head
@@ -59,8 +61,16 @@ def make_head(
       or class means of the base's features on the training split, the probe's penalty chosen on the validation split;
     - masked language models: the label words' rows of their own head; text-to-text: the likelihood of the labels' texts.
 
-    With `cache`, a head is kept there by its content, and is the same to the bit wherever the run goes on. Raises `DataError`.
+    With `cache`, a head is kept there by its content, and is the same to the bit wherever the run goes on. Of raw features the head is that of unit
+    ones, and normalises. Raises `DataError`.
     """
+    if encoder.raw and isinstance(encoder.module, FeatureModel):
+        encoder.module.normalise = True
+        try:
+            unit = replace(encoder, form=encoder.form.removesuffix(", raw"), raw=False)
+            return UnitHead(inner=make_head(unit, task, kind=kind, max_length=max_length, image_size=image_size, cache=cache))
+        finally:
+            encoder.module.normalise = False
     match encoder.kind:
         case "mask":
             return verbaliser_head(cast("MaskEncoder", encoder.module), encoder.tokenizer, template_of(task, "mask"))

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from thetau.errors import DataError
-from thetau.tasks.head import LOGIT_SCALE, AnyHead, Head, class_likelihood, class_outcomes
+from thetau.tasks.head import LOGIT_SCALE, AnyHead, Head, UnitHead, class_likelihood, class_outcomes
 from thetau.tasks.images import needed
 
 STRENGTHS = (1.0, 10.0, 100.0, 1000.0)  # unit features differ little, so a C of 1 is already a strong penalty
@@ -95,6 +95,10 @@ def trainable(head: AnyHead, task: str) -> LinearHead:
             made = LinearHead(weight=weight.clone(), bias=bias)
         case LinearHead():
             made = replace(head, weight=head.scale * head.weight, bias=head.scale * head.bias, scale=1.0)
+        case UnitHead():
+            raise DataError(
+                f"task {task!r}: the head of raw features normalises them and is not linear. Train it with unit features."
+            )
         case _:
             raise DataError(f"task {task!r}: a language model brings its own head, which stays frozen. Leave `train_head` out.")
     made.weight.requires_grad_()

@@ -17,6 +17,7 @@ from thetau.errors import DataError
 Kind = Literal["text", "text_pair", "image"]
 SPLITS = ("train", "validation", "test")
 _SHOWN = 5
+_BLANK = 0.01  # share of a split that may be blank: a few are examples as any other, more are a wrong column
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +71,17 @@ def split_file(folder: Path, split: str) -> Path:
 def read_split(path: Path, kind: Kind, labels: tuple[str, ...] | None) -> Split:
     """All the rows of a file; keys other than `text`, `text2` and `label` are not read. `labels` is None for a regression.
 
+    A blank text is an example like any other (a tweet of nothing but a link, say) where at most 1 % of the rows have one.
+
     Raises `DataError` with the file, the line, the rule and the remedy of the first few rows that break a rule.
     """
     texts, texts2, numbers = [], [], []
     problems: list[str] = []
     count = 0
-    for line, row in _rows(path):
-        problem = _problem(row, kind, labels)
+    rows = list(_rows(path))
+    blank = {line for line, row in rows if _is_blank(row, kind)}
+    for line, row in rows:
+        problem = _problem(row, kind, labels, blank_allowed=len(blank) <= _BLANK * len(rows))
         if problem is None:
             texts.append(row["text"])
             texts2.append(row.get("text2", ""))
@@ -107,12 +112,20 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
         raise DataError(f"{path}: cannot be read as {'gzip of ' if path.suffix == '.gz' else ''}UTF-8 text ({error}).") from error
 
 
-def _problem(row: Any, kind: Kind, labels: tuple[str, ...] | None) -> str | None:
+def _texts(kind: Kind) -> tuple[str, ...]:
+    return ("text", "text2") if kind == "text_pair" else ("text",)
+
+
+def _is_blank(row: Any, kind: Kind) -> bool:
+    return isinstance(row, dict) and any(isinstance(row.get(key), str) and not row[key].strip() for key in _texts(kind))
+
+
+def _problem(row: Any, kind: Kind, labels: tuple[str, ...] | None, *, blank_allowed: bool) -> str | None:
     if not isinstance(row, dict):
         return f"a row must be a JSON object. Got {type(row).__name__}."
-    for key in ("text", "text2") if kind == "text_pair" else ("text",):
+    for key in _texts(kind):
         value = row.get(key)
-        if not isinstance(value, str) or not value.strip():
+        if not isinstance(value, str) or not (value.strip() or blank_allowed):
             return f"`{key}` must be a text that is not blank for a task of kind {kind}. Got {value!r}; add it or drop the row."
     if kind == "text" and "text2" in row:
         return "`text2` is for tasks of kind text_pair, this one is of kind text. Change `kind` in meta.json or drop `text2`."

@@ -14,13 +14,15 @@ from thetau.errors import RecipeError, nearest
 @dataclass(frozen=True, kw_only=True)
 class MethodChoice:
     """One row of the table: `method` with `fields`, named `name`; its λ is the best of `scales` on validation, or 1 when there
-    are none. Several widen until the best is inside, a single one is given.
+    are none. Several widen until the best is inside, a single one is given. With `each` the row is of each task's own vector after the method's
+    transforms, on that task, and there is no λ.
     """
 
     name: str
     method: str
     fields: Mapping[str, Any]
     scales: tuple[float, ...] = ()
+    each: bool = False
 
     def __post_init__(self) -> None:
         if len(set(self.scales)) != len(self.scales):
@@ -73,7 +75,9 @@ class Limits:
 class Suite:
     """`finetune` holds fields of the fine-tuning config, and `finetune_of` those in which a task differs.
 
-    `control` is the task that negation must keep; a comparison of paradigms trains no model on it, also when it is one of `tasks`.
+    `control` is the task that negation must keep. Named among `tasks` it is learnt and added like the others, and only not negated itself. The grids of
+    paradigms are chosen from on `tune_on`, the first task by default. `features`: unit, or raw as in the papers' code, where the head normalises.
+    `joint`: a row of one model that is trained on all tasks, with as many steps as they have together.
     """
 
     name: str
@@ -86,6 +90,9 @@ class Suite:
     methods: tuple[MethodChoice, ...]
     control: str | None = None
     paradigms: tuple[ParadigmChoice, ...] = ()
+    tune_on: str | None = None
+    features: str = "unit"
+    joint: bool = False
 
     def selected_paradigms(self, names: Sequence[str]) -> tuple[ParadigmChoice, ...]:
         """The rows of these names. Raises `RecipeError` listing the unknown ones."""
@@ -167,6 +174,9 @@ _KEYS = {
     "methods": list,
     "control": str,
     "paradigms": list,
+    "tune_on": str,
+    "features": str,
+    "joint": bool,
 }
 _NEEDED = ("backbone", "tasks")
 
@@ -218,6 +228,10 @@ def parse_suite(content: Any, name: str, where: str) -> Suite:
         for key, other in (("start", choice.start), ("like", choice.like))
         if other is not None and (other not in names or other == choice.name)
     ]
+    if content.get("features", "unit") not in ("unit", "raw"):
+        problems.append(f"`features` must be unit or raw. Got {content['features']!r}.")
+    if "tune_on" in content and content["tune_on"] not in tasks:
+        problems.append(f"`tune_on` must be one of `tasks`. Got {content['tune_on']!r}.{nearest(str(content['tune_on']), tasks)}")
     if content.get("control") in tasks and len(tasks) < 2:
         problems.append(f"`control` must not be the only task. Got {content['control']!r}.")
     if not methods and not paradigms and not problems:
@@ -235,6 +249,9 @@ def parse_suite(content: Any, name: str, where: str) -> Suite:
         methods=tuple(methods),
         control=content.get("control"),
         paradigms=tuple(choice for choice in paradigms if choice is not None),
+        tune_on=content.get("tune_on"),
+        features=content.get("features", "unit"),
+        joint=content.get("joint", False),
     )
 
 
@@ -272,7 +289,7 @@ def _method(row: Any, number: int, problems: list[str]) -> MethodChoice | None:
     if not isinstance(row, dict) or not isinstance(row.get("method"), str):
         problems.append(f"`{where}` must be a mapping with a `method`. Got {row!r}.")
         return None
-    _check_keys(row, ["name", "method", "fields", "scales"], where, problems)
+    _check_keys(row, ["name", "method", "fields", "scales", "each"], where, problems)
     fields, scales = row.get("fields", {}), row.get("scales", [])
     if not isinstance(fields, dict):
         problems.append(f"`{where}.fields` must be a mapping. Got {fields!r}.")
@@ -282,12 +299,19 @@ def _method(row: Any, number: int, problems: list[str]) -> MethodChoice | None:
     ):
         problems.append(f"`{where}.scales` must be a list of numbers. Got {scales!r}.")
         return None
+    if not isinstance(row.get("each", False), bool) or (row.get("each") and scales):
+        problems.append(f"`{where}.each` must be true or false, and true only without `scales`. Got {row.get('each')!r}.")
+        return None
     if "scale" in fields:
         problems.append(f"`{where}.fields.scale` is chosen on validation; write the values to try under `scales`.")
         return None
     try:
         return MethodChoice(
-            name=str(row.get("name", row["method"])), method=row["method"], fields=fields, scales=tuple(map(float, scales))
+            name=str(row.get("name", row["method"])),
+            method=row["method"],
+            fields=fields,
+            scales=tuple(map(float, scales)),
+            each=row.get("each", False),
         )
     except ValueError as error:
         problems.append(str(error))

@@ -18,7 +18,13 @@ def cost(results: Results, out: Charts) -> None:
     result = costs(load_paradigm_results(results))
     write(result, costs_chart, out, "cost")
     rows = [
-        [row.name, f"{row.trained:,}", f"{row.seconds_a_step:.3f}", f"{row.relative:.2f}", f"{row.peak_gigabytes:.2f}"]
+        [
+            row.name,
+            f"{row.trained:,}",
+            f"{row.seconds_a_step:.3f}",
+            f"{row.relative:.2f}",
+            f"{row.peak_gigabytes:.2f}" if row.own_process and row.peak_gigabytes is not None else "–",
+        ]
         for row in result.rows
     ]
-    show_rows("", rows, "paradigm", "trained", "s a step", "relative", "peak GB so far")
+    show_rows("", rows, "paradigm", "trained", "s a step", "relative", "peak GB")

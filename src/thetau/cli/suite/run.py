@@ -32,6 +32,9 @@ def run(
     backbone: Annotated[
         str | None, typer.Option(help="Another model than the suite's: folder, packaged model or hub id.")
     ] = None,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Make each merge in a process of its own too, for its seconds and peak memory.")
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="A small run: few steps, few examples, at most two λ.")] = False,
 ) -> None:
     """Fine-tune every task, merge with every method, choose λ on validation, report on test. Writes results.json, .md and .png.
@@ -59,7 +62,7 @@ def run(
         show(paradigm_table(compared))
         typer.echo(f"{out}: paradigms.json")
         return
-    results = run_suite(suite, out, data=data, methods=chosen or None, quick=quick)
+    results = run_suite(suite, out, data=data, methods=chosen or None, quick=quick, memory=memory)
     suite_bars(results, out / "results.png")
     show(rich_table(results))
     typer.echo(f"{out}: results.json, results.md, results.png ({results.seconds:.0f} s)")

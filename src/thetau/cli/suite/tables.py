@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from thetau.evaluate.means import average
+from thetau.evaluate.means import average, worthless
 from thetau.studies.tables import best_cells, caption, cells, header
 
 if TYPE_CHECKING:
@@ -80,7 +80,13 @@ def _about(results: ParadigmResults) -> str:
     n = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
     control = "" if results.control is None else f", control task {results.control}"
     quick = " A quick run: smaller than the suite asks for." if results.quick else ""
+    nothing = sorted({task for row in results.rows if row.individual for task in worthless(row.individual)})
+    lost = (
+        f" Some of their own models score 0 or less, and the normalised mean leaves them out: {', '.join(nothing)}."
+        if nothing
+        else ""
+    )
     return (
         f"Suite {results.suite} on {results.backbone}: {len(results.tasks)} tasks{control}; test, in percent, n = {n} a task, "
-        f"{len(results.seeds)} seed{'s' if len(results.seeds) > 1 else ''}. α is chosen on validation.{quick}"
+        f"{len(results.seeds)} seed{'s' if len(results.seeds) > 1 else ''}. α is chosen on validation.{lost}{quick}"
     )

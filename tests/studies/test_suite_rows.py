@@ -1,0 +1,105 @@
+"""Rows of a suite beside its merges: joint training, vectors after a transform, losses, seconds and memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import thetau
+from thetau.errors import RecipeError
+from thetau.evaluate import Evaluator
+from thetau.evaluate.merging import at_scale
+from thetau.facade import transform
+from thetau.methods import Awd
+from thetau.models import load_encoder, read_weights
+from thetau.studies.suite import run_suite
+from thetau.studies.suite_results import SuiteResults, load_results
+from thetau.studies.tables import markdown_table
+from thetau.tasks import load_task
+from thetau.tasks.suite import parse_suite
+from tiny import make_model, make_task
+from tiny import one_thread as one_thread
+
+NAMES = ("animals", "weather")
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SuiteResults]:
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("rows")
+    for name in NAMES:
+        make_task(root / "data", name)
+    content = {
+        "backbone": str(make_model(root / "model")),
+        "tasks": list(NAMES),
+        "finetune": {"steps": 8, "batch_size": 8, "lr": 4e-3, "max_length": 24},
+        "evaluation": {"validation": 20, "test": 30, "max_length": 24},
+        "joint": True,
+        "methods": [
+            {"method": "task_arithmetic", "scales": [0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]},
+            {"name": "awd individuals", "method": "awd", "each": True},
+        ],
+    }
+    results = run_suite(parse_suite(content, "rows", "rows.yaml"), root / "run", data=root / "data", memory=True)
+    assert load_results(root / "run/results.json") == results
+    return root, results
+
+
+def evaluator(root: Path) -> Evaluator:
+    limits = {"validation": 20, "test": 30}
+    return Evaluator(
+        load_encoder(root / "model"), [load_task(name, root / "data") for name in NAMES], limits=limits, max_length=24
+    )
+
+
+def test_every_row_has_its_role_and_its_loss(ran: tuple[Path, SuiteResults]) -> None:
+    root, results = ran
+    assert [row.role for row in results.rows] == ["pretrained", "individual", "joint", "merged", "each"]
+    assert len(results.rows[3].trials) >= 7, "more than six λ"
+    measured = evaluator(root)
+    expected = measured.losses(measured.encoder.weights(), "test")
+    for name in NAMES:
+        assert results.rows[0].loss[name].value == pytest.approx(expected[name].value, rel=1e-5)
+        assert results.rows[0].loss[name].n == 30
+    assert all(set(row.loss) == set(NAMES) for row in results.rows)
+
+
+def test_joint_training_is_one_model_of_all_steps(ran: tuple[Path, SuiteResults]) -> None:
+    root, results = ran
+    (folder,) = (root / "run/finetuned/joint").iterdir()
+    assert results.rows[2].accuracy == evaluator(root).evaluate(read_weights(folder), "test")
+    from thetau.finetune.output import read_record
+
+    record = read_record(folder)
+    assert record is not None
+    assert record["config"]["steps"] == 16
+    assert record["tasks"] == list(NAMES)
+
+
+def test_individuals_after_awd_are_the_base_and_their_vectors(ran: tuple[Path, SuiteResults]) -> None:
+    root, results = ran
+    measured = evaluator(root)
+    base = thetau.open(root / "model")
+    models = [next((root / "run/finetuned" / name).iterdir()) for name in NAMES]
+    made = transform([thetau.open(path) - base for path in models], Awd(), names=list(NAMES))
+    for name, vector in zip(NAMES, made, strict=True):
+        weights = at_scale(measured.encoder.weights(), vector.state_dict(), 1.0)
+        assert results.rows[4].accuracy[name] == measured.evaluate(weights, "test", [name])[name]
+
+
+def test_seconds_and_memory_are_of_a_process_of_its_own(ran: tuple[Path, SuiteResults]) -> None:
+    row = ran[1].rows[3]
+    assert row.peak_gigabytes is not None
+    assert 0.1 < row.peak_gigabytes < 4, "torch and a model of a few thousand weights"
+    assert row.merge_seconds is not None
+    text = markdown_table(ran[1])
+    assert "| loss | seconds | peak GB |" in text
+    assert f"{row.peak_gigabytes:.2f}" in text
+
+
+def test_a_row_of_individuals_has_no_lambda() -> None:
+    content = {"backbone": "b", "tasks": ["a"], "methods": [{"method": "awd", "each": True, "scales": [1.0]}]}
+    with pytest.raises(RecipeError, match=r"`methods\[0\]\.each` must be true or false, and true only without `scales`"):
+        parse_suite(content, "s", "s.yaml")
