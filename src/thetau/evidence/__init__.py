@@ -1,5 +1,8 @@
 """Evidence: what is learned or collected with a live model and data before a merge, kept as files of its own."""
 
+from thetau.evidence.adamerging import Coefficients as Coefficients
+from thetau.evidence.adamerging import learn_coefficients as learn_coefficients
+from thetau.evidence.config import CoefficientConfig as CoefficientConfig
 from thetau.evidence.config import FisherConfig as FisherConfig
 from thetau.evidence.config import MaskConfig as MaskConfig
 from thetau.evidence.config import MomentConfig as MomentConfig

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import typer
 
+from thetau.cli.evidence.adamerging import adamerging
 from thetau.cli.evidence.fisher import fisher
 from thetau.cli.evidence.moments import gradients, gram
 
 evidence_app = typer.Typer(
-    help="Collect with a live model and data what a merge needs: fisher, gram, gradients.", no_args_is_help=True
+    help="Collect with a live model and data what a merge needs: adamerging, fisher, gram, gradients.", no_args_is_help=True
 )
 
 
@@ -17,6 +18,7 @@ def group() -> None:
     """Collect with a live model and data what a merge needs."""
 
 
+evidence_app.command()(adamerging)
 evidence_app.command()(fisher)
 evidence_app.command()(gram)
 evidence_app.command()(gradients)
