@@ -162,7 +162,36 @@ class CoefficientConfig:
         return _of(cls, given, where)
 
 
-Config = TypeVar("Config", MaskConfig, FisherConfig, MomentConfig, CoefficientConfig)
+@final
+@dataclass(frozen=True, kw_only=True)
+class SurgeryConfig:
+    """How a correction of a merged model's features is learned.
+
+    - `rank`: of the correction. `updates`: of Adam, `lr` its step, `batch` the examples of each.
+    - `examples`: at most so many of the split; None for all. `split`: the authors' is `test`; here it is `validation` by default.
+    - `max_length`, `image_size`: of the inputs. `seed`: of the first matrix and of the order of batches.
+    """
+
+    rank: Annotated[int, AtLeast(1)] = 16
+    updates: Annotated[int, AtLeast(0)] = 1000
+    lr: Positive = 1e-3
+    batch: Annotated[int, AtLeast(1)] = 16
+    examples: Annotated[int | None, AtLeast(1)] = None
+    split: Literal["train", "validation", "test"] = "validation"
+    max_length: Annotated[int, AtLeast(3)] = 64
+    image_size: Annotated[int | None, AtLeast(8)] = None
+    seed: Annotated[int, AtLeast(0)] = 0
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], where: str) -> SurgeryConfig:
+        """A config from plain keys, as a command line gives them. Raises `RecipeError`; `where` names it."""
+        return _of(cls, given, where)
+
+
+Config = TypeVar("Config", MaskConfig, FisherConfig, MomentConfig, CoefficientConfig, SurgeryConfig)
 
 
 def _of(kind: type[Config], given: Mapping[str, Any], where: str) -> Config:

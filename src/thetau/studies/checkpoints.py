@@ -14,6 +14,7 @@ from thetau.evaluate.means import average
 from thetau.evaluate.measures import Measure
 from thetau.evaluate.session import Session
 from thetau.evaluate.tuned import difference, is_tangent
+from thetau.evidence.surgery import corrected_heads
 from thetau.finetune.output import trained_heads
 from thetau.models import locate, read_weights
 from thetau.studies.options import Evaluate
@@ -23,7 +24,10 @@ from thetau.tasks.head import AnyHead
 @final
 @dataclass(frozen=True, kw_only=True)
 class CheckpointMeasured(Result):
-    """What `evaluate_checkpoint` found. `metrics`: of each task; `tasks`: its value, with n and a 95 % interval."""
+    """What `evaluate_checkpoint` found. `metrics`: of each task; `tasks`: its value, with n and a 95 % interval.
+
+    `corrected`: the tasks whose features went through a correction that lies beside the model (`thetau evidence surgery`).
+    """
 
     model: str
     base: str
@@ -33,6 +37,7 @@ class CheckpointMeasured(Result):
     space: str
     metrics: dict[str, str]
     tasks: dict[str, Measure]
+    corrected: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As plain values, the metric beside each task's value."""
@@ -66,6 +71,8 @@ def evaluate_checkpoint(
     tangent = given.space == "tangent" or (given.space == "auto" and where.exists() and is_tangent(where))
     weights = read_weights(where if where.exists() else model, base=session.encoder.folder)
     session.evaluator.on_tokens = on_tokens
+    corrected = {} if tangent or not given.surgery else corrected_heads(where, weights, session.evaluator.heads)
+    session.evaluator.heads.update(corrected)
     if tangent:
         own = session.encoder.weights(exact=True)
         linear = session.space_of({"model": difference(weights, own)}, tangent=True)
@@ -81,6 +88,7 @@ def evaluate_checkpoint(
         space="tangent" if tangent else "weights",
         metrics={name: session.evaluator.tasks[name].metric for name in found},
         tasks=found,
+        corrected=tuple(corrected),
     )
 
 
