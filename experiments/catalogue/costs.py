@@ -18,8 +18,10 @@ import thetau
 from experiments.catalogue.run import ours
 from experiments.common import write_result
 from experiments.plans.page import MODELS, checkpoint, hollow
+from thetau.checkpoint.naming import Kind, kind_of
 from thetau.engine.planning import plan
 from thetau.methods import registry
+from thetau.parts import Form, evidence_shape
 
 OUT = Path(__file__).parent / "costs.json"
 TASKS = 8
@@ -34,13 +36,29 @@ def planned(name: str, folder: Path) -> dict[str, Any]:
     most = method.takes[1] or TASKS
     base = thetau.open(folder / "base")
     vectors = [(thetau.open(folder / f"m{index}") - base).named(f"m{index}") for index in range(most)]
-    evidence = {kind: {f"m{index}": folder / f"m{index}" for index in range(most)} for kind in method.chain().needs}
+    evidence = {
+        kind: {f"m{index}": told(folder, f"m{index}", form) for index in range(most)}
+        for kind, form in method.chain().forms.items()
+    }
     if method.chain().emit is not None:
         merged = thetau.outputs(vectors, method, engine=engine, evidence=evidence)["m0"]
     else:
         merged = thetau.merge(vectors, method, engine=engine, evidence=evidence)
     made = plan(base + merged, engine=engine)
     return {"passes": len(made.passes), "read": made.read, "flops": made.flops, "memory": made.memory}
+
+
+def told(folder: Path, name: str, form: Form) -> Path:
+    """Hollow evidence of a form for a model: itself where evidence is like the model, of its linear layers where it is a matrix a layer."""
+    if form == "entries":
+        return folder / name
+    place = folder / f"{name}-{form}"
+    if not place.exists():
+        specs = thetau.open(folder / name).terms[0][1].specs.items()
+        tables = (Kind.EMBEDDING, Kind.HEAD) if form in ("inputs", "outputs") else ()  # which are not measured
+        shapes = {key: evidence_shape(form, key, spec.shape) for key, spec in specs if kind_of(key, spec.shape) not in tables}
+        hollow(place, {key: shape for key, shape in shapes.items() if shape is not None}, "F32")
+    return place
 
 
 def models(folder: Path, size: str) -> Path:

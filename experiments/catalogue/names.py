@@ -123,6 +123,17 @@ NAMES: tuple[Name, ...] = (
         fusion_bench="`TallMaskTaskArithmeticAlgorithm`, whose masks compare with the base's own weights",
     ),
     Name(method="fisher", fusion_bench="`FisherMergingAlgorithm`, whose Fishers are another estimate"),
+    Name(
+        method="regmean",
+        settings={"off_diagonal": 0.95},
+        fusion_bench="`RegMeanAlgorithmForCLIP`, whose fused q/k/v and attention outputs are averaged",
+    ),
+    Name(method="adamerging", fusion_bench="`CLIPLayerWiseAdaMergingAlgorithm`, with `clamp: false`, 1,000 steps"),
+    Name(
+        method="adamerging",
+        settings={"then": {"name": "ties", "density": 0.2}},
+        fusion_bench="the same over trimmed vectors (AdaMerging++ of the authors)",
+    ),
     *(
         Name(method=name)
         for name in (
@@ -136,6 +147,7 @@ NAMES: tuple[Name, ...] = (
             "consensus_ties",
             "dc_merge",
             "inverse_norm",
+            "kfac",
             "larv",
             "localize_stitch",
             "optmerge",

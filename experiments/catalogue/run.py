@@ -37,6 +37,7 @@ from thetau.evaluate.means import average, normalised
 from thetau.evaluate.measures import Measure
 from thetau.evaluate.merging import at_scale
 from thetau.evaluate.search import choose_scale
+from thetau.evidence import CoefficientConfig, MomentConfig, collect_second_moments, learn_coefficients
 from thetau.methods import registry
 from thetau.models import Encoder, load_encoder, read_weights
 from thetau.parts import Method, Varying
@@ -47,7 +48,8 @@ OUT = Path(__file__).parent / "results.json"
 PAIR = ("clinc_domain", "dbpedia_topic")
 FACTORS = (0.5, 1.0, 1.5, 2.5, 4.0)
 LIMITS = {"validation": 60, "test": 200}
-EXAMPLES = 128  # of each task, where a method needs their Fisher matrices
+EXAMPLES = 128  # of each task, where a method needs evidence
+STEPS, LR, BATCH = 100, 5e-3, 16  # of AdaMerging: as far in all as the authors' 500 steps of 1e-3
 WHOLE = "merged"  # the output of a method that has one
 
 
@@ -80,7 +82,7 @@ def merge(name: str, run: Path, out: Path) -> dict[str, float]:
         first, second = tasks
         base, opened = opened[first], {second: opened[second]}
     vectors = [(model - base).named(task) for task, model in opened.items()]
-    evidence = {kind: {task: fisher_file(run, task, EXAMPLES) for task in tasks} for kind in method.chain().needs}
+    evidence = {kind: {task: evidence_file(run, kind, task) for task in tasks} for kind in method.chain().needs}
     before, begun = resident("VmRSS"), time.process_time()
     engine = thetau.Engine(workers=1)
     if method.chain().emit is not None:
@@ -90,6 +92,13 @@ def merge(name: str, run: Path, out: Path) -> dict[str, float]:
     for output, vector in made.items():
         vector.save(out / f"{output}.safetensors", engine=engine)
     return {"seconds": time.process_time() - begun, "start_megabytes": before, "peak_megabytes": resident("VmHWM")}
+
+
+def evidence_file(run: Path, kind: str, task: str) -> Path:
+    """Where a task's evidence of a kind is kept."""
+    if kind == "fisher":
+        return fisher_file(run, task, EXAMPLES)
+    return run / "evidence" / f"{kind}-{EXAMPLES}" / f"{task}.safetensors"
 
 
 def resident(key: str) -> float:
@@ -147,12 +156,34 @@ class Catalogue:
             shutil.rmtree(self.folder(name))
         return made
 
+    def collect(self, kind: str) -> None:
+        """Evidence of a kind for every task, or what is kept of it."""
+        length = self.suite.limits.max_length
+        if kind == "fisher":
+            fisher_files(self.run, self.evaluator, self.models, EXAMPLES)
+        elif kind == "coefficients":
+            base = thetau.open(self.encoder.folder)
+            vectors = {task: (thetau.open(path) - base).named(task) for task, path in self.models.items()}
+            config = CoefficientConfig(examples=EXAMPLES, steps=STEPS, lr=LR, batch=BATCH, max_length=length)
+            folder = evidence_file(self.run, kind, PAIR[0]).parent
+            learn_coefficients(self.encoder, self.evaluator.tasks, vectors, folder, config, heads=self.evaluator.heads)
+        else:
+            assert kind in ("gram", "gradients")
+            moment: Any = kind
+            config_ = MomentConfig(examples=EXAMPLES, max_length=length)
+            for task, path in self.models.items():
+                out, given = evidence_file(self.run, kind, task), read_weights(path)
+                head = self.evaluator.heads[task]
+                collect_second_moments(
+                    self.encoder, self.evaluator.tasks[task], given, out, moment, config_, head=head, origin=str(path)
+                )
+
     def made(self, name: str, method: Method) -> dict[str, Any]:
         """Merge, measure, tune, measure."""
         folder = self.folder(name)
         tasks = tasks_of(method, self.suite.tasks)
-        if "fisher" in method.chain().needs:
-            fisher_files(self.run, self.evaluator, self.models, EXAMPLES)
+        for kind in method.chain().needs:
+            self.collect(kind)
         command = [
             sys.executable,
             "-m",

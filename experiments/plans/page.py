@@ -13,6 +13,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def hollow(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str = "BF16
     entry = {"BF16": 2, "F32": 4}[dtype]
     header, at_byte = {}, 0
     for name, dims in shapes.items():
-        size = entry * dims[0] * (dims[1] if len(dims) > 1 else 1)
+        size = entry * prod(dims)
         header[name] = {"dtype": dtype, "shape": list(dims), "data_offsets": [at_byte, at_byte + size]}
         at_byte += size
     raw = json.dumps(header).encode()

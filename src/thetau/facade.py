@@ -299,8 +299,20 @@ def _merge(
         engine=engine,
         evidence=opened,
         made=made,
-        alarms=_beside(dict(zip(tasks, vectors, strict=True))),
+        alarms=[*_beside(dict(zip(tasks, vectors, strict=True))), *_learned_over(method, opened)],
     )
+
+
+def _learned_over(method: Method, evidence: Mapping[str, Mapping[str, Combination]]) -> list[str]:
+    """A sentence for each piece of evidence that was learned over the transforms of another method than the one that is merged over."""
+    now = {json.dumps(plain(one), sort_keys=True) for one in method.__dict__.values() if isinstance(one, Method)}
+    return [
+        f"{source.label}: the evidence `{kind}` of {task} was learned over {over}, and is merged over {', '.join(now)}."
+        for kind, given in evidence.items()
+        for task, one in given.items()
+        for source in one.sources()
+        if (over := source.metadata.get("thetau.over")) is not None and over not in now
+    ]
 
 
 def _beside(vectors: Mapping[str, Combination]) -> list[str]:

@@ -27,9 +27,8 @@ from thetau.fields import check
 from thetau.random import element_bits, stream_keys
 
 Access = Literal["block", "stream", "whole"]
-Form = Literal[
-    "entries", "inputs", "outputs"
-]  # of evidence at one tensor: like the tensor, or `[d_in, d_in]`, or `[d_out, d_out]`
+# Of evidence at one tensor: like the tensor, `[d_in, d_in]`, `[d_out, d_out]`, or 0-d.
+Form = Literal["entries", "inputs", "outputs", "number"]
 State = Any
 PACE = 1.4e9  # of most parts in the compiled loop
 SELECTIONS = ("all", "linear", "matrices")
@@ -69,7 +68,7 @@ class Site:
     base: Tensor | None = None  # the base's block as the file stores it, for parts that need it
     evidence: Mapping[str, Tensor] = field(
         default_factory=dict
-    )  # for each kind that is needed: `[task, *block]`, stored likewise; of another form than `entries` the whole `[task, side, side]`
+    )  # for each kind that is needed: `[task, *block]`, stored likewise; of another form than `entries` the whole `[task, side, side]`, or `[task]`
 
     def weighed_left(self, shape: tuple[int, int]) -> bool:
         """Whether this matrix `[d_out, d_in]` faces the space that its block's function fixes with its output, not its input."""
@@ -538,6 +537,8 @@ def evidence_shape(form: Form, shape: tuple[int, ...]) -> tuple[int, ...] | None
     """The shape of one task's evidence at a matrix `[d_out, d_in]`; None where there can be none: it has no inputs and outputs."""
     if form == "entries":
         return shape
+    if form == "number":
+        return ()
     if len(shape) < 2:
         return None
     side = prod(shape[1:]) if form == "inputs" else shape[0]

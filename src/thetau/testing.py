@@ -107,7 +107,7 @@ def _logical(name: str, tensor: Tensor) -> tuple[int, ...]:
 
 def _evidence(key: str, form: Form, shape: Sequence[int]) -> Tensor:
     generator = torch.Generator().manual_seed(crc32(key.encode()))
-    if form == "entries":
+    if form in ("entries", "number"):
         return torch.randn(tuple(shape), generator=generator).square() + 1e-3
     rows = torch.randn(3 * shape[0], shape[0], generator=generator) if shape[0] else torch.zeros(1, 0)
     return rows.T @ rows / len(rows)

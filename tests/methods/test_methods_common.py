@@ -113,6 +113,8 @@ VARIANTS: dict[str, Any] = {
     "actmat-linear": methods.ActMat(balance="covariance", ridge=1e-3, tensors="linear", elsewhere="base"),
     "ace-authors": methods.Ace(relative=False),
     "ace-always-whole": methods.Ace(balance="always", target="whole", tensors="all"),
+    "adamerging-ties": methods.AdaMerging(then=Ties(density=0.2)),
+    "adamerging-awd": methods.AdaMerging(then=Awd()),
     "regmean-exact": methods.RegMean(off_diagonal=1.0, unseen="mean", coefficients=by_task(1.0, 0.5, 2.0)),
     "regmean-diagonal": methods.RegMean(off_diagonal=0.0, tensors="linear", elsewhere="base"),
     "kfac-weights": methods.Kfac(coefficients=by_task(1.0, 0.5, 2.0), tolerance=0.0, iterations=5, tensors="matrices"),

@@ -21,19 +21,21 @@ from thetau.methods import registry
 from thetau.methods.traits import PURPOSES, suited, traits, use
 from thetau.parts import Chain, Method
 from thetau.recipes.mergekit.methods import SPECS
+from thetau.testing import evidence_for
 
 RESULTS, COSTS = page.read(page.RESULTS), page.read(page.COSTS)
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The models of the pages' recipes, and Fisher matrices of theirs."""
+    """The models of the pages' recipes, and evidence of theirs."""
     base = random_weights(0)
     write_model(tmp_path / "base", base)
     for seed, name in enumerate(page.NAMES_OF_MODELS):
         write_model(tmp_path / name, shifted(base, seed))
-        floats = {key: value.abs() for key, value in base.items() if value.is_floating_point()}
-        save_evidence(tmp_path / f"{name}-fisher.safetensors", "fisher", floats, {})
+        for method in ours():
+            for kind, given in evidence_for(registry.build(method, {}), base, [name]).items():
+                save_evidence(tmp_path / f"{name}-{kind}.safetensors", kind, given[name], {})
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

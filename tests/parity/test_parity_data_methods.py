@@ -131,10 +131,8 @@ def test_kfac_with_the_true_factors_of_a_linear_network_is_its_optimum() -> None
     factors = {"gram": grams(inputs), "gradients": [p.T @ p for p in outer]}
     got = merged(base, tuned, Kfac(tolerance=1e-8, iterations=400), **factors)
     assert relative(got, want.float()) < 7 * F32 * float(torch.linalg.cond(left)) ** 2
-    loss = [
-        float((left @ x.double().T.reshape(-1) - right).square().sum())
-        for x in (got, merged(base, tuned, RegMean(off_diagonal=1.0), gram=factors["gram"]))
-    ]
+    other = merged(base, tuned, RegMean(off_diagonal=1.0), gram=factors["gram"])
+    loss = [float((left @ x.double().T.reshape(-1) - right).square().sum()) for x in (got, other)]
     assert loss[0] < loss[1]
 
 

@@ -1,8 +1,12 @@
 """Evidence: what is learned or collected with a live model and data before a merge, kept as files of its own."""
 
+from thetau.evidence.adamerging import Coefficients as Coefficients
+from thetau.evidence.adamerging import learn_coefficients as learn_coefficients
+from thetau.evidence.config import CoefficientConfig as CoefficientConfig
 from thetau.evidence.config import FisherConfig as FisherConfig
 from thetau.evidence.config import MaskConfig as MaskConfig
 from thetau.evidence.config import MomentConfig as MomentConfig
+from thetau.evidence.config import SurgeryConfig as SurgeryConfig
 from thetau.evidence.fisher import Fisher as Fisher
 from thetau.evidence.fisher import collect_fisher as collect_fisher
 from thetau.evidence.fisher import fisher_sums as fisher_sums
@@ -12,3 +16,5 @@ from thetau.evidence.masks import learn_mask as learn_mask
 from thetau.evidence.masks import localize as localize
 from thetau.evidence.moments import SecondMoments as SecondMoments
 from thetau.evidence.moments import collect_second_moments as collect_second_moments
+from thetau.evidence.surgery import Surgery as Surgery
+from thetau.evidence.surgery import learn_surgery as learn_surgery

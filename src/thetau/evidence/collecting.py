@@ -119,3 +119,19 @@ def labels_drawn(
 def labels_of(labels: Labels, outcomes: int, most: int) -> Labels:
     """Whose labels count in the end: with more classes than `most`, `true` is sampled, for a class costs a backward pass."""
     return "sampled" if labels == "true" and outcomes > most else labels
+
+
+def stored_names(encoder: Encoder) -> dict[str, tuple[str, ...]]:
+    """Parameter of the module → its names in the checkpoint: several where the checkpoint stores a tied tensor twice.
+
+    Raises `DataError`: the checkpoint holds none.
+    """
+    first = {id(parameter): name for name, parameter in encoder.module.named_parameters()}
+    found: dict[str, list[str]] = {}
+    for name, parameter in encoder.module.named_parameters(remove_duplicate=False):
+        known = encoder.names.get(name.removeprefix("backbone."))
+        if known is not None and parameter.is_floating_point():
+            found.setdefault(first[id(parameter)], []).append(known)
+    if not found:
+        raise DataError(f"{encoder.folder}: no parameter of the model is in its checkpoint, so nothing can be said of any.")
+    return {name: tuple(dict.fromkeys(names)) for name, names in found.items()}

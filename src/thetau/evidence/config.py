@@ -123,7 +123,75 @@ class MomentConfig:
         return _of(cls, given, where)
 
 
-Config = TypeVar("Config", MaskConfig, FisherConfig, MomentConfig)
+@final
+@dataclass(frozen=True, kw_only=True)
+class CoefficientConfig:
+    """How AdaMerging's coefficients are learned.
+
+    - `granularity`: one coefficient a task and `tensor` (the authors' "layer-wise"), a task and `layer` of blocks, or a `task` alone.
+    - `start`: every coefficient before the first step. `lr`, `steps`: of Adam (β 0.9 and 0.999). `batch`: examples a task and step.
+    - `clamp`: keep coefficients in [0, 1] in the forward pass, as the authors' code; one that has left it gets no gradient.
+    - `most`: without `clamp` a coefficient beyond ± this ends the run, for it diverges.
+    - `window`: steps over which predictions are counted: where all of them fall on one class, and did not at first, the run stops.
+    - `examples`: at most so many of the split, of each task; None for all. `split`: the authors adapt to `test` itself; here it is `validation`
+      by default, so that a test measures. Labels are never looked at.
+    - `max_length`, `image_size`: of the inputs. `seed`: of the order of batches. `save_every`: steps after which the state is kept.
+    """
+
+    granularity: Literal["tensor", "layer", "task"] = "tensor"
+    start: float = 0.3
+    lr: NotNegative = 1e-3
+    steps: Annotated[int, AtLeast(0)] = 500
+    batch: Annotated[int, AtLeast(1)] = 32
+    clamp: bool = True
+    most: Positive = 5.0
+    window: Annotated[int, AtLeast(1)] = 10
+    examples: Annotated[int | None, AtLeast(1)] = None
+    split: Literal["train", "validation", "test"] = "validation"
+    max_length: Annotated[int, AtLeast(3)] = 64
+    image_size: Annotated[int | None, AtLeast(8)] = None
+    seed: Annotated[int, AtLeast(0)] = 0
+    save_every: Annotated[int, AtLeast(1)] = 25
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], where: str) -> CoefficientConfig:
+        """A config from plain keys, as a command line gives them. Raises `RecipeError`; `where` names it."""
+        return _of(cls, given, where)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class SurgeryConfig:
+    """How a correction of a merged model's features is learned.
+
+    - `rank`: of the correction. `updates`: of Adam, `lr` its step, `batch` the examples of each.
+    - `examples`: at most so many of the split; None for all. `split`: the authors' is `test`; here it is `validation` by default.
+    - `max_length`, `image_size`: of the inputs. `seed`: of the first matrix and of the order of batches.
+    """
+
+    rank: Annotated[int, AtLeast(1)] = 16
+    updates: Annotated[int, AtLeast(0)] = 1000
+    lr: Positive = 1e-3
+    batch: Annotated[int, AtLeast(1)] = 16
+    examples: Annotated[int | None, AtLeast(1)] = None
+    split: Literal["train", "validation", "test"] = "validation"
+    max_length: Annotated[int, AtLeast(3)] = 64
+    image_size: Annotated[int | None, AtLeast(8)] = None
+    seed: Annotated[int, AtLeast(0)] = 0
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], where: str) -> SurgeryConfig:
+        """A config from plain keys, as a command line gives them. Raises `RecipeError`; `where` names it."""
+        return _of(cls, given, where)
+
+
+Config = TypeVar("Config", MaskConfig, FisherConfig, MomentConfig, CoefficientConfig, SurgeryConfig)
 
 
 def _of(kind: type[Config], given: Mapping[str, Any], where: str) -> Config:

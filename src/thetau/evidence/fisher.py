@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
 from thetau.errors import DataError
-from thetau.evidence.collecting import check_head, check_start, existing, file_of, key_of, labels_drawn, labels_of
+from thetau.evidence.collecting import check_head, check_start, existing, file_of, key_of, labels_drawn, labels_of, stored_names
 from thetau.evidence.config import FisherConfig, Labels
 from thetau.evidence.files import save_evidence
 from thetau.finetune.lesson import to_device
@@ -113,7 +113,7 @@ def collect_fisher(
     kept = existing(path, EVIDENCE, key, "Fisher")
     if kept is not None:
         return Fisher(path=path, cached=True, **{**kept, "zero": tuple(kept["zero"]), "notes": tuple(kept["notes"])})
-    stored = _stored(encoder)
+    stored = stored_names(encoder)
     before = encoder.weights(exact=True)
     state = StateFolder.beside(path, key)
     encoder.load(weights, origin)
@@ -330,19 +330,3 @@ class _Run:
         away = math.fsum(float((got[name] - expected[name]).double().square().sum()) for name in expected)
         size = math.fsum(float(value.double().square().sum()) for value in expected.values())
         return away <= _TOLERANCE**2 * size
-
-
-def _stored(encoder: Encoder) -> dict[str, tuple[str, ...]]:
-    """Parameter of the module → its names in the checkpoint: several where the checkpoint stores a tied tensor twice.
-
-    Raises `DataError`: the checkpoint holds none.
-    """
-    first = {id(parameter): name for name, parameter in encoder.module.named_parameters()}
-    found: dict[str, list[str]] = {}
-    for name, parameter in encoder.module.named_parameters(remove_duplicate=False):
-        known = encoder.names.get(name.removeprefix("backbone."))
-        if known is not None and parameter.is_floating_point():
-            found.setdefault(first[id(parameter)], []).append(known)
-    if not found:
-        raise DataError(f"{encoder.folder}: no parameter of the model is in its checkpoint, so none can have a Fisher.")
-    return {name: tuple(dict.fromkeys(names)) for name, names in found.items()}

@@ -3,6 +3,7 @@
 from thetau.fields import Field as Field
 from thetau.methods.ace import Ace as Ace
 from thetau.methods.actmat import ActMat as ActMat
+from thetau.methods.adamerging import AdaMerging as AdaMerging
 from thetau.methods.arcee_fusion import ArceeFusion as ArceeFusion
 from thetau.methods.average import Average as Average
 from thetau.methods.awd import Awd as Awd

@@ -37,7 +37,7 @@ INPUTS, OUTPUTS = "gram", "gradients"
 @register("kfac", paper="Tam et al., TMLR 2024, https://arxiv.org/abs/2312.04339")
 @dataclass(frozen=True, kw_only=True)
 class Kfac(Method):
-    r"""$\tau = \lambda \arg\min_\tau \sum_i c_i \operatorname{tr}\left(S_i (\tau - \tau_i) A_i (\tau - \tau_i)^\top\right)$, $A_i$ of inputs, $S_i$ of output gradients.
+    r"""$\tau = \lambda \arg\min_\tau \sum_i c_i \operatorname{tr}(S_i (\tau - \tau_i) A_i (\tau - \tau_i)^\top)$, $A_i$ of inputs, $S_i$ of gradients.
 
     - `coefficients`: c; a number, one a task (a list, or `per_task`), or one a pattern of tensor names (`per_pattern`).
     - `iterations`: the most that conjugate gradients make.

@@ -16,6 +16,7 @@ from thetau.evaluate.measures import Measure, measure
 from thetau.evaluate.options import Reading
 from thetau.evaluate.session import Session
 from thetau.evaluate.tuned import difference, is_tangent
+from thetau.evidence.surgery import corrected_heads
 from thetau.finetune.output import read_record, trained_heads
 from thetau.models import locate, read_weights
 from thetau.models.classifier import Classifier, classifier_of, load_classifier
@@ -30,7 +31,8 @@ from thetau.tasks.head import AnyHead
 class CheckpointMeasured(Result):
     """What `evaluate_checkpoint` or `evaluate_classifier` found. `metrics`: of each task; `tasks`: its value, with n and a 95 % interval.
 
-    `head`: what turned features into answers.
+    - `head`: what turned features into answers.
+    - `corrected`: the tasks whose features went through a correction that lies beside the model (`thetau evidence surgery`).
     """
 
     model: str
@@ -42,6 +44,7 @@ class CheckpointMeasured(Result):
     metrics: dict[str, str]
     tasks: dict[str, Measure]
     head: str = "made from the base"
+    corrected: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As plain values, the metric beside each task's value."""
@@ -153,6 +156,8 @@ def evaluate_checkpoint(
     tangent = given.space == "tangent" or (given.space == "auto" and where.exists() and is_tangent(where))
     weights = read_weights(where if where.exists() else model, base=session.encoder.folder)
     session.evaluator.on_tokens = on_tokens
+    corrected = {} if tangent or not given.surgery else corrected_heads(where, weights, session.evaluator.heads)
+    session.evaluator.heads.update(corrected)
     if tangent:
         own = session.encoder.weights(exact=True)
         linear = session.space_of({"model": difference(weights, own)}, tangent=True)
@@ -169,6 +174,7 @@ def evaluate_checkpoint(
         metrics={name: session.evaluator.tasks[name].metric for name in found},
         tasks=found,
         head=f"trained with {given.heads or model}" if heads_of(model, given) else f"made from {session.base}",
+        corrected=tuple(corrected),
     )
 
 

@@ -251,6 +251,7 @@ class Evaluate:
         Literal["auto", "weights", "tangent"],
         Option("weights: run the model; tangent: its linear form; auto: as the checkpoint says."),
     ] = "auto"
+    surgery: Annotated[bool, Option("Use the corrections that lie beside the model.", flags=("--surgery/--no-surgery",))] = True
     limit: Limit = None
 
     def __post_init__(self) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import typer
 
+from thetau.cli.evidence.adamerging import adamerging
 from thetau.cli.evidence.fisher import fisher
 from thetau.cli.evidence.moments import gradients, gram
+from thetau.cli.evidence.surgery import surgery
 
 evidence_app = typer.Typer(
-    help="Collect with a live model and data what a merge needs: fisher, gram, gradients.", no_args_is_help=True
+    help="Collect with a live model and data what a merge needs: adamerging, fisher, gram, gradients, surgery.",
+    no_args_is_help=True,
 )
 
 
@@ -17,6 +20,8 @@ def group() -> None:
     """Collect with a live model and data what a merge needs."""
 
 
+evidence_app.command()(adamerging)
 evidence_app.command()(fisher)
 evidence_app.command()(gram)
 evidence_app.command()(gradients)
+evidence_app.command()(surgery)

@@ -1,0 +1,276 @@
+"""Merging with and without data on the same fine-tuned models: accuracy, seconds, memory, examples seen.
+
+    make demo                                             # the fine-tuned models, in runs/demo
+    python -m experiments.data_methods.run [--run runs/demo] [--only ROW …]
+
+The demo's six models become one, by methods that look at no data, by methods that look at unlabelled examples of each task, and by λ chosen on
+labelled ones. Every row is made in a process of its own: its seconds are those of the processor for collecting and merging together, its memory
+the operating system's peak. Examples come from the training or the validation split, never from the test split, on which all rows are
+measured. AdaMerging makes fewer and longer steps than its authors' (`STEPS`, `LR`): as far in all, so that this ends in minutes.
+
+Rows are kept in RUN/data_methods as they are made, and not made again; `--only` makes some anew. Writes experiments/data_methods/results.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+import thetau
+from experiments.catalogue.run import resident
+from experiments.common import ROOT, machine, write_result
+from experiments.fisher.run import tuned_models
+from thetau.evaluate import Evaluator
+from thetau.evaluate.means import average, normalised
+from thetau.evaluate.measures import Measure
+from thetau.evaluate.merging import at_scale
+from thetau.evaluate.search import choose_scale
+from thetau.evidence import (
+    CoefficientConfig,
+    FisherConfig,
+    MomentConfig,
+    SurgeryConfig,
+    collect_fisher,
+    collect_second_moments,
+    learn_coefficients,
+    learn_surgery,
+)
+from thetau.evidence.surgery import corrected_heads, surgery_file
+from thetau.methods import registry
+from thetau.models import load_encoder, read_weights
+from thetau.tasks import load_task
+from thetau.tasks.suite import load_suite
+
+OUT = Path(__file__).parent / "results.json"
+LIMITS = {"validation": 60, "test": 200}
+FACTORS = (0.5, 1.0, 1.5, 2.5, 4.0)
+STEPS, LR, BATCH = 100, 5e-3, 16
+Data = Literal["none", "unlabelled", "labelled"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A way to one model: a method with its fields, and what it looks at.
+
+    `examples` of each task; `tuned`: λ is chosen on that many labelled ones. `surgery`: its features are corrected on that many.
+    """
+
+    method: str
+    fields: Mapping[str, Any]
+    data: Data = "none"
+    examples: int = 0
+    tuned: bool = False
+    surgery: bool = False
+
+
+def row(method: str, data: Data = "none", examples: int = 0, **fields: Any) -> Row:
+    """A row without λ or surgery."""
+    return Row(method=method, fields=fields, data=data, examples=examples)
+
+
+AWD = {"name": "awd", "then": "task_arithmetic"}
+PLUS = {"name": "ties", "density": 0.2}
+ROWS: Mapping[str, Row] = {
+    "average": row("average"),
+    "task arithmetic, λ = 0.3": row("task_arithmetic"),
+    "TIES": row("ties"),
+    "TSV-M": row("tsv_m"),
+    "WUDI": row("wudi", solver="gradient_flow"),
+    "bilateral": row("bilateral"),
+    "task arithmetic, λ by labels": Row(
+        method="task_arithmetic", fields={}, data="labelled", examples=LIMITS["validation"], tuned=True
+    ),
+    "Fisher, 32": row("fisher", "unlabelled", 32),
+    "RegMean, 8": row("regmean", "unlabelled", 8),
+    "RegMean, 32": row("regmean", "unlabelled", 32),
+    "RegMean, 256": row("regmean", "unlabelled", 256),
+    "RegMean, 256, off-diagonal 0.1": row("regmean", "unlabelled", 256, off_diagonal=0.1),
+    "RegMean, 256, off-diagonal 1": row("regmean", "unlabelled", 256, off_diagonal=1.0),
+    "K-FAC, 32": row("kfac", "unlabelled", 32, iterations=30),
+    "AdaMerging, 100": row("adamerging", "unlabelled", 100),
+    "AdaMerging++, 100": row("adamerging", "unlabelled", 100, then=PLUS),
+    "AWD-AdaMerging, 100": row("adamerging", "unlabelled", 100, then=AWD),
+    "AdaMerging, 16": row("adamerging", "unlabelled", 16),
+    "task arithmetic and surgery, 100": Row(method="task_arithmetic", fields={}, data="unlabelled", examples=100, surgery=True),
+    "RegMean and surgery, 100": Row(method="regmean", fields={}, data="unlabelled", examples=100, surgery=True),
+}
+
+
+class Bench:
+    """The demo's models, its encoder and its tasks."""
+
+    def __init__(self, run: Path) -> None:
+        self.run, self.suite = run, load_suite("demo")
+        self.models = tuned_models(run, self.suite.tasks)
+        self.encoder = load_encoder(self.suite.backbone)
+        self.tasks = {name: load_task(name) for name in self.suite.tasks}
+        self.length = self.suite.limits.max_length
+        self.base = thetau.open(self.encoder.folder)
+        self.vectors = {name: (thetau.open(path) - self.base).named(name) for name, path in self.models.items()}
+
+    def folder(self, name: str) -> Path:
+        """Where a row lies."""
+        return self.run / "data_methods" / "".join(letter if letter.isalnum() else "-" for letter in name)
+
+    def evidence(self, chosen: Row, folder: Path) -> dict[str, dict[str, Path]]:
+        """What the row's method needs, collected anew."""
+        method = registry.build(chosen.method, chosen.fields)
+        found: dict[str, dict[str, Path]] = {}
+        for kind in method.chain().needs:
+            if kind == "coefficients":
+                config = CoefficientConfig(
+                    steps=STEPS, lr=LR, batch=min(BATCH, chosen.examples), examples=chosen.examples, max_length=self.length
+                )
+                assert isinstance(method, thetau.methods.AdaMerging)
+                origins = {name: str(path) for name, path in self.models.items()}
+                made = learn_coefficients(
+                    self.encoder, self.tasks, self.vectors, folder / kind, config, method=method, origins=origins
+                )
+                found[kind] = made.files
+                continue
+            found[kind] = {name: folder / f"{kind}-{name}.safetensors" for name in self.models}
+            for name, path in self.models.items():
+                weights, out = read_weights(path), found[kind][name]
+                if kind == "fisher":
+                    fisher = FisherConfig(examples=chosen.examples, max_length=self.length)
+                    collect_fisher(self.encoder, self.tasks[name], weights, out, fisher, origin=str(path))
+                else:
+                    moments = MomentConfig(examples=chosen.examples, max_length=self.length)
+                    assert kind in ("gram", "gradients")
+                    which: Any = kind
+                    collect_second_moments(self.encoder, self.tasks[name], weights, out, which, moments, origin=str(path))
+        return found
+
+    def make(self, name: str) -> dict[str, float]:
+        """Collect and merge; the model is written to the row's folder. Meant for a process of its own."""
+        chosen, folder = ROWS[name], self.folder(name)
+        before, begun = resident("VmRSS"), time.process_time()
+        engine = thetau.Engine(workers=1)
+        evidence = self.evidence(chosen, folder)
+        collected = time.process_time()
+        method = registry.build(chosen.method, chosen.fields)
+        merged = thetau.merge(list(self.vectors.values()), method, engine=engine, evidence=evidence)
+        (self.base + merged).save(folder / "merged", engine=engine)
+        if chosen.surgery:
+            config = SurgeryConfig(examples=chosen.examples, max_length=self.length)
+            weights = read_weights(folder / "merged")
+            for task, path in self.models.items():
+                out = surgery_file(folder / "merged", task)
+                learn_surgery(self.encoder, self.tasks[task], weights, read_weights(path), out, config)
+        return {
+            "collect_seconds": round(collected - begun, 2),
+            "seconds": round(time.process_time() - begun, 2),
+            "start_megabytes": round(before, 1),
+            "peak_megabytes": round(resident("VmHWM"), 1),
+        }
+
+    def results(self, only: list[str]) -> dict[str, Any]:
+        """Every row, as it was made before or anew."""
+        evaluator = Evaluator(self.encoder, self.tasks.values(), limits=LIMITS, max_length=self.length, cache=self.run / "cache")
+        individual = {
+            split: {task: evaluator.evaluate(read_weights(path), split, [task])[task] for task, path in self.models.items()}
+            for split in LIMITS
+        }
+        base = evaluator.evaluate(self.encoder_weights(evaluator), "test")
+
+        def told(measures: Mapping[str, Measure]) -> dict[str, Any]:
+            return {
+                "average": round(average(measures), 4),
+                "normalised": round(normalised(measures, individual["test"]), 4),
+                "tasks": {task: round(one.value, 4) for task, one in measures.items()},
+            }
+
+        rows: dict[str, Any] = {}
+        for name, chosen in ROWS.items():
+            rows[name] = self.row(name, chosen, evaluator, individual["validation"], told, anew=name in only)
+            sys.stdout.write(f"{name}: {100 * rows[name]['average']:.1f}, {rows[name]['seconds']:.1f} s\n")
+            sys.stdout.flush()
+        return {
+            "command": "make data-methods",
+            "machine": machine(),
+            "suite": "demo",
+            "backbone": self.suite.backbone,
+            "test": {task: one.n for task, one in individual["test"].items()},
+            "adamerging": {"steps": STEPS, "lr": LR, "batch": BATCH},
+            "references": {"pre-trained": told(base), "individual": told(individual["test"])},
+            "rows": rows,
+            "versions": {"thetau": thetau.__version__, "torch": torch.__version__},
+        }
+
+    def encoder_weights(self, evaluator: Evaluator) -> dict[str, torch.Tensor]:
+        """The base's."""
+        evaluator.load_base()
+        return self.encoder.weights()
+
+    def row(
+        self,
+        name: str,
+        chosen: Row,
+        evaluator: Evaluator,
+        individual: Mapping[str, Measure],
+        told: Callable[[Mapping[str, Measure]], dict[str, Any]],
+        *,
+        anew: bool,
+    ) -> dict[str, Any]:
+        """One row: made in another process, measured in this one."""
+        file = self.folder(name).with_suffix(".json")
+        if file.is_file() and not anew:
+            kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            if kept["row"] == asdict(chosen):
+                return kept
+        shutil.rmtree(self.folder(name), ignore_errors=True)
+        self.folder(name).mkdir(parents=True)
+        command = [sys.executable, "-m", "experiments.data_methods.run", "--run", str(self.run), "--make", name]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"{name}: {done.stderr.strip()}")
+        cost = json.loads(done.stdout.splitlines()[-1])
+        weights = read_weights(self.folder(name) / "merged")
+        heads = dict(evaluator.heads)
+        if chosen.surgery:
+            evaluator.heads.update(corrected_heads(self.folder(name) / "merged", weights, heads))
+        if chosen.tuned:
+            evaluator.load_base()
+            base = self.encoder.weights()
+            vector = {key: value.float() - base[key].float() for key, value in weights.items() if value.is_floating_point()}
+            begun = time.process_time()
+            search = choose_scale(
+                FACTORS, lambda factor: evaluator.evaluate(at_scale(base, vector, factor), "validation"), individual
+            )
+            cost["seconds"] = round(cost["seconds"] + time.process_time() - begun, 2)
+            cost["factor"] = search.scale
+            weights = at_scale(base, vector, search.scale)
+        measured = evaluator.evaluate(weights, "test", origin=name)
+        evaluator.heads.update(heads)
+        made = {"row": asdict(chosen), "data": chosen.data, "examples": chosen.examples, **told(measured), **cost}
+        write_result(file, made)
+        shutil.rmtree(self.folder(name))
+        return made
+
+
+def main() -> None:
+    """As the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--make")
+    given = parser.parse_args()
+    bench = Bench(given.run.resolve())
+    if given.make:
+        sys.stdout.write(json.dumps(bench.make(given.make)) + "\n")
+        return
+    write_result(OUT, bench.results(given.only))
+
+
+if __name__ == "__main__":
+    main()
