@@ -25,9 +25,11 @@ from experiments.common import EXPERIMENTS, floor, machine, timed, write_result
 SHAPES = {  # hidden, intermediate, layers, vocabulary
     "tiny": (256, 704, 4, 8000),
     "280m": (1024, 2816, 17, 32000),
+    "slice": (1024, 2816, 2, 3765),  # 2 of the 17 blocks of 280m, and as large a part of its vocabulary
     "1.1b": (2048, 5632, 22, 32000),
 }
 MODELS = 5
+RANK = 192  # of the differences with a falling spectrum
 METHODS: dict[str, tuple[list[str], dict[str, Any] | None]] = {  # ours; mergekit's
     "average": (["average"], {"merge_method": "linear", "weight": 0.2}),
     "task_arithmetic": (["task_arithmetic", "scale=0.3"], {"merge_method": "task_arithmetic", "weight": 0.3}),
@@ -46,13 +48,25 @@ METHODS: dict[str, tuple[list[str], dict[str, Any] | None]] = {  # ours; mergeki
     "model_stock": (["model_stock"], {"merge_method": "model_stock"}),
     "awd": (["awd", "tensors=all"], None),
 }
-HEADS = {"tiny": 4, "280m": 16, "1.1b": 32}
+HEADS = {"slice": 16, "tiny": 4, "280m": 16, "1.1b": 32}
 
 
-def build(folder: Path, size: str) -> None:
-    """A base and five fine-tuned models in bfloat16, from a seed."""
+def build(folder: Path, size: str, *, falling: bool = False) -> None:
+    """A base and five fine-tuned models in bfloat16, from a seed.
+
+    Their differences are independent numbers. With `falling` they are as fine-tuning's: squared singular values fall as 1/i down to the
+    `RANK`-th, which leaves 45 % of the energy after 16 and 30 % after 32, as the demo's models have it.
+    """
     import torch
     from safetensors.torch import save_file
+
+    def difference(shape: tuple[int, ...], seed: int) -> torch.Tensor:
+        noise = torch.Generator().manual_seed(seed)
+        if not falling or len(shape) < 2:
+            return torch.randn(shape, generator=noise)
+        decay = torch.arange(1, RANK + 1) ** -0.5
+        left, right = torch.randn(shape[0], RANK, generator=noise), torch.randn(RANK, shape[1], generator=noise)
+        return (left * (decay / decay.norm())) @ right
 
     hidden, inner, layers, vocabulary = SHAPES[size]
     shapes: dict[str, tuple[int, ...]] = {
@@ -78,7 +92,7 @@ def build(folder: Path, size: str) -> None:
         "tie_word_embeddings": False,
         "torch_dtype": "bfloat16",
     }
-    for number, path in enumerate(places(folder, size)):
+    for number, path in enumerate(places(folder, f"{size}-falling" if falling else size)):
         path.mkdir(parents=True, exist_ok=True)
         (path / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
         if (path / "model.safetensors").exists():
@@ -87,8 +101,7 @@ def build(folder: Path, size: str) -> None:
         for index, (name, shape) in enumerate(sorted(shapes.items())):
             base = torch.randn(shape, generator=torch.Generator().manual_seed(index)) * 0.02
             if number:
-                noise = torch.Generator().manual_seed(1000 * number + index)
-                base += torch.randn(shape, generator=noise) * 0.001
+                base += difference(shape, 1000 * number + index) * 0.001
             tensors[name] = base.to(torch.bfloat16)
         save_file(tensors, path / "building.tmp", metadata={"format": "pt"})
         (path / "building.tmp").rename(path / "model.safetensors")

@@ -3,7 +3,8 @@
     make demo                               # the fine-tuned models, in runs/demo
     python -m experiments.sketches.accuracy [--run runs/demo] [--only LABEL …]
 
-Every row is a merge of the demo's six models at its defaults but for the fields that its label says, measured as experiments.catalogue does. Rows are kept in RUN/sketches as they are made; what is there is not made again, but for those of `--only`. Writes
+Every row is a merge of the demo's six models at its defaults but for the fields that its label says, measured as experiments.catalogue
+does. Rows are kept in RUN/sketches as they are made; what is there is not made again, but for those of `--only`. Writes
 experiments/sketches/accuracy.json.
 """
 
@@ -34,6 +35,12 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
         for count in (16, 8)
         for tail in ("flat", "drop")
     },
+    "wudi gradient flow, auto, drop": ("wudi", {**FLOW, "directions": "auto", "tail": "drop"}),
+    "bilateral, auto, drop": ("bilateral", {"rank": "auto", "tail": "drop"}),
+    "tsv_m": ("tsv_m", {}),
+    "tsv_m, 16": ("tsv_m", {"rank": 16}),
+    "tsv_m, 32": ("tsv_m", {"rank": 32}),
+    "iso_c": ("iso_c", {}),
     "wudi closed form, full": ("wudi", {"solver": "closed_form", "directions": "full"}),
     "wudi closed form, auto": ("wudi", {"solver": "closed_form", "directions": "auto"}),
 }

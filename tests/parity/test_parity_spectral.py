@@ -244,7 +244,10 @@ def test_zeros_and_cost(part: Any) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: TsvM(rank=0), r"`TsvM\(rank=\.\.\.\)` must be an integer of at least 1, a share in \(0, 1\], or None\. Got 0\."),
+        (
+            lambda: TsvM(rank=0),
+            r"`TsvM\(rank=\.\.\.\)` must be an integer of at least 1, a share in \(0, 1\], \"auto\", or None\. Got 0\.",
+        ),
         (lambda: DcMerge(rho=0.5), r"`DcMerge\(rho=\.\.\.\)` must be a number of at least 1\. Got 0\.5\."),
         (lambda: Star(eta=0.0), r"`Star\(eta=\.\.\.\)` must be in \(0, 1\]\. Got 0\.0\."),
         (lambda: IsoCts(common=0.0), r"`IsoCts\(common=\.\.\.\)` must be in \(0, 1\]\. Got 0\.0\."),

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thetau.linalg.rounding import MARGIN, eps
-from thetau.linalg.sketch import Bits, gaussian
+from thetau.linalg.sketch import Bits, signs
 
 FIRST = 16  # directions of the first block; the blocks after it double what is there
 BESIDE = 8  # directions that are found beside a given number, and dropped
@@ -47,11 +47,17 @@ class Leading:
             square=self.square,
         )
 
+    def least(self, tolerance: float) -> Leading:
+        """The fewest of them that leave out no more than a share of ‖M‖²."""
+        outside = self.rest + (self.values.square().sum() - self.values.square().cumsum(0))
+        return self.cut(1 + int((outside > tolerance * self.square).sum()))
+
 
 def leading(matrix: Float[Tensor, "rows columns"], rank: int, bits: Bits, *, square: float | None = None) -> Leading:
     """So many directions, at most; `square` is ‖M‖² where it is known. Zeros have none."""
     width = min(rank + BESIDE, *matrix.shape)
-    return _measured(matrix, _block(matrix, None, width, bits, 0), _square(matrix, square)).cut(rank)
+    basis = _block(matrix, None, width, bits, 0)
+    return _measured(matrix @ basis, basis, _square(matrix, square)).cut(rank)
 
 
 def followed(
@@ -66,16 +72,19 @@ def followed(
     square = _square(matrix, square)
     small, large = min(matrix.shape), max(matrix.shape)
     edge = (1 + (small / large) ** 0.5) ** 2
-    basis: Tensor | None = None
+    basis = images = matrix.new_empty(0, 0)
     while True:
-        before = 0 if basis is None else basis.shape[1]
+        before = basis.shape[1]
         width = min(max(FIRST, 2 * before), limit) - before
-        block = _block(matrix, basis, width, bits, before)
-        basis = block if basis is None else torch.cat([basis, block], 1)
-        found = _measured(matrix, basis, square)
+        block = _block(matrix, basis if before else None, width, bits, before)
+        basis = torch.cat([basis, block], 1) if before else block
+        images = torch.cat([images, matrix @ block], 1) if before else matrix @ block
+        found = _measured(images, basis, square)
         count = before + width
         noise = edge * found.rest / max(1, small - count)
-        if found.rest <= tolerance * square or float(found.values[-1 - BESIDE :][0]) ** 2 <= noise:
+        if found.rest <= tolerance * square:
+            return found.least(tolerance)
+        if float(found.values[-1 - BESIDE :][0]) ** 2 <= noise:
             return found
         if count >= limit:
             return Leading(**{**found.__dict__, "enough": False})
@@ -93,7 +102,7 @@ def _square(matrix: Tensor, square: float | None) -> float:
 
 def _block(matrix: Tensor, basis: Tensor | None, width: int, bits: Bits, number: int) -> Tensor:
     """Orthonormal columns, orthogonal to the basis."""
-    start = gaussian(matrix.shape[0], width, lambda axis, count: bits(f"{axis}{number}" if number else axis, count))
+    start = signs(matrix.shape[0], width, lambda axis, count: bits(f"{axis}{number}", count))
     block = _beside(basis, matrix.T @ start.to(matrix))
     for _ in range(POWERS):
         block = _beside(basis, matrix.T @ torch.linalg.qr(matrix @ block).Q)
@@ -114,20 +123,19 @@ def _orthonormal(columns: Tensor) -> Tensor:
     return q
 
 
-def _measured(matrix: Tensor, basis: Tensor, square: float) -> Leading:
-    """The singular value decomposition of M on a basis, and what is outside it."""
-    images = matrix @ basis
+def _measured(images: Tensor, basis: Tensor, square: float) -> Leading:
+    """The singular value decomposition of M on a basis, from its images, and what is outside it."""
     exact = images.double()
     values, turn = torch.linalg.eigh(exact.T @ exact)
-    values, turn = values.flip(0).clamp(min=0), turn.flip(1).to(matrix)
+    values, turn = values.flip(0).clamp(min=0), turn.flip(1).to(images)
     rest = square - float(values.sum())
-    floor = MARGIN * eps(matrix.dtype) * max(matrix.shape) ** 0.5 * square
+    precision = max(len(images), len(basis)) ** 0.5 * eps(images.dtype)
     lengths = values.sqrt()
-    seen = max(1, int((lengths > lengths[0] * max(matrix.shape) ** 0.5 * eps(matrix.dtype)).sum()))
+    seen = max(1, int((lengths > lengths[0] * precision).sum()))
     return Leading(
         images=images @ turn[:, :seen],
         values=lengths[:seen],
         vectors=basis @ turn[:, :seen],
-        rest=rest if rest > floor else 0.0,
+        rest=rest if rest > MARGIN * precision * square else 0.0,
         square=square,
     )

@@ -24,7 +24,7 @@ from thetau.linalg.kronecker import Kronecker, OneSided, Term
 from thetau.linalg.rounding import Spectrum
 from thetau.linalg.sketch import gaussian
 from thetau.linalg.svd import sketched, truncated_svd
-from thetau.methods.quadratic import Quadratic
+from thetau.methods.quadratic import Quadratic, row_squares
 from thetau.methods.sketched import Count, sketched_cost, taken, whole
 from thetau.parts import Cost, Site, StreamReduction
 from thetau.random import stream
@@ -84,11 +84,11 @@ class TwoSided(StreamReduction):
         if self.sides == "by_role":
             left = site.weighed_left((vector.shape[0], vector.shape[1]))
             return self._facing(left).add(state, vector, site)
+        if self._sketches((vector.shape[0], vector.shape[1]), state.expected):
+            self._take(state, vector, site)
+            return state
         square = float(torch.linalg.vector_norm(vector, dtype=torch.float64)) ** 2
         if square == 0:
-            return state
-        if self._sketches((vector.shape[0], vector.shape[1]), state.expected):
-            self._take(state, vector, square, site)
             return state
         if self._one_sided and state.sums is None:
             side = vector.shape[0 if self._left_only else 1]
@@ -262,15 +262,19 @@ class TwoSided(StreamReduction):
         worth = count == "auto" or sketched(*shape, int(count))
         return worth and not whole(count, self._oriented(shape), tasks)
 
-    def _take(self, state: Total, vector: Tensor, square: float, site: Site) -> None:
+    def _take(self, state: Total, vector: Tensor, site: Site) -> None:
         """One task more, as a sketch of its one factor where that is cheaper."""
         faced = vector.T.contiguous() if self._left_only else vector
+        squares = row_squares(faced)
+        square = float(squares.sum())
+        if square == 0:
+            return
         if state.sketched is None:
             state.sketched = Quadratic.empty(*faced.shape, 0, torch.float32, sketches=state.expected)
         weight = 1 / square if self.balance == "norm" else 1.0
         bits = stream("bilateral-sketch", *site.tasks, site.name)
         count = self._count(*vector.shape)
-        if not taken(state.sketched, faced, count, self.tail, weight, bits, square=square):
+        if not taken(state.sketched, faced, count, self.tail, weight, bits, squares):
             state.sketched.take(faced, faced, weight)
 
     def _relaxed(self, total: Quadratic) -> Tensor:

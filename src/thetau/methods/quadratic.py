@@ -33,6 +33,7 @@ Start = Literal["sum", "mean", "zero"]
 PAPER_RMS = 2.4e-4  # rms of the entries of WUDI's task vectors (CLIP ViT-B/32, eight tasks)
 PAPER_EPS = 1e-8
 BETAS = (0.9, 0.999)
+SMALL = 1e-12  # the squares of shorter rows come near to the least float32
 
 
 @dataclass(kw_only=True)
@@ -86,8 +87,8 @@ class Quadratic:
     ) -> None:
         """One task more, whose target is the vector itself unless it is given."""
         target = vector if target is None else target
-        squares = _squares(target)
-        self._count(vector, target, squares, weight, None if target is vector else float(_squares(vector).sum()))
+        squares = row_squares(target)
+        self._count(vector, target, squares, weight, None if target is vector else float(row_squares(vector).sum()))
         rows = reference.to(self.exact) * sqrt(weight)
         if self.gram is None or self.target is None:
             self.factor.append(rows)
@@ -104,14 +105,18 @@ class Quadratic:
         images: Float[Tensor, "d_out row"],
         rest: float,
         weight: float,
+        squares: Float[Tensor, " d_out"],
     ) -> None:
-        """One task more that is its own target, of whose reference RᵀR + c the rows R, the product τRᵀ and c are given."""
-        self._count(vector, vector, _squares(vector), weight, None)
-        rows, images = rows.to(self.exact) * sqrt(weight), images.double() * sqrt(weight)
+        """One task more that is its own target, of whose reference RᵀR + c the rows R, the product τRᵀ and c are given.
+
+        `squares` are the squared lengths of the vector's rows.
+        """
+        self._count(vector, vector, squares, weight, None)
+        rows, images = (part.to(self.exact) * sqrt(weight) for part in (rows, images))
         if self.gram is not None and self.target is not None:
             exact = rows.double()
             self.gram.addmm_(exact.T, exact).diagonal().add_(weight * rest)
-            self.target.addmm_(images, exact).add_(vector, alpha=weight * rest)
+            self.target.addmm_(images.double(), exact).add_(vector, alpha=weight * rest)
             return
         self.factor.append(rows)
         self.product.append(images)
@@ -127,7 +132,7 @@ class Quadratic:
         self.gram, self.target = (torch.zeros(rows, d_in, dtype=torch.float64) for rows in (d_in, d_out))
         for rows, product in zip(self.factor, self.product, strict=True):
             self.gram.addmm_(rows.double().T, rows.double())
-            self.target.addmm_(product, rows.double())
+            self.target.addmm_(product.double(), rows.double())
         self.gram.diagonal().add_(self.rest)
         if self.pull is not None:
             self.target.add_(self.pull)
@@ -175,8 +180,13 @@ class Quadratic:
 
     def residual(self, start: Tensor) -> Float[Tensor, "d_out side"]:
         """R = B − start · A, or C with R = CF; in float64, and zero where it is rounding."""
+        lengths = row_squares(start).sqrt() + self.rows.sqrt()
+        if self.sketches and self.factor:
+            rows = torch.cat(self.factor)
+            sketched = torch.addmm(torch.cat(self.product, 1), start.to(rows.dtype), rows.T, alpha=-1).double()
+            columns = rows.norm(dim=1).double()
+            return settled(sketched, lengths, columns, float(columns.norm()), inputs=self.exact)
         start = start.double()
-        lengths = start.norm(dim=1) + self.rows.sqrt()
         if self.gram is not None and self.target is not None:
             residual = torch.addmm(self.target, start, self.gram, alpha=-1)
             squares = self.gram.diagonal()
@@ -206,15 +216,15 @@ class Quadratic:
         outside = gains(alone)
         more = torch.where(spectrum.seen, (gain - outside) * spectrum.inverse(), 0)
         moves = residual @ vectors * gain + (tail @ torch.cat(self.factor).to(exact).T) @ vectors * more
-        return self.moved(torch.add(start.to(exact), tail * outside), moves @ vectors.T)
+        return self.moved(torch.add(start.to(exact), tail, alpha=float(outside)), moves @ vectors.T)
 
     def _tail(self, start: Tensor) -> Float[Tensor, "d_out d_in"]:
         """Σ w_i c_i (T_i − start), the rows that are rounding being zero."""
         assert self.pull is not None
         tail = torch.sub(self.pull, start, alpha=self.rest)
-        lengths = torch.linalg.vector_norm(start, dim=1, dtype=torch.float64) + self.rows.sqrt()
-        rounding = MARGIN * eps(torch.float32) * self.rest * lengths
-        return tail.masked_fill_((torch.linalg.vector_norm(tail, dim=1, dtype=torch.float64) <= rounding)[:, None], 0)
+        rounding = MARGIN * eps(torch.float32) * self.rest * (row_squares(start).sqrt() + self.rows.sqrt())
+        nothing = row_squares(tail).sqrt() <= rounding
+        return tail.masked_fill_(nothing[:, None], 0) if bool(nothing.any()) else tail
 
     def moved(self, start: Tensor, change: Float[Tensor, "d_out side"]) -> Float[Tensor, "d_out d_in"]:
         """Start + change, or start + change · F."""
@@ -268,8 +278,11 @@ class Quadratic:
         return self.stepped(start, steps, adam, loss=loss)
 
 
-def _squares(matrix: Tensor) -> Float[Tensor, " row"]:
-    """The squared lengths of rows, in float64."""
+def row_squares(matrix: Tensor) -> Float[Tensor, " row"]:
+    """The squared lengths of rows, in float64; summed there too where float32 could not hold them."""
+    lengths = torch.linalg.vector_norm(matrix, dim=1)
+    if SMALL < float(lengths.max()) < 1 / SMALL:
+        return lengths.double().square()
     return torch.linalg.vector_norm(matrix, dim=1, dtype=torch.float64).square()
 
 

@@ -86,16 +86,19 @@ def taken(
     tail: Tail,
     weight: float,
     bits: Bits,
-    *,
-    square: float,
+    squares: Float[Tensor, " d_out"],
 ) -> bool:
-    """Whether one task more, whose own Gram matrix is its reference, has been taken in as a sketch; `square` is ‖τ‖², above 0."""
+    """Whether one task more, whose own Gram matrix is its reference, has been taken in as a sketch.
+
+    `squares` are the squared lengths of the vector's rows, not all 0.
+    """
+    square = float(squares.sum())
     found = directions(vector, count, total.sketches, square, bits)
     if found is None:
         total.unfold()
         return False
     made = sketch(found, tail, scale=square)
-    total.take_sketch(vector, made.rows, made.images, made.rest, weight)
+    total.take_sketch(vector, made.rows, made.images, made.rest, weight, squares)
     return True
 
 

@@ -9,31 +9,50 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from thetau.linalg.leading import followed, leading, leading_flops
 from thetau.linalg.sketch import Bits
-from thetau.linalg.svd import orthonormal, polar_flops, truncated_flops, truncated_svd
+from thetau.linalg.svd import orthonormal, polar_flops, seen, truncated_flops, truncated_svd
+from thetau.methods.sketched import EXPECTED, TOLERANCE
 from thetau.parts import Cost
+
+PROBE = 64  # directions that a vector of low rank may have to be told as one
 
 
 @dataclass(kw_only=True)
 class Factors:
     """The tasks' truncated factors; with rank min / K they are together as large as two matrices, whatever K.
 
-    A task whose vector is all zero, of which any singular vectors are as good as others, is left out.
+    A task whose vector is all zero, of which any singular vectors are as good as others, is left out. A vector of low rank has as many
+    singular vectors as its rank, found without a decomposition. With `auto` each has the fewest that leave out no more than `TOLERANCE` of
+    its energy, or no more than noise (`thetau.linalg.leading.followed`), at most `rank`.
     """
 
     shape: tuple[int, int]
     rank: int
+    auto: bool = False
     left: list[Tensor] = field(default_factory=list)  # [d_out, rank] each
     values: list[Tensor] = field(default_factory=list)  # [rank] each
     right: list[Tensor] = field(default_factory=list)  # [d_in, rank] each
 
     def take(self, vector: Float[Tensor, "d_out d_in"], bits: Bits) -> None:
         """Take in one task."""
-        if bool(vector.any()):
+        if not bool(vector.any()):
+            return
+        if self.auto:
+            found = followed(vector, self.rank, bits, tolerance=TOLERANCE)
+        elif self.rank >= 2 * PROBE:
+            found = leading(vector, PROBE, bits)
+        else:
+            found = None
+        if found is not None and (found.rest == 0 or (self.auto and found.enough)):
+            u, s, v = (found.images / found.values).to(vector), found.values.to(vector), found.vectors
+        else:
             u, s, v = truncated_svd(vector, self.rank, bits)
-            self.left.append(u)
-            self.values.append(s)
-            self.right.append(v)
+            kept = seen(s, s, self.shape)
+            u, s, v = u[:, :kept], s[:kept], v[:, :kept]
+        self.left.append(u)
+        self.values.append(s)
+        self.right.append(v)
 
     def covers(self) -> tuple[Float[Tensor, "d_out all"], Float[Tensor, "d_in all"]]:
         """The nearest orthonormal matrices to all left vectors, and to all right ones, side by side."""
@@ -41,14 +60,25 @@ class Factors:
         return left, right
 
 
-def rank_of(rank: int | float | None, small: int, tasks: int, cut: Callable[[float], int] = int) -> int:
+def rank_of(rank: int | float | str | None, small: int, tasks: int, cut: Callable[[float], int] = int) -> int:
     """Singular vectors of one task where the smaller dimension is `small`: as given, a share of it, or its K-th part; at least 1.
+
+    The K-th part is the most that `auto` gives.
 
     `cut` makes an integer of a share.
     """
-    if rank is None:
+    if rank is None or isinstance(rank, str):
         return max(1, small // tasks)
     return min(small, rank if isinstance(rank, int) else max(1, cut(rank * small)))
+
+
+def factoring(shape: tuple[int, int], rank: int | float | str | None, tasks: int) -> tuple[float, int]:
+    """Operations of the factors of all tasks, and how many singular vectors they have together, about, where `auto` settles it."""
+    most = rank_of(rank, min(shape), tasks)
+    if rank == "auto":
+        each = min(most, EXPECTED)
+        return tasks * leading_flops(*shape, each), tasks * each
+    return tasks * truncating(shape, most), tasks * most
 
 
 def truncating(shape: tuple[int, ...], rank: int) -> float:

@@ -22,7 +22,7 @@ from torch import Tensor
 from thetau.methods.fields import Coefficient, Elsewhere, Rank, SplitFused, Tensors
 from thetau.methods.reductions import Scale
 from thetau.methods.registry import register
-from thetau.methods.spectra import Factors, procrustes, rank_of, truncating
+from thetau.methods.spectra import Factors, factoring, procrustes, rank_of
 from thetau.parts import Chain, Cost, Method, Selection, Site, StreamReduction
 from thetau.random import stream
 
@@ -32,10 +32,11 @@ from thetau.random import stream
 class TsvM(Method, StreamReduction):
     r"""$\tau = \lambda\,\hat U\,\mathrm{diag}(S_1, \dots, S_K)\,\hat V^\top$, $\hat U$ the nearest orthonormal matrix to $[U_1 \dots U_K]$, $\hat V$ likewise.
 
-    - `rank`: singular vectors of each task: a number, a share of the smaller dimension, or None for its K-th part.
+    - `rank`: singular vectors of each task: a number, a share of the smaller dimension, None for its K-th part, or as many of those as
+      its spectrum asks for (`auto`).
     """
 
-    rank: Annotated[int | float | None, Rank()] = None
+    rank: Annotated[int | float | str | None, Rank(("auto",))] = None
     scale: Coefficient = 1.0
     tensors: Tensors = "matrices"
     elsewhere: Elsewhere = "mean"
@@ -52,7 +53,8 @@ class TsvM(Method, StreamReduction):
 
     def init(self, d_out: int, d_in: int, tasks: int) -> Factors:
         """Nothing yet."""
-        return Factors(shape=(d_out, d_in), rank=rank_of(self.rank, min(d_out, d_in), tasks))
+        rank = rank_of(self.rank, min(d_out, d_in), tasks)
+        return Factors(shape=(d_out, d_in), rank=rank, auto=self.rank == "auto")
 
     def add(self, factors: Factors, vector: Float[Tensor, "d_out d_in"], site: Site) -> Factors:
         """Take in one task."""
@@ -70,8 +72,7 @@ class TsvM(Method, StreamReduction):
         """Operations and working memory of one matrix."""
         d_out, d_in = shape
         entries, small = d_out * d_in, min(d_out, d_in)
-        rank = rank_of(self.rank, small, tasks)
-        width = tasks * rank
+        build, width = factoring((d_out, d_in), self.rank, tasks)
         memory = width * (d_out + d_in) + 6 * entries + 4 * small**2 + 2 * width**2
-        flops = tasks * truncating(shape, rank) + procrustes(shape, width) + 2.0 * width * entries
+        flops = build + procrustes(shape, width) + 2.0 * width * entries
         return Cost(flops=flops, memory=4 * memory)

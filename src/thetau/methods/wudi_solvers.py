@@ -12,7 +12,7 @@ from torch import Tensor
 
 from thetau.linalg.sketch import gaussian
 from thetau.methods.fields import part_of
-from thetau.methods.quadratic import Quadratic, Sizes, Start
+from thetau.methods.quadratic import Quadratic, Sizes, Start, row_squares
 from thetau.methods.sketched import Count, Tail, sketched_cost, taken, whole
 from thetau.methods.spectral_filter import Filter, Rule, SpectralFilter
 from thetau.parts import Cost, Site, StreamReduction
@@ -58,11 +58,12 @@ class Interference(StreamReduction):
 
     def add(self, total: Quadratic, vector: Float[Tensor, "d_out d_in"], site: Site) -> Quadratic:
         """Take in one task."""
-        square = float(torch.linalg.vector_norm(vector, dtype=torch.float64)) ** 2
+        squares = row_squares(vector)
+        square = float(squares.sum())
         if square > 0:
             weight = 1 / square if self.balance else 1.0
             bits = stream("wudi-sketch", *site.tasks, site.name)
-            if not total.sketches or not taken(total, vector, self.directions, self.tail, weight, bits, square=square):
+            if not total.sketches or not taken(total, vector, self.directions, self.tail, weight, bits, squares):
                 total.take(vector, self._reference(vector, site), weight)
         return total
 
