@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A caller's active environment must not leak in.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: adapters demo test processors check docs wheel hooks bench kills memory fuzz paradigms diagnose step bilateral bases bases-bounds bases-scale bits fisher catalogue mergekit plans readme data clean
+.PHONY: adapters demo test processors check docs wheel hooks bench kills memory fuzz paradigms diagnose step bilateral bases bases-bounds bases-scale big-checkpoints bits fisher catalogue mergekit plans readme data clean
 
 demo: $(VENV)/.ready  ## fine-tune, merge with every method, evaluate: a table, results.json and results.png
 	$(BIN)/thetau suite run demo --out $(RUN)
@@ -100,6 +100,10 @@ fisher: $(VENV)/.ready  ## Fisher merging of the demo's models, from collection 
 catalogue: $(VENV)/.ready  ## every method on the demo's models and what it costs; after `make demo`; resumes; writes experiments/catalogue
 	$(BIN)/python -m experiments.catalogue.costs
 	$(BIN)/python -m experiments.catalogue.run --run $(RUN)
+
+big-checkpoints: $(VENV)/.ready  ## mixtures and quantised models: plans of 7B, runs of 280M within 512 MB; writes experiments/big_checkpoints
+	$(BIN)/python -m experiments.big_checkpoints.run --folder runs/big
+	$(BIN)/python -m experiments.big_checkpoints.page
 
 plans: $(VENV)/.ready  ## docs/large.md: how merges of 7B, 70B and 405B would run
 	$(BIN)/python -m experiments.plans.page

@@ -14,6 +14,7 @@ from typing import Any
 
 from experiments.adapters import page as adapters
 from experiments.bases import page as bases
+from experiments.big_checkpoints import page as big_checkpoints
 from experiments.bilateral import page as bilateral
 from experiments.catalogue import page as catalogue
 from experiments.common import DOCS, EXPERIMENTS
@@ -78,7 +79,7 @@ def main() -> None:
     """Write every page."""
     (DOCS / "figures.md").write_text(figures_page() + "\n", encoding="utf-8")
     sys.stdout.write("docs/figures.md\n")
-    for experiment in (adapters, bases, bilateral, catalogue, mergekit, paradigms):
+    for experiment in (adapters, bases, big_checkpoints, bilateral, catalogue, mergekit, paradigms):
         experiment.main()
 
 

@@ -83,20 +83,20 @@ def test_gate_and_up_of_one_columns_width_follow_the_config(tmp_path: Path) -> N
             torch.testing.assert_close(got[name], want[name], rtol=1e-5, atol=1e-6, msg=f"{kind}: {name}")
 
 
-def test_files_workers_windows_and_a_rerun_give_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["wudi, gradient flow", "awd before wudi", "awd"])
+@pytest.mark.parametrize("store", [out_in, in_out])
+def test_files_workers_and_windows_give_the_same_bits(tmp_path: Path, method: str, store: Any) -> None:
     base, models = states()
-    homes = [folder(tmp_path / str(n), out_in(state), model_type="olmoe") for n, state in enumerate((base, *models))]
-    found = []
+    homes = [folder(tmp_path / str(n), store(state), model_type="olmoe") for n, state in enumerate((base, *models))]
+    alone = [folder(tmp_path / f"one{n}", state, model_type="olmoe") for n, state in enumerate((base, *models))]
+    want = store(merged(alone[0], alone[1:], METHODS[method]))
     for number, engine in enumerate((thetau.Engine(workers=1), thetau.Engine(workers=3, window=7))):
         start = thetau.open(homes[0])
-        vectors = [thetau.open(home) - start for home in homes[1:]]
+        vectors = [thetau.open(home, name=f"t{n}") - start for n, home in enumerate(homes[1:])]
         out = tmp_path / f"out{number}"
-        (start + thetau.merge(vectors, methods.Wudi(solver="gradient_flow"), engine=engine)).save(out, engine=engine)
+        (start + thetau.merge(vectors, METHODS[method], engine=engine)).save(out, engine=engine)
         thetau.verify(out)
-        found.append(thetau.open(out))
-    want = out_in(merged(base, models, methods.Wudi(solver="gradient_flow")))
-    for source in found:
-        got = source.state_dict()
+        got = thetau.open(out).state_dict()
         assert all(torch.equal(got[name], value) for name, value in want.items())
 
 

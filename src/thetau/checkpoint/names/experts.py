@@ -66,6 +66,13 @@ class ExpertsView(Source):
         """Those of what is shown."""
         return self._source.changed_files()
 
+    def called(self, name: str) -> str:
+        """The fused tensor's name where an expert is out of one; of one that is put together, the first that it is made of."""
+        way = self._ways.get(name)
+        if way is None:
+            return self._source.called(name)
+        return self._source.called(way.fused if isinstance(way, _Take) else way.parts[0][0])
+
     def place(self, name: str) -> tuple[int, int] | None:
         """Where an expert's rows lie, if they lie there as they are."""
         way = self._ways.get(name)

@@ -1,0 +1,150 @@
+"""Big checkpoints: plans of 7B-shaped ones from headers alone, and merges of 280M-shaped ones within 512 MB.
+
+    python -m experiments.big_checkpoints.run --folder runs/big [--quick] [--only mixture,int8,nf4]
+
+Each merge is a process of its own, `thetau merge --max-memory 512MB`; its peak is the operating system's own, mapped files included. This
+process holds nothing large, since a child's peak begins at its parent's: what needs a library is done in other processes. Task arithmetic is
+checked against values that are worked out from the files without thetau. Written to experiments/big_checkpoints/results.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from experiments.common import EXPERIMENTS, machine, timed, write_result
+
+RESULTS = EXPERIMENTS / "big_checkpoints" / "results.json"
+BUDGET = 512_000_000
+FORMS = ("mixture", "int8", "nf4")
+MATRICES = ["tensors=linear", "elsewhere=mean"]
+METHODS: dict[str, dict[str, list[str]]] = {  # what is merged, by form
+    "mixture": {
+        "task_arithmetic": ["scale=0.3"],
+        "ties": [],
+        "iso_c": MATRICES,
+        "tsv_m": MATRICES,
+        "wudi": ["solver=gradient_flow"],
+    },
+    "int8": {"task_arithmetic": ["scale=0.3"], "ties": [], "iso_c": MATRICES},
+    "nf4": {"task_arithmetic": ["scale=0.3"], "ties": [], "iso_c": MATRICES},
+}
+
+
+def merges(folder: Path, form: str, size: str) -> list[dict[str, Any]]:
+    """Every method of a form: seconds, peak, and how task arithmetic compares."""
+    tool = [sys.executable, "-m", "experiments.big_checkpoints.checkpoints"]
+    subprocess.run([*tool, "make", str(folder), form, size], check=True)
+    rows, out = [], folder / "out"
+    for method, fields in METHODS[form].items():
+        words = [sys.executable, "-m", "thetau", "merge", "--method", method, "--base", str(folder / "base"), "-o", str(out)]
+        words += [word for model in ("a", "b") for word in ("--model", str(folder / model))]
+        words += [word for field in fields for word in ("--set", field)]
+        words += ["--max-memory", f"{BUDGET // 10**6}MB", "--quiet"]
+        seconds, _, peak, _ = timed(words, out)
+        subprocess.run([sys.executable, "-m", "thetau", "verify", str(out)], check=True, stdout=subprocess.DEVNULL)
+        row = {
+            "form": form,
+            "method": method,
+            "peak_mb": round(peak * 1000),
+            "budget_mb": BUDGET // 10**6,
+            "seconds": round(seconds, 1),
+        }
+        if method == "task_arithmetic":
+            done = subprocess.run([*tool, "check", str(folder), form, size, str(out)], check=True, capture_output=True, text=True)
+            row["roundings_off"] = round(float(done.stdout), 3)
+        rows.append(row)
+    shutil.rmtree(out, ignore_errors=True)
+    return rows
+
+
+def plans(size: str, forms: list[str]) -> list[dict[str, Any]]:
+    """What the same merges would take at another size, from headers alone; one worker, so that what is in flight is one matrix's."""
+    import thetau
+    from experiments.big_checkpoints.checkpoints import FORMS as KNOWN
+    from experiments.big_checkpoints.checkpoints import MODELS, write
+    from thetau.engine.planning import plan
+
+    rows = []
+    engine = thetau.Engine(workers=1, max_memory=16_000_000_000)
+    with tempfile.TemporaryDirectory() as temporary:
+        for form in (one for one in KNOWN if one in forms):
+            folder = Path(temporary) / form
+            for number, model in enumerate(MODELS):
+                write(folder / model, form, size, number, hollow=True)
+            base, *models = (thetau.open(folder / model) for model in MODELS)
+            parameters = sum(spec.elements for spec in base.specs().values())
+            for method, fields in METHODS[form].items():
+                values = {key: _value(value) for key, value in (field.split("=") for field in fields)}
+                built = thetau.methods.build(method, values)
+                merge = thetau.merge([model - base for model in models], built, names=MODELS[1:], engine=engine)
+                told = [note for _, source in merge.terms for note in source.notes if "expert by expert" in note]
+                found = plan(base + merge, engine=engine)
+                rows.append(
+                    {
+                        "form": form,
+                        "parameters": parameters,
+                        "method": method,
+                        "passes": len(found.passes),
+                        "reads_gb": round(found.read / 1e9, 2),
+                        "writes_gb": round(found.written / 1e9, 2),
+                        "in_flight_mb": round(found.memory / 1e6),
+                        "operations": found.flops,
+                        "said": told[0].partition(":")[0] if told else "",
+                    }
+                )
+    return rows
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def main(words: list[str] | None = None) -> None:
+    """Merge, plan, and write the file."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0] if __doc__ else None)
+    parser.add_argument("--folder", type=Path, default=Path("runs/big"))
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--quick", action="store_true", help="tiny shapes throughout")
+    parser.add_argument("--only", default=",".join(FORMS))
+    given = parser.parse_args(words)
+    forms, small, large = given.only.split(","), *(("tiny", "tiny") if given.quick else ("280m", "7b"))
+    result: dict[str, Any] = {
+        "command": "make big-checkpoints",
+        "machine": machine(),
+        "merged": small,
+        "planned": large,
+        "runs": [],
+        "plans": [],
+    }
+    if given.out.exists():
+        before = json.loads(given.out.read_text(encoding="utf-8"))
+        result["runs"] = [row for row in before["runs"] if row["form"] not in forms]
+    for form in forms:
+        result["runs"] += merges(given.folder / small / form, form, small)
+        write_result(given.out, result)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"import json; from experiments.big_checkpoints.run import plans; print(json.dumps(plans({large!r}, {FORMS!r})))",
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    result["plans"] = json.loads(done.stdout)
+    write_result(given.out, result)
+
+
+if __name__ == "__main__":
+    main()
