@@ -196,8 +196,101 @@ def test_refused(tmp_path: Path) -> None:
             b"general.architecture\x08\x00\x00\x00\x05\x00\x00\x00\x00\x00\x00\x00mamba",
         )
     )
-    with pytest.raises(CheckpointError, match="architecture 'mamba' cannot be read; llama, qwen2, qwen3 can"):
+    with pytest.raises(CheckpointError, match="architecture 'mamba' cannot be read; llama, qwen2, qwen3, smollm3, gemma, gemma2, gemma3, phi3 can"):
         open_source(tmp_path / "other.gguf")
     (tmp_path / "odd.gguf").write_bytes(raw.replace(b"blk.0.ffn_up.weight", b"blk.0.ffn_xx.weight"))
     with pytest.raises(CheckpointError, match=r"'blk\.0\.ffn_xx\.weight' is no tensor of 'llama'"):
         open_source(tmp_path / "odd.gguf")
+
+
+# Families whose names llama.cpp's own table gives, and whose config lies beside the file.
+
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+MORE = {
+    "gemma": ("GemmaForCausalLM", "GemmaConfig", SMALL),
+    "gemma2": ("Gemma2ForCausalLM", "Gemma2Config", SMALL),
+    "gemma3": ("Gemma3ForCausalLM", "Gemma3TextConfig", SMALL),
+    "phi3": ("Phi3ForCausalLM", "Phi3Config", {key: value for key, value in SMALL.items() if key != "head_dim"}),
+    "smollm3": ("SmolLM3ForCausalLM", "SmolLM3Config", {key: value for key, value in SMALL.items() if key != "head_dim"}),
+}
+
+
+def small(family: str, seed: int) -> Any:
+    name, config, sizes = MORE[family]
+    torch.manual_seed(seed)
+    model = getattr(transformers, name)(getattr(transformers, config)(**sizes)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def converted(path: Path, family: str, model: Any) -> None:
+    """A file as llama.cpp converts a model: names by the package's own table, Gemma's norms plus one, SmolLM3's queries and keys in pairs."""
+    writer = gguf.GGUFWriter(str(path), family)
+    writer.add_block_count(2)
+    writer.add_context_length(64)
+    writer.add_embedding_length(64)
+    writer.add_feed_forward_length(96)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    table = gguf.get_tensor_name_map(next(one for one, said in gguf.MODEL_ARCH_NAMES.items() if said == family), 2)
+    tied = model.config.tie_word_embeddings
+    for name, value in model.state_dict().items():
+        if tied and name == "lm_head.weight":
+            continue
+        stem, _, end = name.rpartition(".")
+        to = table.get_name(stem)
+        assert to is not None, name
+        stored = value + 1 if family.startswith("gemma") and name.endswith("norm.weight") else value
+        heads = {"q_proj": 4, "k_proj": 2}.get(stem.rpartition(".")[2], 0) if family == "smollm3" else 0
+        writer.add_tensor(f"{to}.{end}", (paired(stored, heads) if heads else stored).contiguous().float().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize("family", MORE)
+def test_more_families(tmp_path: Path, family: str) -> None:
+    """Every tensor under its name in transformers, and the output runs as the model does."""
+    model = small(family, 0)
+    (tmp_path / "m").mkdir()
+    converted(tmp_path / "m" / "m.gguf", family, model)
+    with pytest.raises(
+        CheckpointError, match=rf"m.gguf: does not say all that a config of '{family}' must. Put the original model's config.json"
+    ):
+        open_source(tmp_path / "m" / "m.gguf")
+    model.config.save_pretrained(tmp_path / "m")
+    source = open_source(tmp_path / "m" / "m.gguf")
+    for name, value in model.state_dict().items():
+        if name in source.specs:
+            torch.testing.assert_close(source.read(name), value, rtol=0, atol=2.0**-22)  # norms had one added and taken off
+    thetau.open(tmp_path / "m" / "m.gguf").save(tmp_path / "out")
+    tokens = torch.tensor([[1, 5, 7, 2, 4, 8]])
+    live, said = type(model).from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(said.values())
+    with torch.no_grad():
+        torch.testing.assert_close(live.eval()(tokens).logits, model(tokens).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*is probably not the model that it was fine-tuned from")  # random weights are no fine-tune
+def test_a_file_of_gemma_against_its_original(tmp_path: Path) -> None:
+    """The folder that it was made of and the file are one model: their difference is what adding one to norms lost."""
+    model = small("gemma2", 0)
+    model.save_pretrained(tmp_path / "folder")
+    converted(tmp_path / "folder" / "m.gguf", "gemma2", model)
+    vector = (thetau.open(tmp_path / "folder" / "m.gguf") - thetau.open(tmp_path / "folder" / "model.safetensors")).state_dict()
+    assert max(float(value.abs().max()) for value in vector.values()) <= 2.0**-22

@@ -1,7 +1,9 @@
-"""GGUF files of the Llama family, through the `gguf` package: names as transformers has them, values as the package dequantises them.
+"""GGUF files of Llama-like families, through the `gguf` package: names as transformers has them, values as the package dequantises them.
 
-Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>. llama.cpp stores the rows of Llama's queries and keys head by head in
-pairs; they are put back. A file tells a model's sizes, from which a config is made where none lies beside it; its tokenizer is not converted.
+Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>; what llama.cpp changes when it converts a model:
+<https://github.com/ggml-org/llama.cpp/blob/master/convert_hf_to_gguf.py>. The rows of Llama's and SmolLM3's queries and keys are stored head by head
+in pairs, and are put back; Gemma's norms are stored plus one, which is taken off. A file of Llama, Qwen2 or Qwen3 tells a model's sizes, from
+which a config is made where none lies beside it; tokenizers are not converted.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,8 +26,6 @@ from thetau.checkpoint.safetensors import SafetensorsFile, home_of
 from thetau.checkpoint.source import Demand, Source, Spec, span
 from thetau.errors import CheckpointError
 
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-PAIRED = ("llama",)  # architectures whose queries and keys are stored in pairs of rows
 OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 INSIDE = {
     "attn_norm": "input_layernorm",
@@ -39,7 +40,40 @@ INSIDE = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-FREQUENCIES = "rope_freqs.weight"
+NORMS = {  # around attention and the MLP, as Gemma 2 and 3 have them
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """How llama.cpp stores one architecture.
+
+    - `model`: the class of transformers that a config made of the file names; None where the file does not say all that a config must.
+    - `paired`: whether the rows of queries and keys are stored head by head in pairs.
+    - `shift`: what is added to the weights of norms, which multiply by them as they are.
+    - `inside`: parts of a block that are called otherwise than Llama's.
+    """
+
+    model: str | None = None
+    paired: bool = False
+    shift: float = 0.0
+    inside: Mapping[str, str] = field(default_factory=dict)
+
+
+FAMILIES = {
+    "llama": Family(model="LlamaForCausalLM", paired=True),
+    "qwen2": Family(model="Qwen2ForCausalLM"),
+    "qwen3": Family(model="Qwen3ForCausalLM"),
+    "smollm3": Family(paired=True),
+    "gemma": Family(shift=1.0),
+    "gemma2": Family(shift=1.0, inside=NORMS),
+    "gemma3": Family(shift=1.0, inside=NORMS),
+    "phi3": Family(inside={"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}),
+}
+FREQUENCIES = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 ORIGINAL = "Take the original checkpoint in safetensors."
 CHUNK = 1 << 20  # elements that are dequantised at once
@@ -95,10 +129,11 @@ class GgufSource(Source):
         self.key = "file:" + hashlib.sha256(f"{self._file.place}:{self._file.stamp}".encode()).hexdigest()
         self.architecture = str(self._file.fields.get("general.architecture", ""))
         self._check()
+        self.family = FAMILIES[self.architecture]
         self._stored: dict[str, str] = {}
         self.specs: dict[str, Spec] = {}
         for name, spec in self._file.specs.items():
-            if name == FREQUENCIES:
+            if name in FREQUENCIES:
                 continue
             shown = self._shown(name)
             self._stored[shown] = name
@@ -117,7 +152,8 @@ class GgufSource(Source):
         start, stop = span(spec, start, stop)
         heads = self._heads(name)
         if not heads:
-            return self._rows(self._stored[name], spec, start, stop)
+            rows = self._rows(self._stored[name], spec, start, stop)
+            return rows - self.family.shift if self.family.shift and name.endswith("norm.weight") else rows
         # Within a head of h rows, row t · h/2 + j of the model is row 2 · j + t of the file.
         size = spec.rows // heads
         first, last = start // size * size, -(-stop // size) * size
@@ -168,7 +204,8 @@ class GgufSource(Source):
 
     def _shown(self, name: str) -> str:
         match = re.fullmatch(r"(?:blk\.(\d+)\.)?([a-z_]+)\.(weight|bias)", name)
-        part = (INSIDE if match[1] else OUTSIDE).get(match[2]) if match else None
+        inside = {**INSIDE, **self.family.inside}
+        part = (inside if match[1] else OUTSIDE).get(match[2]) if match else None
         if match is None or part is None:
             raise CheckpointError(
                 f"{self.label}: {name!r} is no tensor of {self.architecture!r} that is known (experts are not read). {ORIGINAL}"
@@ -178,7 +215,7 @@ class GgufSource(Source):
     def _heads(self, name: str) -> int:
         """How many heads' rows are stored in pairs; 0 where they are stored as they are."""
         match = re.search(r"\.self_attn\.([qk])_proj\.(?:weight|bias)$", name)
-        if match is None or self.architecture not in PAIRED:
+        if match is None or not self.family.paired:
             return 0
         return self._number("attention.head_count") if match[1] == "q" else self._kv_heads()
 
@@ -203,8 +240,8 @@ class GgufSource(Source):
     def _check(self) -> None:
         """Refuse what is not read."""
         fields = self._file.fields
-        if self.architecture not in ARCHITECTURES:
-            known = ", ".join(ARCHITECTURES)
+        if self.architecture not in FAMILIES:
+            known = ", ".join(FAMILIES)
             raise CheckpointError(
                 f"{self.label}: GGUF files of the architecture {self.architecture!r} cannot be read; {known} can. {ORIGINAL}"
             )
@@ -221,9 +258,15 @@ class GgufSource(Source):
         scaling = [
             key for key in fields if key.startswith(f"{self.architecture}.rope.scaling.") and fields[key] not in ("none", "")
         ]
-        if self.folder is None and (scaling or FREQUENCIES in self._file.specs):
+        scaling += [name for name in FREQUENCIES if name in self._file.specs]
+        if self.folder is None and FAMILIES[self.architecture].model is None:
             raise CheckpointError(
-                f"{self.label}: scales its rotary positions ({(scaling or [FREQUENCIES])[0]!r}), which only the original model's config.json says as "
+                f"{self.label}: does not say all that a config of {self.architecture!r} must. Put the original model's config.json, and the tokenizer's files, "
+                "beside the GGUF file."
+            )
+        if self.folder is None and scaling:
+            raise CheckpointError(
+                f"{self.label}: scales its rotary positions ({scaling[0]!r}), which only the original model's config.json says as "
                 "transformers needs it. Put that config.json, and the tokenizer's files, beside the GGUF file."
             )
         for heads, part in ((self._number("attention.head_count"), "attn_q"), (self._kv_heads(), "attn_k")):
@@ -243,7 +286,7 @@ class GgufSource(Source):
         tokens = {key: fields.get(f"tokenizer.ggml.{key}") for key in ("bos_token_id", "eos_token_id")}
         return {
             "model_type": of,
-            "architectures": [ARCHITECTURES[of]],
+            "architectures": [self.family.model],
             "vocab_size": embedding.shape[0],
             "hidden_size": self._number("embedding_length"),
             "intermediate_size": self._number("feed_forward_length"),
