@@ -32,9 +32,9 @@ def _head(content: Content) -> list[str]:
         "## Which merge of adapters, and why",
         "",
         f"Measured by `{content['command']}` on {len(s['tasks'])} tasks of the text suite ({', '.join(s['tasks'])}) with {s['backbone']}: one "
-        f"adapter a task, of rank 8 on every matrix of the blocks. The fine-tunes are smaller than the suite's: {s['steps']} steps of {s['batch_size']} examples, "
-        f"texts cut at {s['max_length']} tokens, learning rate {s['lr']:g}; {s['validation']} validation and {s['test']} test examples a task. Accuracies "
-        "are relative to each task's own adapter, in percent, means over tasks.",
+        f"adapter a task, of rank 8 on every matrix of the blocks. The fine-tunes are smaller than the suite's: {s['steps']} steps of "
+        f"{s['batch_size']} examples, texts cut at {s['max_length']} tokens, learning rate {s['lr']:g}; {s['validation']} validation and {s['test']} "
+        "test examples a task. Accuracies are relative to each task's own adapter, in percent, means over tasks.",
         "",
     ]
 
@@ -114,10 +114,11 @@ def _choice(content: Content) -> list[str]:
     choice = content["choice"]
     tried = sum(len(row) for row in choice["rows"].values())
     lines += [
-        "`clear` keeps the outputs of different tasks apart (a damped dual basis of the B's), makes the inputs' directions orthogonal as TSV-M does, "
-        "and sets the length from the adapters: rms ‖Δ_t‖ / √c, c being the merge's mean cosine with the tasks' vectors. It was chosen on validation data of the "
-        f"first seed alone ({choice['validation']} examples a task, {len(choice['rows'])} kinds of merges, {tried} settings; neighbours differ by chance). The best λ "
-        "of each kind; *full*: λ multiplies the length at which the merge holds every task's vector in full, on average; *said*: it multiplies `clear`'s length.",
+        "`clear` keeps the outputs of different tasks apart (a damped dual basis of the B's), makes the inputs' directions orthogonal as TSV-M does, and "
+        "sets the length from the adapters: rms ‖Δ_t‖ / √c, c being the merge's mean cosine with the tasks' vectors. It was chosen on validation data "
+        f"of the first seed alone ({choice['validation']} examples a task, {len(choice['rows'])} kinds of merges, {tried} settings; neighbours differ by "
+        "chance). The best λ of each kind; *full*: λ multiplies the length at which the merge holds every task's vector in full, on average; "
+        "*said*: it multiplies `clear`'s length.",
         "",
     ]
     best = {name: max(row.items(), key=lambda pair: pair[1]["normalised"]) for name, row in choice["rows"].items() if row}
