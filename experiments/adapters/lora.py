@@ -92,11 +92,15 @@ def merges() -> list[Merge]:
 
 def group(run: Run, start: str, seed: int, seeds: Sequence[int]) -> dict[str, Path]:
     """Adapters that began from one A (`shared`), or from several (`own`)."""
-    if start == "shared":
-        return run.models("lora", seed, run.names)
-    made = [run.models("lora", one, run.names) for one in seeds]
+    begun = seeds_of(start, seed, seeds, len(run.names))
+    made = {one: run.models("lora", one, run.names) for one in sorted(set(begun))}
+    return {name: made[one][name] for name, one in zip(run.names, begun, strict=True)}
+
+
+def seeds_of(start: str, seed: int, seeds: Sequence[int], count: int) -> list[int]:
+    """Each task's seed in a group."""
     at = list(seeds).index(seed)
-    return {name: made[(at + number) % len(made)][name] for number, name in enumerate(run.names)}
+    return [seed if start == "shared" else seeds[(at + number) % len(seeds)] for number in range(count)]
 
 
 def vector_of(run: Run, models: Vectors, entry: Merge) -> dict[str, Tensor]:
@@ -122,14 +126,20 @@ def measured(run: Run, models: Vectors, entry: Merge, scale: float | None = None
 # Why.
 
 
-def overlaps(models: Vectors) -> dict[str, float]:
-    """How far A's rows and B's columns span the same space in two tasks, ‖QᵢᵀQⱼ‖² / r, beside what random spaces give."""
+def overlaps(models: Vectors, begun: Sequence[int]) -> dict[str, float]:
+    """How far A's rows and B's columns span the same space in two tasks, ‖QᵢᵀQⱼ‖² / r, beside what random spaces give.
+
+    `begun`: each task's seed. Where there are several, pairs of tasks that began alike are left out.
+    """
+    several = len(set(begun)) > 1
     opened = [open_adapter(path) for path in models.values()]
     found: dict[str, list[float]] = {"rows of A": [], "chance, rows": [], "columns of B": [], "chance, columns": []}
     for path in opened[0].paths:
         factors = [adapter.module(path).factors for adapter in opened]
         bases = [(torch.linalg.qr(one.a[0].T).Q, torch.linalg.qr(one.b[0]).Q) for one in factors]
-        for (a, b), (c, d) in combinations(bases, 2):
+        for ((a, b), one), ((c, d), other) in combinations(zip(bases, begun, strict=True), 2):
+            if several and one == other:
+                continue
             found["rows of A"].append(float((a.T @ c).square().sum()) / a.shape[1])
             found["columns of B"].append(float((b.T @ d).square().sum()) / b.shape[1])
             found["chance, rows"].append(a.shape[1] / a.shape[0])
@@ -302,10 +312,11 @@ def main(arguments: list[str] | None = None) -> None:
     for start in given.starts:
         for seed in given.seeds:
             models = group(run, start, seed, given.seeds)
+            begun = seeds_of(start, seed, given.seeds, len(run.names))
             part = groups.setdefault(f"{start} {seed}", {"start": start, "seed": seed, "rows": {}})
             part["individual"] = {name: one.value for name, one in run.individual(models, "test").items()}
             if "why" in given.sections and "why" not in part and seed == given.seeds[0]:
-                part["why"] = {"overlaps": overlaps(models), "sum": against_sum(models)}
+                part["why"] = {"overlaps": overlaps(models, begun), "sum": against_sum(models)}
                 if start == "shared":
                     part["why"]["captured"] = captured(run, models)
                 write_result(given.out, content)

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
-from experiments.adapters.lora import DEFAULT, RESULTS, difference
+from experiments.adapters.lora import DEFAULT, RESULTS, difference, merges
 from experiments.common import DOCS, ROOT, table
 
 PAGE = DOCS / "adapters.md"
@@ -32,9 +32,9 @@ def _head(content: Content) -> list[str]:
         "## Which merge of adapters, and why",
         "",
         f"Measured by `{content['command']}` on {len(s['tasks'])} tasks of the text suite ({', '.join(s['tasks'])}) with {s['backbone']}: one "
-        f"adapter a task, of rank 8 on every matrix of the blocks. The fine-tunes are smaller than the suite's: {s['steps']} steps of {s['batch_size']} examples, "
-        f"texts cut at {s['max_length']} tokens, learning rate {s['lr']:g}; {s['validation']} validation and {s['test']} test examples a task. Accuracies "
-        "are relative to each task's own adapter, in percent, means over tasks.",
+        f"adapter a task, of rank 8 on every matrix of the blocks. The fine-tunes are smaller than the suite's: {s['steps']} steps of "
+        f"{s['batch_size']} examples, texts cut at {s['max_length']} tokens, learning rate {s['lr']:g}; {s['validation']} validation and {s['test']} "
+        "test examples a task. Accuracies are relative to each task's own adapter, in percent, means over tasks.",
         "",
     ]
 
@@ -89,7 +89,7 @@ def _why(content: Content) -> list[str]:
     ]
     body = []
     for name, why in found.items():
-        what = "one seed" if name.startswith("shared") else "other seeds"
+        what = "one seed" if name.startswith("shared") else "seeds in turns"
         for side in ("inputs' side", "outputs' side"):
             body.append(
                 [
@@ -114,10 +114,11 @@ def _choice(content: Content) -> list[str]:
     choice = content["choice"]
     tried = sum(len(row) for row in choice["rows"].values())
     lines += [
-        "`clear` keeps the outputs of different tasks apart (a damped dual basis of the B's), makes the inputs' directions orthogonal as TSV-M does, "
-        "and sets the length from the adapters: rms ‖Δ_t‖ / √c, c being the merge's mean cosine with the tasks' vectors. It was chosen on validation data of the "
-        f"first seed alone ({choice['validation']} examples a task, {len(choice['rows'])} kinds of merges, {tried} settings; neighbours differ by chance). The best λ "
-        "of each kind; *full*: λ multiplies the length at which the merge holds every task's vector in full, on average; *said*: it multiplies `clear`'s length.",
+        "`clear` keeps the outputs of different tasks apart (a damped dual basis of the B's), makes the inputs' directions orthogonal as TSV-M does, and "
+        "sets the length from the adapters: rms ‖Δ_t‖ / √c, c being the merge's mean cosine with the tasks' vectors. It was chosen on validation data "
+        f"of the first seed alone ({choice['validation']} examples a task, {len(choice['rows'])} kinds of merges, {tried} settings; neighbours differ by "
+        "chance). The best λ of each kind; *full*: λ multiplies the length at which the merge holds every task's vector in full, on average; "
+        "*said*: it multiplies `clear`'s length.",
         "",
     ]
     best = {name: max(row.items(), key=lambda pair: pair[1]["normalised"]) for name, row in choice["rows"].items() if row}
@@ -159,7 +160,10 @@ def _rows(content: Content) -> list[str]:
         cells.append((value, [label, f"{scale:g}" if "tuned" in name and scale else "", *by_group, *told]))
     cells.sort(key=lambda pair: -pair[0])
     lines += table(["merge", "λ", *(_named(name) for name in groups), "other seeds", "all seeds"], [row for _, row in cells])
-    return [*lines, *_verdict(groups, names, others)]
+    missing = [entry.name for entry in merges() if entry.name not in names]
+    if not any(name.startswith("own") for name in groups):
+        missing.append("adapters of mixed seeds")
+    return [*lines, *_verdict(groups, names, others), *([f"Not measured yet: {', '.join(missing)}.", ""] if missing else [])]
 
 
 def _verdict(groups: Mapping[str, Any], names: Sequence[str], others: Sequence[str]) -> list[str]:
@@ -176,12 +180,11 @@ def _verdict(groups: Mapping[str, Any], names: Sequence[str], others: Sequence[s
     for word, listed in (("better than", better), ("not told apart from", level), ("worse than", worse)):
         if listed:
             parts.append(f"{word} {', '.join(listed)}")
-    ahead = max((one["mean"], name) for name, one in told.items()) if told else None
     behind = min((one["mean"], name) for name, one in told.items()) if told else None
     said[0] += " " + "; ".join(parts) + "."
-    if ahead and behind:
+    if behind:
         said.append(
-            f"Its mean is {'above' if behind[0] >= 0 else 'below'} that of the closest or best of them, {behind[1]}, by {abs(behind[0]):.1f} points."
+            f"Its mean lies {abs(behind[0]):.1f} points {'above' if behind[0] >= 0 else 'below'} that of the best of them, {behind[1]}."
         )
     missing = [name for name in tuned if found[name] is None]
     if missing:

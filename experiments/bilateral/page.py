@@ -74,6 +74,7 @@ right side everywhere; the ablations below have each side everywhere, and both a
 - *Every task counts the same* (w_i = 1 at ‖s‖ = 1, which is WUDI's balance), since no vector tells how much its loss matters.
 - Low-rank vectors (LoRA) leave most of the space without curvature; there the sum stays as it is. Their rows are those of A, which starts at
   random and moves little: they are no sample of inputs, and adapters of one seed share them, so that the right side takes them for the same task.
+  Merge adapters by [`thetau adapter merge`](adapters.md) instead.
 - The roles are those of transformers; a matrix of an MLP with equal sides, or of an unknown block, is weighed on its inputs, as in WUDI.
 
 ### What it reduces to

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import thetau
-from thetau.adapters import Adapter, Cut, Factors, add, extract, merge, open_adapter, robust_merge
+from thetau.adapters import Adapter, Cut, Factors, add, clear_merge, extract, merge, open_adapter, robust_merge
 from thetau.errors import AlignmentError, CheckpointError, RecipeError
 from thetau.methods import Average, DareTies, Fisher, Karcher, TaskArithmetic, Ties, TsvM
 from tiny_adapters import HIDDEN, Mixture, Pictures, gpt2, llama, unet
@@ -317,7 +317,7 @@ def test_knots_against_the_dense_decomposition(tmp_path: Path) -> None:
         torch.testing.assert_close(module.factors.dense()[0], u[:, :kept] @ merged, rtol=1e-4, atol=1e-6, msg=layer)
 
 
-@pytest.mark.parametrize("space", ["core", "knots"])
+@pytest.mark.parametrize("space", ["core", "knots", "clear"])
 def test_no_matrix_of_the_bases_size_is_made(tmp_path: Path, space: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers of 3000 × 3000: 72 MB each as float64, where everything here fits into 20 MB."""
     with torch.random.fork_rng(devices=[]):
@@ -342,7 +342,8 @@ def test_no_matrix_of_the_bases_size_is_made(tmp_path: Path, space: Any, monkeyp
             return out
 
     with Watch():
-        made = merge([open_adapter(tmp_path / task) for task in "ab"], TaskArithmetic(), space=space)
+        opened = [open_adapter(tmp_path / task) for task in "ab"]
+        made = clear_merge(opened) if space == "clear" else merge(opened, TaskArithmetic(), space=space)
     assert made.modules
     assert 0 < largest <= 8 * 6000
 
@@ -371,6 +372,38 @@ def test_methods_that_look_at_more_than_vectors_are_refused(tmp_path: Path) -> N
     for method in (Fisher(), Karcher()):
         with pytest.raises(RecipeError, match="look at neither the base nor data"):
             merge(bench.adapters, method)
+
+
+# The default.
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SETS if kind not in ("one rank for all",)])
+def test_the_default_is_written_as_peft_reads_it(tmp_path: Path, kind: str) -> None:
+    """One adapter comes back as it was; of several, PEFT's weights are ours, and nothing is lost without a cut."""
+    bench = Bench(tmp_path, kind)
+    clear_merge(bench.adapters[:1], base=bench.source).save(tmp_path / "one")
+    close(bench.loaded(tmp_path / "one"), {n: v + bench.deltas[0][n] for n, v in bench.base.items()}, atol=3e-6)
+    made = clear_merge(bench.adapters, base=bench.source)
+    assert made.error == 0
+    made.save(tmp_path / "out")
+    got = thetau.open(tmp_path / "out", base=bench.base).state_dict()
+    close(bench.loaded(tmp_path / "out"), got, atol=3e-6)
+    assert any(not torch.allclose(got[name], value) for name, value in bench.total([1.0, 1.0, 1.0]).items()), "it is not the sum"
+    cut = clear_merge(bench.adapters, base=bench.source, cut=Cut(rank=2))
+    assert all(fit.rank <= 2 for fit in cut.fits)
+    assert cut.error > 0
+
+
+def test_the_default_scales_and_says_what_it_cannot_do(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "linear", 2)
+    once, half = clear_merge(bench.adapters), clear_merge(bench.adapters, scale=0.5)
+    for layer, module in once.modules.items():
+        torch.testing.assert_close(half.modules[layer].factors.dense(), 0.5 * module.factors.dense())
+    with pytest.raises(RecipeError, match="needs at least one adapter"):
+        clear_merge([])
+    for wrong in ({"damping": -0.1}, {"damping": math.inf}, {"damping": math.nan}, {"scale": math.nan}):
+        with pytest.raises(RecipeError, match="`damping` must be at least 0 and `scale` a number"):
+            clear_merge(bench.adapters, **wrong)
 
 
 # RobustMerge.

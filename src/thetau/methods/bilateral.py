@@ -13,8 +13,8 @@ the loss's own scale (`flow`), or conjugate gradients stop once the residual is 
 has a unit. A power of 0 is the identity, on the whole space. `rank` truncates the factors and never the vectors; what it leaves out counts
 by its share. It acts on the linear weights of the blocks and everything else stays at θ₀, as in WUDI.
 
-Use it where `wudi` would be used, for full fine-tunes that are to become one model with no data and nothing to tune. It costs one
-eigendecomposition a matrix and needs a base.
+Use it where `wudi` would be used, for full fine-tunes that are to become one model with no data and nothing to tune; not for LoRA
+adapters, whose rows are no sample of inputs (docs/adapters.md). It costs one eigendecomposition a matrix and needs a base.
 """
 
 from __future__ import annotations

@@ -14,8 +14,9 @@ ours is in units of 1 / mean eigenvalue, T = 2 · time · d_in / tr A, where tr 
 the authors' code, it acts on the linear weights of the blocks and everything else stays at θ₀ (FusionBench averages it: `elsewhere="mean"`).
 Nothing is rescaled afterwards.
 
-Use it when several full fine-tunes or restored LoRA adapters are to become one model, without data and with nothing to tune. `solver:
-gradient_flow` gives as good a result as the paper's Adam for one eigendecomposition of d_in × d_in a matrix, instead of 300 products.
+Use it when several full fine-tunes are to become one model, without data and with nothing to tune; not for LoRA adapters, whose rows are no
+sample of inputs (docs/adapters.md), though its authors restored adapters for it. `solver: gradient_flow` gives as good a result as the paper's
+Adam for one eigendecomposition of d_in × d_in a matrix, instead of 300 products.
 """
 
 from __future__ import annotations
