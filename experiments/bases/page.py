@@ -522,11 +522,12 @@ def likeness_part(content: Content) -> str:
         *("k by the gap, each seed", "same clusters", "families", "helps"),
     ]
     return (
-        f"`make similarity DATA=…`: {len(setting['tasks'])} text tasks ({', '.join(setting['tasks'])}), each learnt twice, with two seeds, {setting['steps']} "
-        f"steps of {setting['batch_size']}. The two seeds of a task are two vectors of one thing: *pairs found* says whether T clusters of the 2T vectors put them "
-        "together, *same clusters* whether both seeds cluster the tasks alike (mean over k), *families* the agreement with families that were named beforehand; "
-        "all three are adjusted Rand indices, 1 the same, 0 chance. *Helps*: mean inside and outside, nothing tuned, the lead in points over "
-        f"{setting['random partitions']} random partitions with as many clusters (k = {', '.join(map(str, setting['sizes']))}), judged by [the rules](verdicts.md). The "
+        f"`make similarity DATA=…`: {len(setting['tasks'])} text tasks ({', '.join(setting['tasks'])}), each learnt twice, with two seeds, "
+        f"{setting['steps']} steps of {setting['batch_size']}. The two seeds of a task are two vectors of one thing: *pairs found* says whether T "
+        "clusters of the 2T vectors put them together, *same clusters* whether both seeds cluster the tasks alike (mean over k), *families* the "
+        "agreement with families that were named beforehand; all three are adjusted Rand indices, 1 the same, 0 chance. *Helps*: mean inside and "
+        f"outside, nothing tuned, the lead in points over {setting['random partitions']} random partitions with as many clusters (k = "
+        f"{', '.join(map(str, setting['sizes']))}), judged by [the rules](verdicts.md). The "
         "Laplacian changes only k.\n\n" + table(head, rows)
     )
 
