@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A caller's active environment must not leak in.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: adapters demo test processors check docs wheel hooks bench kills memory fuzz paradigms diagnose step bilateral bases bases-bounds bases-scale big-checkpoints bits fisher catalogue mergekit plans readme data clean
+.PHONY: adapters demo test processors check docs wheel hooks bench kills memory fuzz paradigms diagnose step bilateral bases bases-bounds bases-scale big-checkpoints bits fisher catalogue mergekit plans readme data clean similarity
 
 demo: $(VENV)/.ready  ## fine-tune, merge with every method, evaluate: a table, results.json and results.png
 	$(BIN)/thetau suite run demo --out $(RUN)
@@ -89,6 +89,9 @@ bases-bounds: $(VENV)/.ready  ## loss gaps beside the bounds of the theory, of v
 
 bases-scale: $(VENV)/.ready  ## a bank of 72 vectors of 100 million parameters (29 GB in runs/bases-scale); writes experiments/bases_scale/results.json
 	$(BIN)/python -m experiments.bases_scale.run --folder runs/bases-scale
+
+similarity: $(VENV)/.ready  ## which likeness of task vectors gives clusters that help; DATA=folder; writes experiments/similarity/results.json
+	$(BIN)/python -m experiments.similarity.run --data $(DATA)/text --run runs/similarity
 
 bits: $(VENV)/.ready  ## the same bits, and the same speed, as the last revision of 0.1; writes experiments/bits
 	$(BIN)/python -m experiments.bits.run

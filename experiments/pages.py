@@ -30,6 +30,7 @@ TABLES = {  # what stands on the page of figures, and the command that writes it
     "kills": "make kills",
     "linearised_step": "python -m experiments.linearised_step.run",
     "memory": "make memory",
+    "similarity": "make similarity DATA=…",
     "wudi": "python -m experiments.wudi.run",
 }
 

@@ -24,6 +24,7 @@ RESULTS = EXPERIMENTS / "bases"
 PAGE = DOCS / "bases.md"
 INTRODUCTION = RESULTS / "intro.md"
 SUITES = ("text", "vision")
+LIKENESS = EXPERIMENTS / "similarity" / "results.json"
 Content = Mapping[str, Any]
 
 
@@ -499,6 +500,38 @@ PARTS = (
 )
 
 
+def likeness_part(content: Content) -> str:
+    """Which likeness of vectors gives clusters that mean something, and clusters that help."""
+    setting = content["setting"]
+    rows = [
+        [
+            f"{row['kind']}{', around the mean' if row['centred'] else ''}{', normalised Laplacian' if row['laplacian'] == 'normalised' else ''}",
+            f"{row['cosine_of_seeds']:.2f}",
+            f"{row['cosine_of_tasks']:.3f}",
+            f"{row['k_of_pairs']} of {2 * len(setting['tasks'])}",
+            f"{row['found']:.2f}",
+            ", ".join(map(str, row["k"])),
+            f"{row['stable']:.2f}",
+            f"{row['natural']:.2f}",
+            row["helps"],
+        ]
+        for row in content["rows"]
+    ]
+    head = [
+        *("tensors", "cos of two seeds", "mean abs. cos of two tasks", "k by the gap, two seeds", "pairs found"),
+        *("k by the gap, each seed", "same clusters", "families", "helps"),
+    ]
+    return (
+        f"`make similarity DATA=…`: {len(setting['tasks'])} text tasks ({', '.join(setting['tasks'])}), each learnt twice, with two seeds, "
+        f"{setting['steps']} steps of {setting['batch_size']}. The two seeds of a task are two vectors of one thing: *pairs found* says whether T "
+        "clusters of the 2T vectors put them together, *same clusters* whether both seeds cluster the tasks alike (mean over k), *families* the "
+        "agreement with families that were named beforehand; all three are adjusted Rand indices, 1 the same, 0 chance. *Helps*: mean inside and "
+        f"outside, nothing tuned, the lead in points over {setting['random partitions']} random partitions with as many clusters (k = "
+        f"{', '.join(map(str, setting['sizes']))}), judged by [the rules](verdicts.md). The "
+        "Laplacian changes only k.\n\n" + table(head, rows)
+    )
+
+
 def load(name: str) -> dict[str, Any] | None:
     """A suite's results, with what several parts need."""
     path = RESULTS / f"{name}.json"
@@ -515,6 +548,8 @@ def page() -> str:
     parts = [INTRODUCTION.read_text(encoding="utf-8").rstrip()]
     contents = {name: content for name in SUITES if (content := load(name)) is not None}
     parts.append(claims_part(contents))
+    if LIKENESS.is_file():
+        parts += ["## Which likeness of vectors", likeness_part(json.loads(LIKENESS.read_text(encoding="utf-8")))]
     for name, content in contents.items():
         parts.append(f"## {'Text' if name == 'text' else 'Images'}: {content['setting']['backbone']}")
         if content.get("remarks"):  # of a run whose sections were not all made with the settings that it records

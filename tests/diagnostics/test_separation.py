@@ -54,7 +54,7 @@ def test_awd_before_task_arithmetic_is_task_arithmetic(vectors: dict[str, Expres
     listed = list(vectors.values())
     one = merge(listed, Awd(then=TaskArithmetic(scale=0.4)), names=list(TASKS)).state_dict()
     scales = PerTask({task: 0.4 * factor for task, factor in found.factors.items()})
-    two = merge(listed, TaskArithmetic(scale=scales, tensors="linear", elsewhere="base"), names=list(TASKS)).state_dict()
+    two = merge(listed, TaskArithmetic(scale=scales), names=list(TASKS)).state_dict()
     assert any(abs(factor - 1) > 0.05 for factor in found.factors.values())
     for name in (QUERY, DENSE):
         size = float(one[name].abs().max())

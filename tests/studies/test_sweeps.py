@@ -139,6 +139,27 @@ def test_the_command_writes_json_and_a_chart(world: World, tmp_path: Path) -> No
     assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_bank_names_its_tasks_by_their_records(world: World, tmp_path: Path) -> None:
+    """`finetuned/TASK/KEY`, as suites write them, is the task's, not the path's: every verb that takes a task accepts it."""
+    import shutil
+
+    import thetau
+    from thetau.bases import build
+    from thetau.evaluate.tuned import task_vectors
+
+    places = []
+    for name, model in zip(NAMES, world.models, strict=True):
+        place = tmp_path / "finetuned" / name / "d62560ef"
+        shutil.copytree(model, place)
+        places.append(str(place))
+    base = thetau.open(world.base)
+    names, vectors = task_vectors(places, base)
+    assert names == list(NAMES)
+    bank = build(tmp_path / "bank", vectors, base, names=names)
+    assert set(bank.members) == set(NAMES)
+    assert task_vectors([f"mine={places[0]}"], base)[0] == ["mine"]
+
+
 def test_what_is_refused(world: World) -> None:
     with pytest.raises(RecipeError, match=r"--over density must be a list of values, as 'density=\[0.1, 0.2\]'. Got 0.1"):
         Sweep(method="ties", over={"density": 0.1})

@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thetau.checkpoint.quantised.gguf import ARCHITECTURES, FREQUENCIES, INSIDE, OUTSIDE, PAIRED
+from thetau.checkpoint.quantised.gguf import FAMILIES as STORED
+from thetau.checkpoint.quantised.gguf import INSIDE, OUTSIDE
 from thetau.errors import CheckpointError
 
-FAMILIES = {**{name: name for name in ARCHITECTURES}, "mistral": "llama"}  # model_type → architecture of the file
+FREQUENCIES = "rope_freqs.weight"
+FAMILIES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}  # model_type → architecture of the file
 LEFT_OUT = re.compile(r"(?:^|\.)rotary_emb\.inv_freq$")  # buffers of old checkpoints, made again from the config
 _STORED = {shown: stored for stored, shown in {**INSIDE, **OUTSIDE}.items()}
 _PART = re.compile(r"(?:model\.layers\.(\d+)\.)?(.+)\.(weight|bias)")
@@ -64,7 +66,7 @@ class Architecture:
     def in_pairs(self, name: str) -> int:
         """How many heads' rows are stored in pairs; 0 where they are stored as they are."""
         match = re.search(r"\.self_attn\.([qk])_proj\.(?:weight|bias)$", name)
-        if match is None or self.name not in PAIRED:
+        if match is None or not STORED[self.name].paired:
             return 0
         return self.heads if match[1] == "q" else self.kv_heads
 
@@ -182,5 +184,3 @@ def llama3_factors(rope: Mapping[str, Any], width: int) -> Tensor:
     share = ((turns - low) / (high - low)).clamp(0, 1)
     return (1 / ((1 - share) / factor + share)).float()
 
-
-__all__ = ["FREQUENCIES", "Architecture", "architecture_of", "llama3_factors"]

@@ -95,7 +95,7 @@ def _flat(numbers: Sequence[float]) -> bool:
     """Whether they are constant up to rounding: scipy's own bound, a deviation of ε^¾ of the mean."""
     values = np.asarray(numbers, dtype=np.float64)
     middle = float(values.mean())
-    return float(np.linalg.norm(values - middle)) <= float(np.finfo(np.float64).eps) ** 0.75 * abs(middle)
+    return bool(float(np.linalg.norm(values - middle)) <= float(np.finfo(np.float64).eps) ** 0.75 * abs(middle))
 
 
 def _check(predictions: Sequence[float], labels: Sequence[float], name: str) -> None:
