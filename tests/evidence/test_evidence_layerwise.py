@@ -12,9 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import thetau
+from commands import run
 from synthetic import relative
 from thetau.errors import DataError, OutputError
 from thetau.evidence import MomentConfig, collect_merged_grams, collect_second_moments
+from thetau.evidence.files import read_facts
 from thetau.evidence.layers import measurable, sharing
 from thetau.methods import PerTask, RegMean
 from thetau.models import Encoder, load_encoder, read_weights, weights_hash
@@ -165,3 +167,24 @@ def test_what_is_kept_and_what_is_refused(place: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the encoder runs with other weights"):
         collect_merged_grams(encoder, tasks, vectors, tmp_path / "h", config)
     assert not (tmp_path / "h").exists()
+
+
+def test_the_command(place: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    given = [f"{name}={place / name}" for name in TASKS]
+    places = ["--base", str(place / "bert"), "--data", str(place / "data"), "--kind", "sentence"]
+    arguments = [
+        "evidence",
+        "gram-merged",
+        *given,
+        *places,
+        "--examples",
+        "4",
+        "--off-diagonal",
+        "0.5",
+        "-o",
+        str(tmp_path / "g"),
+    ]
+    code, text = run(capsys, *arguments)
+    assert code == 0, text
+    assert "layers in 2 blocks, a file for each of 2 tasks" in text
+    assert '"off_diagonal": 0.5' in read_facts(tmp_path / "g" / "weather.safetensors", "gram")["regmean"]
