@@ -95,6 +95,10 @@ catalogue: $(VENV)/.ready  ## every method on the demo's models and what it cost
 	$(BIN)/python -m experiments.catalogue.costs
 	$(BIN)/python -m experiments.catalogue.run --run $(RUN)
 
+data: $(VENV)/.ready  ## merging with and without data on the demo's models; after `make demo`; resumes; writes experiments/data_methods and docs/data.md
+	$(BIN)/python -m experiments.data_methods.run --run $(RUN)
+	$(BIN)/python -m experiments.data_methods.page
+
 plans: $(VENV)/.ready  ## docs/large.md: how merges of 7B, 70B and 405B would run
 	$(BIN)/python -m experiments.plans.page
 

@@ -16,6 +16,7 @@ from experiments.bases import page as bases
 from experiments.bilateral import page as bilateral
 from experiments.catalogue import page as catalogue
 from experiments.common import DOCS, EXPERIMENTS
+from experiments.data_methods import page as data_methods
 from experiments.mergekit import page as mergekit
 from experiments.paradigms import page as paradigms
 
@@ -77,7 +78,7 @@ def main() -> None:
     """Write every page."""
     (DOCS / "figures.md").write_text(figures_page() + "\n", encoding="utf-8")
     sys.stdout.write("docs/figures.md\n")
-    for experiment in (bases, bilateral, catalogue, mergekit, paradigms):
+    for experiment in (bases, bilateral, catalogue, data_methods, mergekit, paradigms):
         experiment.main()
 
 

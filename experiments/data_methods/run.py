@@ -207,7 +207,7 @@ class Bench:
             sys.stdout.write(f"{name}: {100 * rows[name]['average']:.1f}, {rows[name]['seconds']:.1f} s\n")
             sys.stdout.flush()
             yield {
-                "command": "make data-methods",
+                "command": "make data",
                 "machine": machine(),
                 "suite": "demo",
                 "backbone": self.suite.backbone,
