@@ -107,6 +107,9 @@ catalogue: $(VENV)/.ready  ## every method on the demo's models and what it cost
 big-checkpoints: $(VENV)/.ready  ## mixtures and quantised models: plans of 7B, runs of 280M within 512 MB; writes experiments/big_checkpoints
 	$(BIN)/python -m experiments.big_checkpoints.run --folder runs/big
 	$(BIN)/python -m experiments.big_checkpoints.page
+data: $(VENV)/.ready  ## merging with and without data on the demo's models; after `make demo`; resumes; writes experiments/data_methods and docs/data.md
+	$(BIN)/python -m experiments.data_methods.run --run $(RUN)
+	$(BIN)/python -m experiments.data_methods.page
 
 plans: $(VENV)/.ready  ## docs/large.md: how merges of 7B, 70B and 405B would run
 	$(BIN)/python -m experiments.plans.page

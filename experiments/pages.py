@@ -18,6 +18,7 @@ from experiments.big_checkpoints import page as big_checkpoints
 from experiments.bilateral import page as bilateral
 from experiments.catalogue import page as catalogue
 from experiments.common import DOCS, EXPERIMENTS
+from experiments.data_methods import page as data_methods
 from experiments.mergekit import page as mergekit
 from experiments.paradigms import page as paradigms
 
@@ -80,7 +81,7 @@ def main() -> None:
     """Write every page."""
     (DOCS / "figures.md").write_text(figures_page() + "\n", encoding="utf-8")
     sys.stdout.write("docs/figures.md\n")
-    for experiment in (adapters, bases, big_checkpoints, bilateral, catalogue, mergekit, paradigms):
+    for experiment in (adapters, bases, big_checkpoints, bilateral, catalogue, data_methods, mergekit, paradigms):
         experiment.main()
 
 

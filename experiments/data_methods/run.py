@@ -8,7 +8,7 @@ labelled ones. Every row is made in a process of its own: its seconds are those 
 the operating system's peak. Examples come from the training or the validation split, never from the test split, on which all rows are
 measured. AdaMerging makes fewer and longer steps than its authors' (`STEPS`, `LR`): as far in all, so that this ends in minutes.
 
-Rows are kept in RUN/data_methods as they are made, and not made again; `--only` makes some anew. Writes experiments/data_methods/results.json.
+Rows are kept in RUN/data_methods as they are made, and not made again; `--only` makes some anew. Writes experiments/data_methods/results.json after each.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +41,7 @@ from thetau.evidence import (
     MomentConfig,
     SurgeryConfig,
     collect_fisher,
+    collect_merged_grams,
     collect_second_moments,
     learn_coefficients,
     learn_surgery,
@@ -54,7 +55,7 @@ from thetau.tasks.suite import load_suite
 OUT = Path(__file__).parent / "results.json"
 LIMITS = {"validation": 60, "test": 200}
 FACTORS = (0.5, 1.0, 1.5, 2.5, 4.0)
-STEPS, LR, BATCH = 100, 5e-3, 16
+STEPS, LR, BATCH = 40, 1e-2, 8
 Data = Literal["none", "unlabelled", "labelled"]
 
 
@@ -63,6 +64,7 @@ class Row:
     """A way to one model: a method with its fields, and what it looks at.
 
     `examples` of each task; `tuned`: λ is chosen on that many labelled ones. `surgery`: its features are corrected on that many.
+    `merged`: Gram matrices are those of the merged model's own activations.
     """
 
     method: str
@@ -71,6 +73,7 @@ class Row:
     examples: int = 0
     tuned: bool = False
     surgery: bool = False
+    merged: bool = False
 
 
 def row(method: str, data: Data = "none", examples: int = 0, **fields: Any) -> Row:
@@ -83,26 +86,26 @@ PLUS = {"name": "ties", "density": 0.2}
 ROWS: Mapping[str, Row] = {
     "average": row("average"),
     "task arithmetic, λ = 0.3": row("task_arithmetic"),
-    "TIES": row("ties"),
-    "TSV-M": row("tsv_m"),
+    "RegMean, 32": row("regmean", "unlabelled", 32),
+    "AdaMerging, 32": row("adamerging", "unlabelled", 32),
     "WUDI": row("wudi", solver="gradient_flow"),
-    "bilateral": row("bilateral"),
+    "RegMean, 128": row("regmean", "unlabelled", 128),
+    "Fisher, 16": row("fisher", "unlabelled", 16),
+    "RegMean++, 32": Row(method="regmean", fields={}, data="unlabelled", examples=32, merged=True),
     "task arithmetic, λ by labels": Row(
         method="task_arithmetic", fields={}, data="labelled", examples=LIMITS["validation"], tuned=True
     ),
-    "Fisher, 32": row("fisher", "unlabelled", 32),
-    "RegMean, 8": row("regmean", "unlabelled", 8),
-    "RegMean, 32": row("regmean", "unlabelled", 32),
-    "RegMean, 256": row("regmean", "unlabelled", 256),
-    "RegMean, 256, off-diagonal 0.1": row("regmean", "unlabelled", 256, off_diagonal=0.1),
-    "RegMean, 256, off-diagonal 1": row("regmean", "unlabelled", 256, off_diagonal=1.0),
+    "task arithmetic and surgery, 32": Row(method="task_arithmetic", fields={}, data="unlabelled", examples=32, surgery=True),
     "K-FAC, 32": row("kfac", "unlabelled", 32, iterations=30),
-    "AdaMerging, 100": row("adamerging", "unlabelled", 100),
-    "AdaMerging++, 100": row("adamerging", "unlabelled", 100, then=PLUS),
-    "AWD-AdaMerging, 100": row("adamerging", "unlabelled", 100, then=AWD),
-    "AdaMerging, 16": row("adamerging", "unlabelled", 16),
-    "task arithmetic and surgery, 100": Row(method="task_arithmetic", fields={}, data="unlabelled", examples=100, surgery=True),
-    "RegMean and surgery, 100": Row(method="regmean", fields={}, data="unlabelled", examples=100, surgery=True),
+    "RegMean, 8": row("regmean", "unlabelled", 8),
+    "AWD-AdaMerging, 32": row("adamerging", "unlabelled", 32, then=AWD),
+    "AdaMerging++, 32": row("adamerging", "unlabelled", 32, then=PLUS),
+    "TIES": row("ties"),
+    "TSV-M": row("tsv_m"),
+    "RegMean, 32, off-diagonal 0.1": row("regmean", "unlabelled", 32, off_diagonal=0.1),
+    "RegMean, 32, off-diagonal 1": row("regmean", "unlabelled", 32, off_diagonal=1.0),
+    "RegMean and surgery, 32": Row(method="regmean", fields={}, data="unlabelled", examples=32, surgery=True),
+    "bilateral": row("bilateral"),
 }
 
 
@@ -126,6 +129,14 @@ class Bench:
         """What the row's method needs, collected anew."""
         method = registry.build(chosen.method, chosen.fields)
         found: dict[str, dict[str, Path]] = {}
+        if chosen.merged:
+            assert isinstance(method, thetau.methods.RegMean)
+            moments = MomentConfig(examples=chosen.examples, max_length=self.length)
+            return {
+                "gram": collect_merged_grams(
+                    self.encoder, self.tasks, self.vectors, folder / "gram", moments, method=method
+                ).files
+            }
         for kind in method.chain().needs:
             if kind == "coefficients":
                 config = CoefficientConfig(
@@ -174,8 +185,8 @@ class Bench:
             "peak_megabytes": round(resident("VmHWM"), 1),
         }
 
-    def results(self, only: list[str]) -> dict[str, Any]:
-        """Every row, as it was made before or anew."""
+    def results(self, only: list[str]) -> Iterator[dict[str, Any]]:
+        """All rows so far, after each: as it was made before, or anew."""
         evaluator = Evaluator(self.encoder, self.tasks.values(), limits=LIMITS, max_length=self.length, cache=self.run / "cache")
         individual = {
             split: {task: evaluator.evaluate(read_weights(path), split, [task])[task] for task, path in self.models.items()}
@@ -195,17 +206,17 @@ class Bench:
             rows[name] = self.row(name, chosen, evaluator, individual["validation"], told, anew=name in only)
             sys.stdout.write(f"{name}: {100 * rows[name]['average']:.1f}, {rows[name]['seconds']:.1f} s\n")
             sys.stdout.flush()
-        return {
-            "command": "make data-methods",
-            "machine": machine(),
-            "suite": "demo",
-            "backbone": self.suite.backbone,
-            "test": {task: one.n for task, one in individual["test"].items()},
-            "adamerging": {"steps": STEPS, "lr": LR, "batch": BATCH},
-            "references": {"pre-trained": told(base), "individual": told(individual["test"])},
-            "rows": rows,
-            "versions": {"thetau": thetau.__version__, "torch": torch.__version__},
-        }
+            yield {
+                "command": "make data",
+                "machine": machine(),
+                "suite": "demo",
+                "backbone": self.suite.backbone,
+                "test": {task: one.n for task, one in individual["test"].items()},
+                "adamerging": {"steps": STEPS, "lr": LR, "batch": BATCH},
+                "references": {"pre-trained": told(base), "individual": told(individual["test"])},
+                "rows": rows,
+                "versions": {"thetau": thetau.__version__, "torch": torch.__version__},
+            }
 
     def encoder_weights(self, evaluator: Evaluator) -> dict[str, torch.Tensor]:
         """The base's."""
@@ -269,7 +280,8 @@ def main() -> None:
     if given.make:
         sys.stdout.write(json.dumps(bench.make(given.make)) + "\n")
         return
-    write_result(OUT, bench.results(given.only))
+    for results in bench.results(given.only):
+        write_result(OUT, results)
 
 
 if __name__ == "__main__":

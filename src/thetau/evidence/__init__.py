@@ -10,6 +10,8 @@ from thetau.evidence.config import SurgeryConfig as SurgeryConfig
 from thetau.evidence.fisher import Fisher as Fisher
 from thetau.evidence.fisher import collect_fisher as collect_fisher
 from thetau.evidence.fisher import fisher_sums as fisher_sums
+from thetau.evidence.layerwise import MergedGrams as MergedGrams
+from thetau.evidence.layerwise import collect_merged_grams as collect_merged_grams
 from thetau.evidence.masks import Learned as Learned
 from thetau.evidence.masks import Localised as Localised
 from thetau.evidence.masks import learn_mask as learn_mask

@@ -265,7 +265,7 @@ class _Split:
 
 
 def sharing(encoder: Encoder, layers: Mapping[str, Layer], columns: Mapping[str, Tensor]) -> dict[str, str]:
-    """Which layers read the very same tensors: layer → the first one that does, of those that ran at all.
+    """Which layers read the very same tensors: layer → the first one that does, of those that ran at all, in the order in which they ran.
 
     Told by running one batch, of few examples, whose layers' inputs are all held meanwhile. A convolution, which unfolds its input, and
     a fused in_proj share with none.
@@ -291,7 +291,7 @@ def sharing(encoder: Encoder, layers: Mapping[str, Layer], columns: Mapping[str,
         for handle in handles:
             handle.remove()
     first: dict[Any, str] = {}
-    return {name: first.setdefault(tuple(signs[name]), name) if name in signs else name for name in layers if name in set(ran)}
+    return {name: first.setdefault(tuple(signs[name]), name) if name in signs else name for name in dict.fromkeys(ran)}
 
 
 def groups(sizes: Mapping[str, int], limit: int) -> list[list[str]]:

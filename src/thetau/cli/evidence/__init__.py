@@ -6,11 +6,12 @@ import typer
 
 from thetau.cli.evidence.adamerging import adamerging
 from thetau.cli.evidence.fisher import fisher
+from thetau.cli.evidence.layerwise import gram_merged
 from thetau.cli.evidence.moments import gradients, gram
 from thetau.cli.evidence.surgery import surgery
 
 evidence_app = typer.Typer(
-    help="Collect with a live model and data what a merge needs: adamerging, fisher, gram, gradients, surgery.",
+    help="Collect with a live model and data what a merge needs: adamerging, fisher, gram, gradients, surgery, gram-merged.",
     no_args_is_help=True,
 )
 
@@ -24,4 +25,5 @@ evidence_app.command()(adamerging)
 evidence_app.command()(fisher)
 evidence_app.command()(gram)
 evidence_app.command()(gradients)
+evidence_app.command("gram-merged")(gram_merged)
 evidence_app.command()(surgery)
