@@ -18,6 +18,7 @@ from experiments.catalogue import page as catalogue
 from experiments.common import DOCS, EXPERIMENTS
 from experiments.mergekit import page as mergekit
 from experiments.paradigms import page as paradigms
+from experiments.sketches import page as sketches
 
 TABLES = {  # what stands on the page of figures, and the command that writes its file
     "awd": "python -m experiments.awd.run",
@@ -77,7 +78,7 @@ def main() -> None:
     """Write every page."""
     (DOCS / "figures.md").write_text(figures_page() + "\n", encoding="utf-8")
     sys.stdout.write("docs/figures.md\n")
-    for experiment in (bases, bilateral, catalogue, mergekit, paradigms):
+    for experiment in (bases, bilateral, catalogue, mergekit, paradigms, sketches):
         experiment.main()
 
 
