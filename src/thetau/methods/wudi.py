@@ -15,7 +15,8 @@ the authors' code, it acts on the linear weights of the blocks and everything el
 Nothing is rescaled afterwards.
 
 Use it when several full fine-tunes or restored LoRA adapters are to become one model, without data and with nothing to tune. `solver:
-gradient_flow` gives as good a result as the paper's Adam for one eigendecomposition of d_in × d_in a matrix, instead of 300 products.
+gradient_flow` gives as good a result as the paper's Adam for a few products with the leading directions of each task (`directions`,
+docs/sketches.md), or with `directions: full` for one eigendecomposition of d_in × d_in a matrix, instead of 300 products.
 """
 
 from __future__ import annotations
