@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A caller's active environment must not leak in.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: adapters demo test processors check docs wheel hooks bench kills memory fuzz paradigms diagnose step bilateral bases bases-bounds bases-scale big-checkpoints bits fisher catalogue mergekit plans readme data clean similarity
+.PHONY: adapters demo test processors check docs wheel hooks bench kills memory fuzz paradigms diagnose step bilateral bases bases-bounds bases-scale big-checkpoints bits fisher catalogue mergekit plans readme data clean similarity sketches
 
 demo: $(VENV)/.ready  ## fine-tune, merge with every method, evaluate: a table, results.json and results.png
 	$(BIN)/thetau suite run demo --out $(RUN)
@@ -113,6 +113,12 @@ data: $(VENV)/.ready  ## merging with and without data on the demo's models; aft
 
 plans: $(VENV)/.ready  ## docs/large.md: how merges of 7B, 70B and 405B would run
 	$(BIN)/python -m experiments.plans.page
+
+sketches: $(VENV)/.ready  ## matrix methods beside TIES, and what sketches cost in accuracy; after `make demo`; BEFORE=src folder of another revision
+	$(BIN)/python -m experiments.sketches.accuracy --run $(RUN)
+	$(BIN)/python -m experiments.sketches.run --size 280m
+	$(BIN)/python -m experiments.sketches.run --size slice $(if $(BEFORE),--before $(BEFORE))
+	$(BIN)/python -m experiments.sketches.run --size slice --noise $(if $(BEFORE),--before $(BEFORE))
 
 mergekit: $(VENV)/.ready .venv-mergekit/.ready  ## the recipes through both programs; TIMING=280m: time and memory too; writes experiments/mergekit
 	$(BIN)/python -m experiments.mergekit.run --mergekit .venv-mergekit/bin/python

@@ -21,6 +21,7 @@ from experiments.common import DOCS, EXPERIMENTS
 from experiments.data_methods import page as data_methods
 from experiments.mergekit import page as mergekit
 from experiments.paradigms import page as paradigms
+from experiments.sketches import page as sketches
 
 TABLES = {  # what stands on the page of figures, and the command that writes its file
     "awd": "python -m experiments.awd.run",
@@ -81,7 +82,7 @@ def main() -> None:
     """Write every page."""
     (DOCS / "figures.md").write_text(figures_page() + "\n", encoding="utf-8")
     sys.stdout.write("docs/figures.md\n")
-    for experiment in (adapters, bases, big_checkpoints, bilateral, catalogue, data_methods, mergekit, paradigms):
+    for experiment in (adapters, bases, big_checkpoints, bilateral, catalogue, data_methods, mergekit, paradigms, sketches):
         experiment.main()
 
 

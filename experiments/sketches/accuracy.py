@@ -38,9 +38,12 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "wudi gradient flow, auto, drop": ("wudi", {**FLOW, "directions": "auto", "tail": "drop"}),
     "bilateral, auto, drop": ("bilateral", {"rank": "auto", "tail": "drop"}),
     "tsv_m": ("tsv_m", {}),
+    "tsv_m, auto": ("tsv_m", {"rank": "auto"}),
     "tsv_m, 16": ("tsv_m", {"rank": 16}),
     "tsv_m, 32": ("tsv_m", {"rank": 32}),
     "iso_c": ("iso_c", {}),
+    "dc_merge": ("dc_merge", {}),
+    "dc_merge, auto": ("dc_merge", {"rank": "auto"}),
     "wudi closed form, full": ("wudi", {"solver": "closed_form", "directions": "full"}),
     "wudi closed form, auto": ("wudi", {"solver": "closed_form", "directions": "auto"}),
 }

@@ -5,16 +5,18 @@ gradient)(input)ᵀ, so its rows stand in for a layer's inputs and its columns f
 second-order change of the loss in the Kronecker-factored form of Martens and Grosse (K-FAC, ICML 2015,
 <https://arxiv.org/abs/1503.05671>), with both factors read off the task vector alone: H_i = U s^{2p} Uᵀ, G_i = V s^{2q} Vᵀ with τ_i = U s Vᵀ
 and ‖s‖ = 1. By default every matrix is weighed on one side, the one whose coordinates its block's function fixes (`sides="by_role"`): an MLP's
-hidden layer, and the residual stream around attention. That costs one eigendecomposition, as WUDI's gradient flow does; `sides="both"` is the product. See
+hidden layer, and the residual stream around attention. That costs what WUDI's gradient flow does; `sides="both"` is the product. See
 docs/bilateral.md for the derivation, what it assumes, where it fails, and what was measured.
 
 The factors are estimates, so the minimum itself is not wanted: gradient descent in continuous time starts from Σ τ_i and stops at a time in
 the loss's own scale (`flow`), or conjugate gradients stop once the residual is down to a share of what it was (`cg`); neither needs data or
 has a unit. A power of 0 is the identity, on the whole space. `rank` truncates the factors and never the vectors; what it leaves out counts
-by its share. It acts on the linear weights of the blocks and everything else stays at θ₀, as in WUDI.
+by its share. By default it follows each task's spectrum (docs/sketches.md); what docs/bilateral.md reports was measured
+with `rank="full"`. It acts on the linear weights of the blocks and everything else stays at θ₀, as in WUDI.
 
 Use it where `wudi` would be used, for full fine-tunes that are to become one model with no data and nothing to tune; not for LoRA
-adapters, whose rows are no sample of inputs (docs/adapters.md). It costs one eigendecomposition a matrix and needs a base.
+adapters, whose rows are no sample of inputs (docs/adapters.md). It costs a few products with the leading directions of each task, or
+one eigendecomposition a matrix with `rank="full"`, and needs a base.
 """
 
 from __future__ import annotations

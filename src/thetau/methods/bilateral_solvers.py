@@ -270,7 +270,7 @@ class TwoSided(StreamReduction):
         if square == 0:
             return
         if state.sketched is None:
-            state.sketched = Quadratic.empty(*faced.shape, 0, torch.float32, sketches=state.expected)
+            state.sketched = Quadratic.empty(len(faced), faced.shape[1], 0, torch.float32, sketches=state.expected)
         weight = 1 / square if self.balance == "norm" else 1.0
         bits = stream("bilateral-sketch", *site.tasks, site.name)
         count = self._count(*vector.shape)

@@ -280,10 +280,10 @@ class Quadratic:
 
 def row_squares(matrix: Tensor) -> Float[Tensor, " row"]:
     """The squared lengths of rows, in float64; summed there too where float32 could not hold them."""
-    lengths = torch.linalg.vector_norm(matrix, dim=1)
-    if SMALL < float(lengths.max()) < 1 / SMALL:
-        return lengths.double().square()
-    return torch.linalg.vector_norm(matrix, dim=1, dtype=torch.float64).square()
+    lengths: Tensor = torch.linalg.vector_norm(matrix, dim=1)
+    if not SMALL < float(lengths.max()) < 1 / SMALL:
+        lengths = torch.linalg.vector_norm(matrix, dim=1, dtype=torch.float64)
+    return lengths.double().square()
 
 
 def factored(references: int, d_in: int) -> bool:

@@ -2,12 +2,12 @@ r"""TSV-M: of each task a K-th of the singular vectors, made orthogonal to one a
 
 Task Singular Vectors, Gargiulo et al., CVPR 2025, <https://arxiv.org/abs/2412.00081>. With τ_i ≈ U_i S_i V_iᵀ of rank
 ⌊min(d_out, d_in) / K⌋, the columns of [U_1 … U_K] and [V_1 … V_K] are each replaced by the nearest orthonormal ones (orthogonal Procrustes,
-through one more SVD), and the singular values are kept: Σ τ_i without interference. As in the authors' code, it acts on every tensor of two
+their polar factors), and the singular values are kept: Σ τ_i without interference. As in the authors' code, it acts on every tensor of two
 dimensions, embeddings among them; all others are averaged, and α = 1. Departs from it for an all-zero task vector, whose singular vectors
-would be arbitrary: it is left out, but counts in K.
+would be arbitrary: it is left out, but counts in K. Directions that a vector, or all of them together, do not have are left out likewise.
 
 Use it for fully fine-tuned models of one base where tasks disturb one another and nothing can be tuned: λ = 1 is meant. It costs one
-truncated decomposition a task and matrix, and two more of the vectors together.
+eigendecomposition of the smaller side a task and matrix, and two more of the vectors together; `rank: auto` a few products instead.
 """
 
 from __future__ import annotations

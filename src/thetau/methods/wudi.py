@@ -16,7 +16,8 @@ Nothing is rescaled afterwards.
 
 Use it when several full fine-tunes are to become one model, without data and with nothing to tune; not for LoRA adapters, whose rows are no
 sample of inputs (docs/adapters.md), though its authors restored adapters for it. `solver: gradient_flow` gives as good a result as the paper's
-Adam for one eigendecomposition of d_in × d_in a matrix, instead of 300 products.
+Adam for a few products with the leading directions of each task (`directions`, docs/sketches.md), or with `directions: full` for one
+eigendecomposition of d_in × d_in a matrix, instead of 300 products.
 """
 
 from __future__ import annotations

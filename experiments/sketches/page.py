@@ -1,0 +1,127 @@
+"""Draw docs/sketches.md from the result files of experiments/sketches.
+
+python -m experiments.sketches.page
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from experiments.common import DOCS, EXPERIMENTS, table
+from thetau.linalg.leading import BESIDE, FIRST
+from thetau.methods.sketched import SMALLEST, TOLERANCE
+
+HERE = EXPERIMENTS / "sketches"
+PAGE = DOCS / "sketches.md"
+SIZES = {
+    "280m": "280 million parameters, differences with a falling spectrum",
+    "280m-noise": "280 million parameters, differences that are noise",
+    "slice": "Two of its blocks, beside the revision before",
+    "slice-noise": "Two of its blocks, differences that are noise, beside the revision before",
+}
+Rows = Mapping[str, Mapping[str, Any]]
+
+TEXT = rf"""
+# Sketches
+
+The methods that merge best solve a problem for every matrix. `wudi` (but for `solver: adam`), `bilateral`, `tsv_m` and `dc_merge` can do so with the leading
+directions of each task alone. The first two do by default:
+
+```
+thetau merge --base BASE --model A --model B --method bilateral -o merged
+thetau merge --base BASE --model A --model B --method bilateral --set rank=full -o merged   # all directions
+thetau merge --base BASE --model A --model B --method wudi --set solver=gradient_flow --set directions=32 -o merged
+thetau merge --base BASE --model A --model B --method tsv_m --set rank=auto -o merged
+```
+
+## What is kept
+
+A task vector τ stands in for the inputs of its layer: τᵀτ is a sample of what their covariance looks like. Its small eigenvalues are mostly the
+sample's noise. `auto` keeps as many directions as the spectrum asks for:
+
+- until what is left out is no more than {TOLERANCE:.0%} of ‖τ‖²,
+- or until what is left out looks like noise: none of it stands out from its mean by more than from independent numbers, (1 + √β)² times, β being
+  the ratio of the matrix's sides (Marchenko and Pastur),
+- at most as many as all tasks' directions together can be with a profit. A task that asks for more is taken whole, and so is a matrix whose
+  smaller side is below {SMALLEST}.
+
+The directions that are left out keep a weight in `wudi` and `bilateral`: all the same one, by what they hold of ‖τ‖² (`tail: flat`). With
+`tail: drop` they have none, and what no direction sees stays the sum. TSV-M and DC-Merge drop them, as they drop all beyond a task's K-th part.
+Nothing else of the objective is changed: it is solved exactly, in the joint span of all tasks' directions and outside it.
+
+## How
+
+Directions are found block by block: {FIRST} random signs a row of the matrix, one power of MᵀM, and each block as large as all before it, orthogonal to
+them. The error needs no estimate. V is orthonormal, so ‖M − MVVᵀ‖² = ‖M‖² − ‖MV‖² holds for any V; both sides are summed in float64, and what
+is below the rounding of float32 counts as zero. The last values of a sketch are too small, so the one {BESIDE} before the last is asked about noise.
+The random signs are a function of task and tensor name: the same bits from any number of workers, in any order.
+
+With A = FᵀF + c, F being the kept directions of all tasks, FFᵀ = EΛEᵀ and the residual R = CF + T at the start, a function g of A acts as
+R g(A) = [C E g(Λ + c) + T Fᵀ E (g(Λ + c) − g(c)) / Λ] EᵀF + g(c) T. Nothing larger than FFᵀ is decomposed.
+
+Where the whole spectrum is wanted (`iso_c`, `svc`, `star`, `tsv_m` at its default), the Gram matrix of the smaller side is decomposed in
+float64, which is exact for float32 entries down to singular values far below their rounding; the larger side never is. A polar factor has no
+columns in directions that are not there.
+"""
+
+
+def page(accuracy: Rows, timings: Mapping[str, Mapping[str, Any]]) -> str:
+    """The page of what was measured."""
+    lines = [TEXT.strip(), "", "## What it costs in accuracy", ""]
+    lines += [
+        "The demo's six fine-tuned models, normalised accuracy on 200 test examples of each task, one seed: an example more or less is 0.1. "
+        "Seconds are the processor's, one worker.",
+        "",
+        *table(
+            ["merge", "normalised", "average", "seconds"],
+            [
+                [label, f"{row['normalised']:.1f}", f"{row['average']:.1f}", f"{row['seconds']:.1f}"]
+                for label, row in accuracy.items()
+            ],
+        ),
+        "## What it saves",
+        "",
+        "Whole commands, K = 4, bfloat16, start-up, checks and fsync included, each beside a TIES just before it. The machine had other work: "
+        "ratios by the clock vary with it, those of the processors' time less. *Before* is the revision before sketches on the same files, and "
+        "*faster* compares the processors' time. `make sketches` runs all of it.",
+        "",
+    ]
+    for size, title in SIZES.items():
+        if size in timings:
+            lines += [f"### {title}", "", *table(HEAD, [_row(label, row) for label, row in timings[size]["rows"].items()])]
+    return "\n".join(lines)
+
+
+HEAD = ["method", "seconds", "× TIES", "processors' seconds", "× TIES", "before", "faster", "operations of the plan"]
+
+
+def _row(label: str, row: Mapping[str, Any]) -> list[str]:
+    before, faster = (
+        (f"{row['before_processor_seconds']:.0f}", f"{row['times_faster']:.1f} ×") if "times_faster" in row else ("", "")
+    )
+    return [
+        label,
+        f"{row['seconds']:.1f}",
+        f"{row['times_ties']:.1f}",
+        f"{row['processor_seconds']:.1f}",
+        f"{row['times_ties_processor']:.1f}",
+        before,
+        faster,
+        f"{row['operations']:.1e}",
+    ]
+
+
+def main() -> None:
+    """Write the page."""
+    accuracy = json.loads((HERE / "accuracy.json").read_text(encoding="utf-8"))
+    found = {size: HERE / f"{size}.json" for size in SIZES}
+    timings = {size: json.loads(path.read_text(encoding="utf-8")) for size, path in found.items() if path.is_file()}
+    PAGE.write_text(page(accuracy["rows"], timings) + "\n", encoding="utf-8")
+    sys.stdout.write("docs/sketches.md\n")
+
+
+if __name__ == "__main__":
+    main()
