@@ -59,7 +59,7 @@ def drawn(result: Mapping[str, Any]) -> str:
         ),
         f"Of the mixture, the matrix methods say: *{told}*. `in flight` is one expert's matrix, not 64.",
         "",
-        "A quantised model is read in its own few bits and written in bfloat16: it reads less than it writes.",
+        "A quantised model is read in its own few bits and written in bfloat16.",
         "",
         "## Run at 280M",
         "",
