@@ -46,7 +46,7 @@ def drawn(result: Mapping[str, Any]) -> str:
             [
                 [
                     CALLED[row["form"]],
-                    f"`{row['method']}`",
+                    _method(row),
                     str(row["passes"]),
                     f"{row['reads_gb']:.2f}",
                     f"{row['writes_gb']:.2f}",
@@ -57,10 +57,9 @@ def drawn(result: Mapping[str, Any]) -> str:
             ],
             words=2,
         ),
-        f"Of the mixture, the matrix methods say: *{told}*. `in flight` is one expert's matrix, not 64. The gate and the up projection of an expert lie in "
-        "one tensor and are two matrices; each is read out of its expert, so that these bytes are counted twice.",
+        f"Of the mixture, the matrix methods say: *{told}*. `in flight` is one expert's matrix, not 64.",
         "",
-        "A quantised model is read in its own few bits and written in bfloat16: it reads less than it writes.",
+        "A quantised model is read in its own few bits and written in bfloat16.",
         "",
         "## Run at 280M",
         "",
@@ -69,13 +68,18 @@ def drawn(result: Mapping[str, Any]) -> str:
         "",
         *table(
             ["model", "method", "peak, MB", "budget, MB"],
-            [[CALLED[row["form"]], f"`{row['method']}`", str(row["peak_mb"]), str(row["budget_mb"])] for row in runs],
+            [[CALLED[row["form"]], _method(row), str(row["peak_mb"]), str(row["budget_mb"])] for row in runs],
             words=2,
         ),
         "Every output passes `thetau verify`. Those of `task_arithmetic` were compared with θ₀ + 0.3 Σ τ, worked out in float64 from the files without "
         f"thetau. The largest difference is {off:.2f} of what rounding to bfloat16 may make, so that nothing was lost but that one rounding.",
     ]
     return "\n".join(lines)
+
+
+def _method(row: Mapping[str, Any]) -> str:
+    fields = ", ".join(row["fields"])
+    return f"`{row['method']}`" + (f" ({fields})" if fields else "")
 
 
 def main() -> None:

@@ -1,10 +1,11 @@
 """Big checkpoints: plans of 7B-shaped ones from headers alone, and merges of 280M-shaped ones within 512 MB.
 
-    python -m experiments.big_checkpoints.run --folder runs/big [--quick] [--only mixture,int8,nf4]
+    python -m experiments.big_checkpoints.run --folder runs/big [--quick]
 
 Each merge is a process of its own, `thetau merge --max-memory 512MB`; its peak is the operating system's own, mapped files included. This
 process holds nothing large, since a child's peak begins at its parent's: what needs a library is done in other processes. Task arithmetic is
-checked against values that are worked out from the files without thetau. Written to experiments/big_checkpoints/results.json.
+checked against values that are worked out from the files without thetau. What is in the result file
+already is not run again: remove it to begin anew. Written to experiments/big_checkpoints/results.json.
 """
 
 from __future__ import annotations
@@ -23,45 +24,34 @@ from experiments.common import EXPERIMENTS, machine, timed, write_result
 RESULTS = EXPERIMENTS / "big_checkpoints" / "results.json"
 BUDGET = 512_000_000
 FORMS = ("mixture", "int8", "nf4")
+TOOL = [sys.executable, "-m", "experiments.big_checkpoints.checkpoints"]
 MATRICES = ["tensors=linear", "elsewhere=mean"]
-METHODS: dict[str, dict[str, list[str]]] = {  # what is merged, by form
-    "mixture": {
-        "task_arithmetic": ["scale=0.3"],
-        "ties": [],
-        "iso_c": MATRICES,
-        "tsv_m": MATRICES,
-        "wudi": ["solver=gradient_flow"],
-    },
-    "int8": {"task_arithmetic": ["scale=0.3"], "ties": [], "iso_c": MATRICES},
-    "nf4": {"task_arithmetic": ["scale=0.3"], "ties": [], "iso_c": MATRICES},
-}
+PLAIN: dict[str, list[str]] = {"task_arithmetic": ["scale=0.3"], "ties": []}
+METHODS = PLAIN | {"tsv_m": [*MATRICES, "rank=16"]}  # what is merged
+PLANNED = PLAIN | {"tsv_m": MATRICES, "iso_c": MATRICES, "wudi": ["solver=gradient_flow"], "bilateral": []}  # what is planned
 
 
-def merges(folder: Path, form: str, size: str) -> list[dict[str, Any]]:
-    """Every method of a form: seconds, peak, and how task arithmetic compares."""
-    tool = [sys.executable, "-m", "experiments.big_checkpoints.checkpoints"]
-    subprocess.run([*tool, "make", str(folder), form, size], check=True)
-    rows, out = [], folder / "out"
-    for method, fields in METHODS[form].items():
-        words = [sys.executable, "-m", "thetau", "merge", "--method", method, "--base", str(folder / "base"), "-o", str(out)]
-        words += [word for model in ("a", "b") for word in ("--model", str(folder / model))]
-        words += [word for field in fields for word in ("--set", field)]
-        words += ["--max-memory", f"{BUDGET // 10**6}MB", "--quiet"]
-        seconds, _, peak, _ = timed(words, out)
-        subprocess.run([sys.executable, "-m", "thetau", "verify", str(out)], check=True, stdout=subprocess.DEVNULL)
-        row = {
-            "form": form,
-            "method": method,
-            "peak_mb": round(peak * 1000),
-            "budget_mb": BUDGET // 10**6,
-            "seconds": round(seconds, 1),
-        }
-        if method == "task_arithmetic":
-            done = subprocess.run([*tool, "check", str(folder), form, size, str(out)], check=True, capture_output=True, text=True)
-            row["roundings_off"] = round(float(done.stdout), 3)
-        rows.append(row)
+def build(folder: Path, form: str, size: str) -> None:
+    """A base and two models, once."""
+    subprocess.run([*TOOL, "make", str(folder), form, size], check=True)
+
+
+def merge(folder: Path, form: str, size: str, method: str) -> dict[str, Any]:
+    """One merge: its peak and seconds, and how task arithmetic compares."""
+    out = folder / "out"
+    words = [sys.executable, "-m", "thetau", "merge", "--method", method, "--base", str(folder / "base"), "-o", str(out)]
+    words += [word for model in ("a", "b") for word in ("--model", str(folder / model))]
+    words += [word for field in METHODS[method] for word in ("--set", field)]
+    words += ["--max-memory", f"{BUDGET // 10**6}MB", "--quiet"]
+    seconds, _, peak, _ = timed(words, out)
+    subprocess.run([sys.executable, "-m", "thetau", "verify", str(out)], check=True, stdout=subprocess.DEVNULL)
+    row: dict[str, Any] = {"form": form, "method": method, "fields": METHODS[method], "peak_mb": round(peak * 1000)}
+    row |= {"budget_mb": BUDGET // 10**6, "seconds": round(seconds, 1)}
+    if method == "task_arithmetic":
+        done = subprocess.run([*TOOL, "check", str(folder), form, size, str(out)], check=True, capture_output=True, text=True)
+        row["roundings_off"] = round(float(done.stdout), 3)
     shutil.rmtree(out, ignore_errors=True)
-    return rows
+    return row
 
 
 def plans(size: str, forms: list[str]) -> list[dict[str, Any]]:
@@ -80,7 +70,7 @@ def plans(size: str, forms: list[str]) -> list[dict[str, Any]]:
                 write(folder / model, form, size, number, hollow=True)
             base, *models = (thetau.open(folder / model) for model in MODELS)
             parameters = sum(spec.elements for spec in base.specs().values())
-            for method, fields in METHODS[form].items():
+            for method, fields in PLANNED.items():
                 values = {key: _value(value) for key, value in (field.split("=") for field in fields)}
                 built = thetau.methods.build(method, values)
                 merge = thetau.merge([model - base for model in models], built, names=MODELS[1:], engine=engine)
@@ -91,6 +81,7 @@ def plans(size: str, forms: list[str]) -> list[dict[str, Any]]:
                         "form": form,
                         "parameters": parameters,
                         "method": method,
+                        "fields": fields,
                         "passes": len(found.passes),
                         "reads_gb": round(found.read / 1e9, 2),
                         "writes_gb": round(found.written / 1e9, 2),
@@ -115,9 +106,8 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/big"))
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--quick", action="store_true", help="tiny shapes throughout")
-    parser.add_argument("--only", default=",".join(FORMS))
     given = parser.parse_args(words)
-    forms, small, large = given.only.split(","), *(("tiny", "tiny") if given.quick else ("280m", "7b"))
+    small, large = ("tiny", "tiny") if given.quick else ("280m", "7b")
     result: dict[str, Any] = {
         "command": "make big-checkpoints",
         "machine": machine(),
@@ -126,12 +116,14 @@ def main(words: list[str] | None = None) -> None:
         "runs": [],
         "plans": [],
     }
-    if given.out.exists():
-        before = json.loads(given.out.read_text(encoding="utf-8"))
-        result["runs"] = [row for row in before["runs"] if row["form"] not in forms]
-    for form in forms:
-        result["runs"] += merges(given.folder / small / form, form, small)
-        write_result(given.out, result)
+    if given.out.exists() and (before := json.loads(given.out.read_text(encoding="utf-8")))["merged"] == small:
+        result["runs"] = before["runs"]
+    for form in FORMS:
+        build(given.folder / small / form, form, small)
+        for method in METHODS:
+            if not any((row["form"], row["method"]) == (form, method) for row in result["runs"]):
+                result["runs"].append(merge(given.folder / small / form, form, small, method))
+                write_result(given.out, result)
     done = subprocess.run(
         [
             sys.executable,

@@ -10,7 +10,7 @@ import pytest
 
 import thetau
 from experiments.big_checkpoints import checkpoints, page
-from experiments.big_checkpoints.run import METHODS, plans
+from experiments.big_checkpoints.run import PLANNED, plans
 from thetau.engine.planning import plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is probably not the model:thetau.ThetauWarning")
@@ -40,7 +40,7 @@ def test_headers_alone_give_the_plan_of_the_whole(form: checkpoints.Form, tmp_pa
     vectors = [model - base for model in models]
     found = plan(base + thetau.merge(vectors, thetau.methods.TaskArithmetic(), names=("a", "b"), engine=engine), engine=engine)
     rows = plans("tiny", [form])
-    assert [row["method"] for row in rows] == list(METHODS[form])
+    assert [row["method"] for row in rows] == list(PLANNED)
     assert rows[0]["in_flight_mb"] == round(found.memory / 1e6)
     assert rows[0]["parameters"] == sum(spec.elements for spec in base.specs().values())
     expected = 2 * checkpoints.SHAPES["tiny"]["mixture"].layers

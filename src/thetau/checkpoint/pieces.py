@@ -155,6 +155,11 @@ class Piece:
         """Whether single rows of it can be read without the rest of its unit."""
         return not self.fused.stacked and not self.fused.turned
 
+    @property
+    def slabs(self) -> bool:
+        """Whether it is a run of rows of one stacked matrix."""
+        return len(self.fused.shape) == 3 and self.fused.stacked and not self.fused.turned and self.strip.together
+
     def reach(self, start: int, stop: int) -> tuple[int, int]:
         """The stored rows that hold these rows of it."""
         if not self.by_rows:
@@ -168,6 +173,8 @@ class Piece:
     def read(self, source: Source, theirs: str, start: int, stop: int) -> Tensor:
         """Rows of the matrix, out of a source that calls the fused tensor `theirs`."""
         fused, strip = self.fused, self.strip
+        if self.slabs:
+            return source.slab(theirs, self.unit, strip.first + start, strip.first + stop)
         low, high = self.reach(start, stop)
         stored = source.read(theirs, low, high)
         if self.by_rows and strip.together:
@@ -251,7 +258,8 @@ class PiecesView(Source):
         """Whether all of it is read for any row: of a turned matrix, or of an expert."""
         if name not in self._places:
             return self._source.whole(name)
-        return not self._places[name][0].by_rows
+        piece, _ = self._places[name]
+        return not (piece.by_rows or (piece.slabs and self._source.exact))
 
     def demand(self, name: str) -> Demand:
         """The source's demand for the rows that are read, and what is read beside the piece."""
@@ -260,6 +268,8 @@ class PiecesView(Source):
         piece, theirs = self._places[name]
         inner, spec = self._source.demand(theirs), self._source.specs[theirs]
         low, high = piece.reach(0, piece.shape[0])
+        if piece.slabs and self._source.exact:
+            return replace(inner, read=self.specs[name].nbytes)
         whole = self._source.whole(theirs)
         share = 1.0 if whole or not spec.rows else (high - low) / spec.rows
         beside = 0 if piece.by_rows and piece.strip.together else (high - low) * spec.row_elements * spec.dtype.itemsize

@@ -115,6 +115,8 @@ class SafetensorsFile:
 class SafetensorsSource(Source):
     """A model, or a saved task vector, in one or several safetensors files."""
 
+    exact = True
+
     def __init__(
         self,
         path: Path | str,
@@ -166,6 +168,14 @@ class SafetensorsSource(Source):
         row_bytes = spec.row_elements * spec.dtype.itemsize
         raw = file.read_bytes(file.offsets[name] + start * row_bytes, (stop - start) * row_bytes, f"tensor {name!r}")
         return raw.view(spec.dtype).reshape((stop - start, *spec.shape[1:]) if spec.shape else ())
+
+    def slab(self, name: str, entry: int, start: int, stop: int) -> Tensor:
+        """Rows of one entry of the first axis, and nothing else."""
+        spec, file = self.specs[name], self._home[name]
+        _, rows, *rest = spec.shape
+        width = prod(rest) * spec.dtype.itemsize
+        raw = file.read_bytes(file.offsets[name] + (entry * rows + start) * width, (stop - start) * width, f"tensor {name!r}")
+        return raw.view(spec.dtype).reshape(stop - start, *rest)
 
     def place(self, name: str) -> tuple[int, int] | None:
         """The open local file of a tensor and the byte at which its first element lies; None where it lies behind a URL."""

@@ -84,6 +84,7 @@ class Source(ABC):
     - `twins`: names whose tensors are the very storage of others' → those others.
     - `apart`: of a difference: whether what its base ties is changed apart, so that a name that is absent does not follow the one it is tied to.
     - `files`: side files of an output that takes this as its base, by name, in place of those in the folder; None for one that is left out.
+    - `exact`: whether `slab` reads no more than it gives.
     """
 
     label: str
@@ -99,6 +100,7 @@ class Source(ABC):
     twins: Mapping[str, str] = MappingProxyType({})
     apart: bool = False
     files: Mapping[str, Any] = MappingProxyType({})
+    exact: bool = False
     _notes: tuple[str, ...] = ()
 
     @property
@@ -113,6 +115,10 @@ class Source(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """A hash that tells these weights from others of the same shapes."""
+
+    def slab(self, name: str, entry: int, start: int, stop: int) -> Tensor:
+        """Rows `start:stop` of one entry of the first axis, a matrix; all of it is read unless the source is `exact`."""
+        return self.read(name, entry, entry + 1)[0, start:stop]
 
     def header_hashes(self) -> dict[str, str]:
         """SHA-256 of each file's header, by file name."""
