@@ -451,11 +451,9 @@ def config_folder(recipe: Recipe | MergekitRecipe) -> Path | None:
     Raises:
         RecipeError: no model is called so, or its folder has no config.
     """
-    if isinstance(recipe, MergekitRecipe) or recipe.config in (None, "base"):
-        return None
-    problem = (
-        "" if not recipe.arranged else "does not go with `slices`, `modules` or `tokenizer`, which make a config of their own"
-    )
+    if isinstance(recipe, MergekitRecipe) or recipe.config in (None, "base") or recipe.arranged:
+        return None  # what is arranged takes it itself, and changes it as its layers and rows are moved
+    problem = ""
     entries = {word: entry for entry in recipe.entries() for word in (entry.name, entry.path, Path(entry.path).name) if word}
     entry = entries.get(recipe.config or "")
     if entry is None:

@@ -196,7 +196,10 @@ def test_refused(tmp_path: Path) -> None:
             b"general.architecture\x08\x00\x00\x00\x05\x00\x00\x00\x00\x00\x00\x00mamba",
         )
     )
-    with pytest.raises(CheckpointError, match="architecture 'mamba' cannot be read; llama, qwen2, qwen3, smollm3, gemma, gemma2, gemma3, phi3 can"):
+    with pytest.raises(
+        CheckpointError,
+        match="architecture 'mamba' cannot be read; llama, qwen2, qwen3, smollm3, gemma, gemma2, gemma3, phi3 can",
+    ):
         open_source(tmp_path / "other.gguf")
     (tmp_path / "odd.gguf").write_bytes(raw.replace(b"blk.0.ffn_up.weight", b"blk.0.ffn_xx.weight"))
     with pytest.raises(CheckpointError, match=r"'blk\.0\.ffn_xx\.weight' is no tensor of 'llama'"):

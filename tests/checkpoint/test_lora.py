@@ -304,7 +304,7 @@ P = "base_model.model."
         ({f"{P}a.lora_magnitude_vector.weight": torch.ones(3)}, "'a' has only one of its two LoRA matrices"),
         (LORA | {f"{P}a.lora_B.bias": torch.ones(2)}, r"changes 'a\.bias' by shape \[2\], the base .* has \[3\]"),
         (LORA | {f"{P}a.lora_C.bias": torch.ones(3)}, r"a\.lora_C\.bias' is a part of LoRA that thetau does not know"),
-        (LORA | {f"{P}head.weight": torch.ones(5, 3)}, r"changes 'head\.weight' by shape \[5, 3\], the base .* has \[2, 3\]"),
+        (LORA | {f"{P}head.weight": torch.ones(5, 4)}, r"changes 'head\.weight' by shape \[5, 4\], the base .* has \[2, 3\]"),
         (LORA | {f"{P}head.weight": torch.ones(2, 3), f"{P}x.head.weight": torch.ones(2, 3)}, r"both stand for 'head\.weight'"),
         (
             LORA | {f"{P}a.lora_magnitude_vector.weight": torch.ones(1)},
@@ -317,6 +317,17 @@ def test_weights_that_do_not_fit(tmp_path: Path, tensors: dict[str, Tensor], mes
     with pytest.raises(AlignmentError, match=message) as caught:
         thetau.open(folder, base=WEIGHTS)
     assert str(folder) in str(caught.value)
+
+
+def test_a_saved_head_of_other_rows_is_left_out_by_name(tmp_path: Path) -> None:
+    """Only the merge knows what is excluded, so it is the merge that refuses other labels, with both numbers."""
+    base = thetau.open(WEIGHTS)
+    vector = (
+        thetau.open(write_adapter(tmp_path / "adapter", CONFIG, LORA | {f"{P}head.weight": torch.ones(5, 3)}), base=base) - base
+    )
+    with pytest.raises(AlignmentError, match=r"'head.weight' has another vocabulary: 5 rows instead of 2.*`exclude`"):
+        vector.state_dict()
+    assert "head.weight" not in vector.state_dict(exclude=["head.*"])
 
 
 def test_all_problems_come_together(tmp_path: Path) -> None:

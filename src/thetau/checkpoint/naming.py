@@ -151,15 +151,18 @@ def weighed_left(name: str, shape: tuple[int, int], kind: Kind | None = None) ->
 
 
 def has_conv1d(shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether a model keeps layers transposed, as GPT-2's: of its tensors' shapes, by name, one that is not square tells."""
-    return any(len(set(shape)) == 2 and view_of(name, shape).transposed for name, shape in shapes.items())
+    """Whether a model keeps layers transposed, as GPT-2's: told from shapes by name, since GPT-BigCode has the same names and plain layers.
+
+    All of these layers widen but an MLP's last one; a square one tells nothing.
+    """
+    found = [(name.endswith("mlp.c_proj.weight"), *shape) for name, shape in shapes.items() if view_of(name, shape).transposed]
+    return any(rows > columns if narrows else rows < columns for narrows, rows, columns in found)
 
 
 def view_of(name: str, shape: tuple[int, ...]) -> View:
     """How a stored matrix maps to logical ones; interleaved q/k/v (GPT-NeoX) counts as one matrix."""
     if len(shape) != 2:
         return View()
-    narrows = name.endswith("mlp.c_proj.weight")  # GPT-BigCode has the same names and plain layers: the longer side tells
-    transposed = _CONV1D.search(name) is not None and (shape[0] >= shape[1] if narrows else shape[0] <= shape[1])
+    transposed = _CONV1D.search(name) is not None
     out, inner = reversed(shape) if transposed else shape
     return View(transposed, 3 if _FUSED.search(name) and out == 3 * inner else 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from thetau.checkpoint import Source
 from thetau.engine.executor import Engine
@@ -63,6 +64,33 @@ def arrange(
     if under is not None and base is not None:
         opened[under], labels[under] = base, base.label
     assembly = Assembly(
-        script, "recipe", {}, None, recipe.seed, recipe.exclude, engine or Engine(), fixed=method, opened=opened, labels=labels
+        script,
+        "recipe",
+        {},
+        None,
+        recipe.seed,
+        recipe.exclude,
+        engine or Engine(),
+        fixed=method,
+        opened=opened,
+        labels=labels,
+        beside=under if recipe.config == "base" else _beside(recipe, references, paths),
     )
     return assembly.patchwork()
+
+
+def _beside(recipe: Recipe, references: Mapping[str, Reference], paths: Mapping[str, str]) -> Reference | None:
+    """The model whose config the recipe asks for; None for the first one.
+
+    Raises:
+        RecipeError: no model is called so.
+    """
+    if recipe.config in (None, "base"):
+        return None
+    words = {**paths, **{Path(path).name: name for path, name in paths.items()}, **{name: name for name in references}}
+    name = words.get(recipe.config or "")
+    if name is None:
+        raise RecipeError(
+            [f"config: must be `base` or a model. Got {recipe.config!r}.{nearest(recipe.config or '', words)}"], "recipe"
+        )
+    return references[name]

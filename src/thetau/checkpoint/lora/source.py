@@ -288,9 +288,9 @@ class _Found:
             self._deltas[target] = Delta(replace=name)
 
     def _equal(self, name: str, other: str | None) -> bool:
-        """Whether two of the file's tensors hold the same, read by rows."""
-        spec = self.weights.specs[name]
-        if other is None or self.weights.specs[other].shape != spec.shape:
+        """Whether two of the file's tensors are one of the model's, and hold the same, read by rows."""
+        spec, saved = self.weights.specs[name], self.layout.saved
+        if other is None or saved[name] != saved.get(other) or self.weights.specs[other].shape != spec.shape:
             return False
         step = max(1, BLOCK // max(1, spec.row_elements))
         return all(

@@ -10,6 +10,7 @@ from typing import Any
 
 from thetau.checkpoint import Kind, Source, kind_of
 from thetau.checkpoint.config import differences
+from thetau.checkpoint.ties import Ties
 from thetau.parts import Method
 from thetau.recipes.mergekit.findings import some
 from thetau.recipes.mergekit.layout import Layout, is_head
@@ -27,6 +28,11 @@ class Model:
     layout: Layout
     names: Mapping[str, str]
     config: Mapping[str, Any]
+
+    @cached_property
+    def ties(self) -> Ties:
+        """Which of its tensors are one."""
+        return Ties(self.source)
 
     @cached_property
     def token_rows(self) -> tuple[int, ...]:
@@ -69,12 +75,18 @@ class Slot:
 
 
 def find(model: Model, said: str) -> str | None:
-    """The tensor that a model has under a donor's name; of a tied head, the embedding."""
+    """The tensor that a model has under a donor's name; of a head that it ties, the tensor that it is tied to.
+
+    Whose config says that the head is a tensor of its own has none where it stores none. Where nothing is said, the head is the embedding.
+    """
     own = model.names.get(said)
     if own is not None:
         return own
-    if not is_head(said):
+    if not is_head(said) or model.ties.words is False:
         return None
+    kept = model.ties.keeper(said)
+    if kept is not None:
+        return kept
     for name, spec in model.source.specs.items():
         if spec.dtype.is_floating_point and model.by_token(name) and kind_of(name, spec.shape) is Kind.EMBEDDING:
             return name

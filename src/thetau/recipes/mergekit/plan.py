@@ -71,7 +71,7 @@ class Assembly:
     """One document on its way to a model.
 
     `fixed` is a method of ours for every tensor, where the recipe is one of ours; `opened` are models that are open already, and `labels`
-    what the recipe calls them.
+    what the recipe calls them. `beside` is the model whose config, tokenizer and template the output takes; None for the first one.
     """
 
     def __init__(
@@ -87,6 +87,7 @@ class Assembly:
         fixed: Method | None = None,
         opened: Mapping[Reference, Source] = MappingProxyType({}),
         labels: Mapping[Reference, str] = MappingProxyType({}),
+        beside: Reference | None = None,
     ) -> None:
         self.script, self.where, self.made = script, where, made
         self.seed, self.exclude, self.engine = seed, tuple(exclude), engine
@@ -106,6 +107,7 @@ class Assembly:
         self.models = self._opened()
         self.donor = next(iter(self.models.values()))
         self.base = self.models[script.base] if script.base is not None else None
+        self.beside = self.models[beside] if beside is not None else self.donor
 
     def _at(self, where: Where) -> str:
         return self.script.document.at(where)
@@ -158,6 +160,13 @@ class Assembly:
         slots = self._slots(cuts) if not self.found.problems else []
         self._check_idle()
         compare_configs(self.donor, list(self.models.values()), self.found)
+        for container in {cut.tower.container for cut in cuts if cut.tower.container is not None}:
+            depth, ours = self.beside.depth(container), self.donor.depth(container)
+            if depth != ours:
+                self.found.wrong(
+                    f"config: {self.beside.label} has {depth} layers in {container!r} and {self.donor.label}, whose layers' names the output has, {ours}: "
+                    "take the config of a model of the same depth."
+                )
         if self.found.problems:
             raise RecipeError(self.found.problems, self.where)
         return cuts, slots
@@ -171,14 +180,14 @@ class Assembly:
         cuts, slots = self.settled()
         specs = {slot.name: self._spec(slot) for slot in slots}
         architecture = next((reference.architecture for reference in self.models if reference.architecture), None)
-        beside = side_files(self.donor, cuts, slots, self.vocabulary, architecture, self.found)
-        files = {**self.donor.source.files, **self.template, **beside}
+        changed = side_files(self.donor, self.beside, cuts, slots, self.vocabulary, architecture, self.found)
+        files = {**self.beside.source.files, **self.template, **changed}
         models = {model.label: model.source for model in self.models.values()}
         return Patchwork(
             patches(slots, self._piece, label=self.script.method or "merge", seed=self.seed, engine=self.engine),
             specs,
             label=self.script.name or self.where,
-            folder=self.donor.source.folder,
+            folder=self.beside.source.folder,
             files=files,
             models=models,
             base=self.donor.source,

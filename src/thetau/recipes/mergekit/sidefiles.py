@@ -17,28 +17,30 @@ GENERATION = "generation_config.json"
 
 def side_files(
     donor: Model,
+    beside: Model,
     cuts: Sequence[Cut],
     slots: Sequence[Slot],
     vocabulary: Vocabulary | None,
     architecture: str | None,
     found: Findings,
 ) -> dict[str, Any]:
-    """The files that are not as in the donor's folder; `architecture` is what the recipe says instead of the config.
+    """The files that are not as in the folder of `beside`, the donor or another model that is as deep; `architecture` is what the recipe says
+    instead of the config.
 
     Raises:
         CheckpointError: the config does not say how many layers there are, or cannot say what became of them.
     """
-    config = dict(donor.config)
+    config = dict(beside.config)
     changed = _deepened(donor, cuts, config, found)
     if changed.get("tie_word_embeddings") and any(is_head(slot.name) and slot.name not in donor.names for slot in slots):
         changed = {**changed, "tie_word_embeddings": False}
     files: dict[str, Any] = {}
-    folder = donor.source.folder
+    folder = beside.source.folder
     if vocabulary is not None:
-        changed = vocabulary.config(changed, donor.label)
+        changed = vocabulary.config(changed, beside.label)
         files |= vocabulary.files
         if folder is not None and has_config(folder, GENERATION):
-            files[GENERATION] = vocabulary.config(read_config(folder, GENERATION), donor.label)
+            files[GENERATION] = vocabulary.config(read_config(folder, GENERATION), beside.label)
     if architecture:
         changed = {**changed, "architectures": [architecture]}
     return {**files, "config.json": changed} if changed != config or folder is None else files
