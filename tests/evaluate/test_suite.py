@@ -65,7 +65,7 @@ def test_a_suite_runs_end_to_end(suite: Suite, tmp_path: Path) -> None:
         assert row.absolute == pytest.approx(average(row.accuracy))
         assert row.normalised == pytest.approx(normalised(row.accuracy, individual.accuracy))
     assert plain.trials == ()
-    assert [trial.scale for trial in arithmetic.trials] == [0.3, 0.6, 0.9]
+    assert [trial.scale for trial in arithmetic.trials][:3] == [0.3, 0.6, 0.9], "the grid, and then what it is widened by"
     best = max(trial.normalised for trial in arithmetic.trials)
     assert arithmetic.scale == min(trial.scale for trial in arithmetic.trials if trial.normalised == best)
     assert "scale=1.0" in str(arithmetic.method)
@@ -196,16 +196,17 @@ def test_tables_and_chart_show_every_figure(suite: Suite, tmp_path: Path) -> Non
 
     results, _ = run(suite, tmp_path)
     lines = markdown_table(results).splitlines()
-    assert lines[0] == "| method | λ | animals | weather | average | normalised |"
+    assert lines[0] == "| method | λ | animals | weather | average | normalised | loss |"
     assert len([line for line in lines if line.startswith("|")]) == 2 + len(results.rows)
     arithmetic = results.rows[3]
     cells = [cell.strip(" *") for cell in lines[5].strip("|").split("|")]
     assert cells == [
         "task_arithmetic",
-        f"{arithmetic.scale:g}",
+        f"{arithmetic.scale:g}{'!' * arithmetic.at_end}",
         *(f"{100 * accuracy.value:.1f}" for accuracy in arithmetic.accuracy.values()),
         f"{100 * arithmetic.absolute:.1f}",
         f"{100 * arithmetic.normalised:.1f}",
+        f"{sum(one.value for one in arithmetic.loss.values()) / 2:.3f}",
     ]
     assert "n = 30 a task" in lines[-1]
     console = Console(file=io.StringIO(), width=80)

@@ -34,7 +34,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SuiteResults]:
     content = {
         "backbone": str(make_model(root / "model")),
         "tasks": list(NAMES),
-        "finetune": {"steps": 8, "batch_size": 8, "lr": 4e-3, "max_length": 24},
+        "finetune": {"steps": 8, "batch_size": 8, "lr": 1e-3, "max_length": 24},
         "evaluation": {"validation": 20, "test": 30, "max_length": 24},
         "joint": True,
         "methods": [
