@@ -197,7 +197,7 @@ class FileVector(Mapping[str, Tensor]):
     """A task vector in a safetensors file, by the live model's names: each tensor is mapped from the file when it is asked for."""
 
     def __init__(self, path: Path, stored: Mapping[str, tuple[str, ...]]) -> None:
-        self._file = safe_open(path, framework="pt")
+        self._file: Any = safe_open(path, framework="pt")
         held = set(self._file.keys())
         self._names = {live: next(name for name in names if name in held) for live, names in stored.items() if held & set(names)}
 

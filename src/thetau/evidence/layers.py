@@ -110,7 +110,7 @@ def _know_conv1d() -> None:
             d_in, d_out = module.weight.shape
             return [Layer(module=module, weight="weight", d_in=d_in, d_out=d_out, before=_as_it_is, after=_as_it_is)]
 
-        layers_of.register(kind)(layers)
+        layers_of.register(kind)(layers)  # type: ignore[no-untyped-call]
 
 
 def measurable(encoder: Encoder) -> dict[str, Layer]:
@@ -187,13 +187,12 @@ def watched(
         for module in encoder.backbone.modules():
             mine = by_module.get(id(module), [])
             if isinstance(module, nn.MultiheadAttention) and _splittable(module):
-                (name, layer) = mine[0] if mine else (None, None)
 
-                def inside(x: Tensor, y: Tensor, name: Any = name, layer: Any = layer) -> None:
-                    if name is not None:
+                def inside(x: Tensor, y: Tensor, mine: list[tuple[str, Layer]] = mine) -> None:
+                    for name, layer in mine:
                         tell(name, layer, x, y)
 
-                module.forward = _Split(module, inside)  # type: ignore[method-assign,assignment]
+                module.forward = _Split(module, inside)  # type: ignore[method-assign]
                 replaced.append(module)
             else:
                 for name, layer in mine:
@@ -252,11 +251,12 @@ class _Split:
             biases = (None,) * 3 if bias is None else bias.chunk(3)
             pieces = zip((query, key, value), weight.chunk(3), biases, strict=True)
             q, k, v = (nn.functional.linear(*piece) for piece in pieces)
-        q, k, v = (x.unflatten(-1, (module.num_heads, -1)).transpose(-3, -2) for x in (q, k, v))  # [batch, head, position, d]
+        heads = module.num_heads
+        q, k, v = (x.reshape(*x.shape[:-1], heads, -1).transpose(-3, -2) for x in (q, k, v))  # [batch, head, position, d]
         scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
         for mask in (attn_mask, None if key_padding_mask is None else key_padding_mask[..., None, None, :]):
             if mask is not None:
-                grown = mask.unflatten(0, (-1, module.num_heads)) if mask.ndim == 3 else mask
+                grown = mask.reshape(-1, heads, *mask.shape[1:]) if mask.ndim == 3 else mask
                 scores = scores.masked_fill(grown, -math.inf) if mask.dtype == torch.bool else scores + grown
         shares = scores.softmax(-1)
         out = module.out_proj((shares @ v).transpose(-3, -2).flatten(-2))

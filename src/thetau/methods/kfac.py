@@ -26,9 +26,9 @@ from torch import Tensor
 from thetau.linalg.descent import descend
 from thetau.linalg.kronecker import damped_inverse
 from thetau.methods.fields import AtLeast, Coefficient, Elsewhere, Positive, Tensors, Varies, Within, part_of
+from thetau.methods.moments import check_moments, proportions
 from thetau.methods.reductions import Scale
 from thetau.methods.registry import register
-from thetau.methods.regmean import check_moments
 from thetau.parts import Chain, Cost, Form, Method, Selection, Site, StreamReduction, Varying
 
 INPUTS, OUTPUTS = "gram", "gradients"
@@ -93,8 +93,7 @@ class TwoFactors(StreamReduction):
 
     def weights(self, site: Site) -> list[float]:
         """The coefficients, so scaled that what is averaged elsewhere is their weighted mean."""
-        given = site.per_task(self.coefficients)
-        return [len(given) * one / sum(given) for one in given]
+        return proportions(site, self.coefficients)
 
     def init(self, d_out: int, d_in: int, tasks: int) -> Factors:
         """Nothing yet."""

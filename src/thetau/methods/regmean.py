@@ -23,9 +23,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thetau.errors import AlignmentError
 from thetau.linalg.rounding import MARGIN, eps
 from thetau.methods.fields import Coefficient, Elsewhere, Tensors, Varies, Within, part_of
+from thetau.methods.moments import check_moments, proportions
 from thetau.methods.reductions import Scale
 from thetau.methods.registry import register
 from thetau.parts import Chain, Cost, Form, Method, Selection, Site, StreamReduction, Varying
@@ -81,8 +81,7 @@ class LeastSquares(StreamReduction):
 
     def weights(self, site: Site) -> list[float]:
         """The coefficients, so scaled that what is averaged elsewhere is their weighted mean."""
-        given = site.per_task(self.coefficients)
-        return [len(given) * one / sum(given) for one in given]
+        return proportions(site, self.coefficients)
 
     def init(self, d_out: int, d_in: int, tasks: int) -> Normal:
         """Nothing yet."""
@@ -121,21 +120,6 @@ class LeastSquares(StreamReduction):
         solve = (14.0 if exact else 1 / 3) * d_in**3 + 4.0 * d_out * d_in**2
         held = (8 if exact else 4) * d_in**2 + 5 * d_out * d_in
         return Cost(flops=2.0 * (tasks + 1) * d_out * d_in**2 + solve, memory=8 * held)
-
-
-def check_moments(matrix: Float[Tensor, "side side"], kind: str, site: Site) -> None:
-    """Nothing where a matrix of second moments can be one.
-
-    Raises:
-        AlignmentError: it holds NaN or infinite values, or squares that are negative.
-    """
-    task = site.tasks[0]
-    if not bool(torch.isfinite(matrix).all()):
-        raise AlignmentError(f"{task}: its evidence `{kind}` holds NaN or infinite values at {site.name!r}. Collect it again.")
-    if bool((matrix.diagonal() < 0).any()):
-        raise AlignmentError(
-            f"{task}: its evidence `{kind}` has negative squares at {site.name!r}, so it is no matrix of second moments. Collect it again."
-        )
 
 
 def solved(

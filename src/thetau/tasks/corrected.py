@@ -31,7 +31,8 @@ class Correction:
         corrected: Tensor = features - (features @ self.down.T).relu() @ self.up.T
         if not self.unit:
             return corrected
-        return corrected * (features.norm(dim=-1, keepdim=True) / corrected.norm(dim=-1, keepdim=True).clamp(min=1e-12))
+        back: Tensor = features.norm(dim=-1, keepdim=True) / corrected.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        return corrected * back
 
 
 @final
