@@ -103,7 +103,7 @@ def entries() -> list[Entry]:
     lambdas = (0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.3)
     flat = (0.09, 0.13, 0.18, 0.25, 0.35, 0.5, 0.65, 0.8, 1.0, 1.3, 1.6, 2.0, 2.6, 3.3, 4.2)
     return [
-        Entry(name="bilateral", method=Bilateral()),
+        Entry(name="bilateral", method=Bilateral(rank=None)),
         Entry(name="bilateral, both sides at once", method=two_sided()),
         Entry(name="WUDI (adam)", method=Wudi()),
         Entry(name="WUDI (closed form)", method=Wudi(solver="closed_form")),
@@ -121,12 +121,12 @@ def entries() -> list[Entry]:
 
 def two_sided(**changed: Any) -> Bilateral:
     """The product of both sides, by conjugate gradients, as the idea was first put."""
-    return replace(Bilateral(), **{"sides": "both", "solver": "cg", "p": 0.5, "q": 1.0, "rank": 0.25, **changed})
+    return replace(Bilateral(rank=None), **{"sides": "both", "solver": "cg", "p": 0.5, "q": 1.0, "rank": 0.25, **changed})
 
 
 def choices() -> list[Entry]:
     """The settings among which the default is chosen."""
-    base = Bilateral()
+    base = Bilateral(rank=None)
     grid = [base]
     grid += [replace(base, time=t) for t in (0.3, 3.0, 10.0)]
     grid += [replace(base, p=power, q=power, time=t) for power, t in ((0.5, 1.0), (2.0, 1.0), (2.0, 10.0))]
@@ -142,7 +142,7 @@ def choices() -> list[Entry]:
 
 def ablations() -> list[Entry]:
     """One field changed at a time."""
-    base = Bilateral()
+    base = Bilateral(rank=None)
     grid: list[Bilateral] = [base]
     grid += [replace(base, p=p, q=q) for p, q in ((0.0, 1.0), (1.0, 0.0), (0.5, 0.5), (1.0, 2.0), (2.0, 1.0), (2.0, 2.0))]
     grid += [replace(base, sides="both", p=p, q=q) for p, q in ((0.0, 1.0), (1.0, 0.0))]
@@ -417,7 +417,7 @@ def choice(run: Run, file: File, options: argparse.Namespace) -> None:
         "choice",
         date=known.get("date") or f"{datetime.date.today():%Y-%m-%d}",
         rule="the highest normalised accuracy on validation; among settings that cannot be told apart, the cheaper one",
-        default=repr(Bilateral()),
+        default=repr(Bilateral(rank=None)),
         grid=[entry.name for entry in grid],
         suite=run.name,
         tasks=run.names,
@@ -490,7 +490,7 @@ def oracle_section(run: Run, file: File, options: argparse.Namespace) -> None:
         weights = read_weights(path, base=run.encoder.folder)
         tau[name] = {key: weights[key].float() - run.base[key].float() for key in weights if weights[key].is_floating_point()}
     measured = run.moments(models, limit)
-    taken = Bilateral().chain().selection
+    taken = Bilateral(rank=None).chain().selection
     layers = [
         key for key in next(iter(measured.values())) if taken.takes(key, tuple(run.base[key].shape), kind(key, run.base[key]))
     ]
@@ -552,7 +552,7 @@ def cost_section(file: File, options: argparse.Namespace) -> None:
     contenders: dict[str, Any] = {
         "WUDI (adam)": Interference(),
         "WUDI (gradient flow)": Interference(solver="gradient_flow"),
-        "bilateral": Bilateral().reduction(),
+        "bilateral": Bilateral(rank=None).reduction(),
         **{f"both sides at once, rank = {rank}": two_sided(rank=rank).reduction() for rank in (None, 0.25, 0.125, 0.0625)},
     }
     for shape in shapes:

@@ -9,7 +9,7 @@ A sketch is a function of `bits` and M alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -39,13 +39,8 @@ class Leading:
         if rank >= len(self.values):
             return self
         rest = self.rest + float(self.values[rank:].square().sum())
-        return Leading(
-            images=self.images[:, :rank],
-            values=self.values[:rank],
-            vectors=self.vectors[:, :rank],
-            rest=rest,
-            square=self.square,
-        )
+        images, values, vectors = self.images[:, :rank], self.values[:rank], self.vectors[:, :rank]
+        return replace(self, images=images, values=values, vectors=vectors, rest=rest)
 
     def least(self, tolerance: float) -> Leading:
         """The fewest of them that leave out no more than a share of ‖M‖²."""
@@ -82,12 +77,10 @@ def followed(
         found = _measured(images, basis, square)
         count = before + width
         noise = edge * found.rest / max(1, small - count)
-        if found.rest <= tolerance * square:
-            return found.least(tolerance)
-        if float(found.values[-1 - BESIDE :][0]) ** 2 <= noise:
+        if found.rest <= tolerance * square or float(found.values[-1 - BESIDE :][0]) ** 2 <= noise:
             return found
         if count >= limit:
-            return Leading(**{**found.__dict__, "enough": False})
+            return replace(found, enough=False)
 
 
 def leading_flops(rows: int, columns: int, rank: int) -> float:

@@ -39,7 +39,7 @@ class Factors:
         if not bool(vector.any()):
             return
         if self.auto:
-            found = followed(vector, self.rank, bits, tolerance=TOLERANCE)
+            found = followed(vector, self.rank, bits, tolerance=TOLERANCE).least(TOLERANCE)
         elif self.rank >= 2 * PROBE:
             found = leading(vector, PROBE, bits)
         else:
