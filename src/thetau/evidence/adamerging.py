@@ -198,7 +198,7 @@ class FileVector(Mapping[str, Tensor]):
 
     def __init__(self, path: Path, stored: Mapping[str, tuple[str, ...]]) -> None:
         self._file: Any = safe_open(path, framework="pt")
-        held = set(self._file.keys())
+        held: set[str] = set(self._file.keys())  # type: ignore[no-untyped-call]
         self._names = {live: next(name for name in names if name in held) for live, names in stored.items() if held & set(names)}
 
     def __getitem__(self, name: str) -> Tensor:
