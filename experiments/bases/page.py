@@ -522,8 +522,8 @@ def likeness_part(content: Content) -> str:
     right = sum(row["k_of_pairs"] == len(setting["tasks"]) for row in content["rows"])
     said = (
         f"One run, so an early look: the families are best met by {best['kind']} tensors ({best['natural']:.2f}); around the mean they are met "
-        f"{'better' if around > plain else 'worse'} ({around:.2f} against {plain:.2f} on average). The largest gap says k = T for the pairs in {right} of {len(rows)} "
-        "rows, so k itself is not to be read off these spectra; the paper's |cosine| over all tensors stays the default."
+        f"{'better' if around > plain else 'worse'} ({around:.2f} against {plain:.2f} on average). The largest gap says k = T for the pairs in {right} of "
+        f"{len(rows)} rows, so k itself is not to be read off these spectra; the paper's |cosine| over all tensors stays the default."
     )
     head = [
         *("tensors", "cos of two seeds", "mean abs. cos of two tasks", "k by the gap, two seeds", "pairs found"),
