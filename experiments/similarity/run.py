@@ -138,6 +138,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--sizes", default="5", help="k whose clusters are evaluated")
     parser.add_argument("--tasks", default=",".join(task for members in FAMILIES.values() for task in members))
+    parser.add_argument("--no-accuracy", action="store_true", help="leave `helps` out: no model is evaluated")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -157,7 +158,7 @@ def main() -> None:
         run=given.run / "bench",
     )
     random: dict[int, dict[str, float]] = {}
-    for k in sizes:
+    for k in [] if given.no_accuracy else sizes:
         drawn = [
             value_of_partition(bench, random_partition(tasks, k, seed).groups).addition.one_shot.accuracy for seed in range(DRAWN)
         ]
@@ -167,7 +168,11 @@ def main() -> None:
     for kind, exclude in KINDS.items():
         whole = similarities(vectors, exclude=exclude)
         for centred in (False, True):
-            help_of = helps(bench, of_seed(whole, tasks, 0), sizes, centred, random)
+            help_of = (
+                {"verdict": "no verdict: not measured", "by_task": {}}
+                if given.no_accuracy
+                else helps(bench, of_seed(whole, tasks, 0), sizes, centred, random)
+            )
             for laplacian in ("unnormalised", "normalised"):
                 found = row(whole, tasks, seeds, kind=kind, centred=centred, laplacian=laplacian)  # type: ignore[arg-type]
                 rows.append({**found, "helps": help_of["verdict"], "helps_by_task": help_of["by_task"]})
