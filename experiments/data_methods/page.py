@@ -56,13 +56,17 @@ def margin(results: Mapping[str, Any], row: Mapping[str, Any]) -> float:
 def verdict(results: Mapping[str, Any]) -> str:
     """What the rule makes of the best row with unlabelled data beside the best without."""
     rows: Rows = results["rows"]
+    lacking = len(ROWS) - len(rows)
+    if lacking:
+        return (
+            f"{lacking} of {len(ROWS)} rows are not measured yet, so the rule says nothing yet. `make data` goes on where it was."
+        )
     best = {
         kind: max((name for name in rows if rows[name]["data"] == kind), key=lambda name: rows[name]["average"], default=None)
         for kind in ("none", "unlabelled")
     }
     free, using = best["none"], best["unlabelled"]
-    if free is None or using is None:
-        return "Rows of both kinds are not there yet, so nothing is said."
+    assert free is not None and using is not None
     gap = rows[using]["average"] - rows[free]["average"]
     wide = 1.96 * sqrt(margin(results, rows[free]) ** 2 + margin(results, rows[using]) ** 2)
     said = "is worth it" if gap > wide else "costs accuracy" if gap < -wide else "cannot be told from none"
@@ -129,7 +133,7 @@ def measured(results: Mapping[str, Any]) -> list[str]:
         *table(("row", "looks at", "examples a task", "average", "normalised", "seconds", "MB", "front"), cells, words=2),
     ]
     if lacking:
-        lines += [f"Not measured yet: {', '.join(lacking)}.", ""]
+        lines += [f"Not measured yet: {'; '.join(lacking)}.", ""]
     return [*lines, "![Accuracy over seconds of each row](images/data.png)", ""]
 
 
