@@ -13,8 +13,7 @@ from synthetic import relative
 from thetau.linalg import svd as decompositions
 from thetau.linalg.svd import decomposed, polar, polar_flops, spectrum, truncated_flops, truncated_svd
 from thetau.methods import DcMerge, IsoC, Star, TsvM, spectra
-from thetau.methods.sketched import TOLERANCE
-from thetau.methods.spectra import PROBE, Factors
+from thetau.methods.spectra import DROPPED, PROBE, Factors
 from thetau.methods.svc import calibrated
 from thetau.random import stream
 from tiny import one_thread as one_thread
@@ -108,11 +107,11 @@ def test_auto_takes_the_fewest_that_hold_the_energy() -> None:
     (u,), (s,), (v,) = factors.left, factors.values, factors.right
     square = float(vector.double().square().sum())
     outside = square - float(s.double().square().sum())
-    assert outside <= TOLERANCE * square * (1 + 1e-5)
-    assert outside + float(s[-1]) ** 2 > TOLERANCE * square
+    assert outside <= DROPPED * square * (1 + 1e-5)
+    assert outside + float(s[-1]) ** 2 > DROPPED * square
     assert relative(u.T @ vector @ v, torch.diag(s)) < 1e-5
     assert float((u.T @ u - torch.eye(len(s))).abs().max()) < 1e-5
-    best = int((torch.linalg.svdvals(vector.double()).square().cumsum(0) < (1 - TOLERANCE) * square).sum()) + 1
+    best = int((torch.linalg.svdvals(vector.double()).square().cumsum(0) < (1 - DROPPED) * square).sum()) + 1
     assert best <= len(s) <= 1.25 * best
 
 

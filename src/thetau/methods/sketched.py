@@ -20,7 +20,7 @@ from thetau.methods.fields import Directions
 from thetau.methods.quadratic import Quadratic
 from thetau.parts import Cost
 
-TOLERANCE = 0.3  # of ‖τ‖² may lie outside the directions of `auto`; measured, see docs/sketches.md
+TOLERANCE = 0.2  # of ‖τ‖² may lie outside the directions of `auto`; measured, see docs/sketches.md
 SMALLEST = 256  # a smaller side is decomposed whole sooner than it is sketched
 EXPECTED = 64  # directions of a task that the plan counts for `auto`, which only the values tell
 Count = int | Literal["auto", "full"]

@@ -12,9 +12,10 @@ from torch import Tensor
 from thetau.linalg.leading import followed, leading, leading_flops
 from thetau.linalg.sketch import Bits
 from thetau.linalg.svd import orthonormal, polar_flops, seen, truncated_flops, truncated_svd
-from thetau.methods.sketched import EXPECTED, TOLERANCE
+from thetau.methods.sketched import EXPECTED
 from thetau.parts import Cost
 
+DROPPED = 0.3  # of a task's energy may go with `auto`; measured, see docs/sketches.md
 PROBE = 64  # directions that a vector of low rank may have to be told as one
 
 
@@ -23,7 +24,7 @@ class Factors:
     """The tasks' truncated factors; with rank min / K they are together as large as two matrices, whatever K.
 
     A task whose vector is all zero, of which any singular vectors are as good as others, is left out. A vector of low rank has as many
-    singular vectors as its rank, found without a decomposition. With `auto` each has the fewest that leave out no more than `TOLERANCE` of
+    singular vectors as its rank, found without a decomposition. With `auto` each has the fewest that leave out no more than `DROPPED` of
     its energy, or no more than noise (`thetau.linalg.leading.followed`), at most `rank`.
     """
 
@@ -39,7 +40,7 @@ class Factors:
         if not bool(vector.any()):
             return
         if self.auto:
-            found = followed(vector, self.rank, bits, tolerance=TOLERANCE).least(TOLERANCE)
+            found = followed(vector, self.rank, bits, tolerance=DROPPED).least(DROPPED)
         elif self.rank >= 2 * PROBE:
             found = leading(vector, PROBE, bits)
         else:
