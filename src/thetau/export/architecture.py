@@ -183,4 +183,3 @@ def llama3_factors(rope: Mapping[str, Any], width: int) -> Tensor:
     turns = original * float(rope["rope_theta"]) ** -exponents / (2 * math.pi)  # of each wave within the first context
     share = ((turns - low) / (high - low)).clamp(0, 1)
     return (1 / ((1 - share) / factor + share)).float()
-
