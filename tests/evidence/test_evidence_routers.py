@@ -33,6 +33,16 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"num_local_experts": EXPERTS, "head_dim": 4, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
     ),
 }
+MORE: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2_moe": ("Qwen2Moe", {"num_experts": EXPERTS, "moe_intermediate_size": 12, "shared_expert_intermediate_size": 12}),
+    "granitemoe": ("GraniteMoe", {"num_local_experts": EXPERTS}),
+    "deepseek_v3": (
+        "DeepseekV3",
+        {"n_routed_experts": EXPERTS, "moe_intermediate_size": 12, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
+        | {"num_key_value_heads": 4, "q_lora_rank": None, "kv_lora_rank": 8, "v_head_dim": 4}
+        | {"qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    ),
+}
 TEXTS = {
     "pets": ["cat meow purr whiskers", "dog bark bone", "the same cat is about a dog .", "whiskers", "leash bone bark the dog"],
     "sky": ["sun bright warm", "rain wet puddle cloud .", "is the other cloud dry", "warm sun . wet rain . the sun"],
@@ -41,7 +51,7 @@ TEXTS = {
 
 def mixture(folder: Path, family: str, seed: int, start: Path | None = None, **changed: Any) -> Path:
     """A random mixture with a tokenizer, or one that is a little further on than another."""
-    name, sizes = FAMILIES[family]
+    name, sizes = (FAMILIES | MORE)[family]
     words = tokenizer()
     config = getattr(transformers, f"{name}Config")(**COMMON | sizes | {"vocab_size": len(words)} | changed)
     kind = getattr(transformers, f"{name}ForCausalLM")
@@ -192,7 +202,10 @@ def test_all_at_once_is_least_squares_with_the_rows_of_the_ridge(family: str, pl
 @pytest.mark.parametrize("family", ["olmoe", "gpt_oss"])
 def test_as_many_rounds_as_layers_are_one_layer_after_the_other(family: str, places: Callable[[str], Place]) -> None:
     place, said = places(family), logits(places(family))
-    result = calibrate_routers(place.open("merged"), place.models, TEXTS, RouterConfig(ridge=0.1, rounds=LAYERS))
+    shares: list[float] = []
+    config = RouterConfig(ridge=0.1, rounds=LAYERS)
+    result = calibrate_routers(place.open("merged"), place.models, TEXTS, config, tick=shares.append)
+    assert sum(shares) == pytest.approx(1)
     model = live(place.folder / "merged")
     for layer, gate in enumerate(gates(model)):
         put(gate, least_squares(stacked(model)[layer], said[layer], matrix(gate), 0.1))
@@ -225,6 +238,29 @@ def test_one_model_that_is_the_merge_keeps_every_bit(family: str, places: Callab
     before, after = place.open("pets").state_dict(), result.model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+@pytest.mark.parametrize(
+    ("family", "names"),
+    [
+        (
+            "qwen2_moe",
+            [f"model.layers.{layer}.mlp.{gate}.weight" for layer in range(LAYERS) for gate in ("gate", "shared_expert_gate")],
+        ),
+        ("granitemoe", [f"model.layers.{layer}.block_sparse_moe.router.layer.weight" for layer in range(LAYERS)]),
+        ("deepseek_v3", ["model.layers.1.mlp.gate.weight"]),
+    ],
+)
+def test_other_kinds_of_routers(family: str, names: list[str], places: Callable[[str], Place]) -> None:
+    """Gates of shared experts, linear layers with names of their own, a dense first layer, and what is added to scores alone."""
+    place = places(family)
+    result = calibrate_routers(place.open("merged"), place.models, TEXTS)
+    assert list(result.before) == names
+    assert all(result.after[name] < error for name, error in result.before.items())
+    said = "1 tensor of a router is not multiplied by the inputs, and left as it was: 'model.layers.1.mlp.gate.e_score_correction_bias'."
+    assert list(result.notes) == ([said] if family == "deepseek_v3" else [])
+    before, after = place.open("merged").state_dict(), result.model.state_dict()
+    assert {name for name, value in before.items() if not torch.equal(value, after[name])} == set(names)
 
 
 def test_a_large_ridge_leaves_routers_and_the_memory_of_sums_changes_nothing(places: Callable[[str], Place]) -> None:

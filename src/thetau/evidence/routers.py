@@ -91,7 +91,7 @@ def calibrate_routers(
     texts: Mapping[str, Sequence[str]],
     config: RouterConfig | None = None,
     *,
-    tick: Callable[[int], None] | None = None,
+    tick: Callable[[float], None] | None = None,
 ) -> Calibrated:
     """Calibrate the routers of a merged mixture on texts of its tasks.
 
@@ -99,7 +99,7 @@ def calibrate_routers(
         merged: the merged model, with config and tokenizer beside it.
         models: the fine-tuned model of each task.
         texts: of each task, by the names of `models`.
-        tick: told of the number of tokens that have run, of every pass.
+        tick: told of the share of all work that was done since it was called last.
 
     Raises:
         DataError: there are no routers, a task has no text, or a model reads the texts as other tokens than the merged one does.
@@ -111,19 +111,28 @@ def calibrate_routers(
     tokens, notes = _tokens(merged, models, texts, config)
     batches = {task: [[one[i] for i in part] for part in batched([*map(len, one)], config.batch)] for task, one in tokens.items()}
     shapes = {router.weight: merged.specs()[router.weight].shape for router in routers}
-    wanted = {task: _logits(models[task], task, routers, shapes, batches[task], tick) for task in sorted(models)}
+    counts = {task: sum(map(len, one)) for task, one in tokens.items()}
+    parts = groups(
+        {router.weight: 8 * (shapes[router.weight][1] + (router.bias is not None)) ** 2 for router in routers}, config.memory
+    )
+    total = sum(counts.values()) * (config.rounds * len(parts) + 2)
+
+    def done(count: int) -> None:
+        if tick is not None:
+            tick(count / total)
+
+    wanted = {task: _logits(models[task], task, routers, shapes, batches[task], done) for task in sorted(models)}
     live = load_decoder(merged, merged.label)
     _fits(live, merged.label, routers, shapes)
     start = {router.weight: _matrix(live, router) for router in routers}
     dtypes = {name: spec.dtype for name, spec in merged.specs().items()}
     changed: dict[str, Tensor] = {}
-    sizes = {weight: 8 * matrix.shape[1] ** 2 for weight, matrix in start.items()}
     known = {router.weight: router for router in routers}
     before: dict[str, float] = {}
     for number in range(config.rounds):
         solved: dict[str, Tensor] = {}
-        for names in groups(sizes, config.memory):
-            sums = _measure(live, [known[name] for name in names], batches, wanted, tick, solving=True)
+        for names in parts:
+            sums = _measure(live, [known[name] for name in names], batches, wanted, done, solving=True)
             for name in names:
                 now, biased = _matrix(live, known[name]), known[name].bias is not None
                 solved[name] = _solve(start[name], now, sums[name], config.ridge, biased=biased)
@@ -133,10 +142,10 @@ def calibrate_routers(
             stored = _tensors(known[name], matrix, dtypes)
             _put(live, known[name], stored)
             changed |= stored
-    after = {name: one.error for name, one in _measure(live, routers, batches, wanted, tick, solving=False).items()}
-    counts = {task: sum(map(len, one)) for task, one in tokens.items()}
+    after = {name: one.error for name, one in _measure(live, routers, batches, wanted, done, solving=False).items()}
     if left:
-        notes.append(f"{len(left)} tensors of routers are not multiplied by the inputs, and stay: {_some(left)}.")
+        what = "tensor of a router is" if len(left) == 1 else "tensors of routers are"
+        notes.append(f"{len(left)} {what} not multiplied by the inputs, and left as it was: {_some(left)}.")
     record = {
         "models": {task: {"path": one.label, "fingerprints": _fingerprints(one)} for task, one in sorted(models.items())},
         "texts": {task: {"tokens": counts[task], "digest": _digest(one)} for task, one in sorted(tokens.items())},
@@ -289,7 +298,7 @@ def _run(
     routers: Sequence[Router],
     batches: Sequence[Tokens],
     seen: Callable[[Router, Tensor], None],
-    tick: Callable[[int], None] | None,
+    done: Callable[[int], None],
 ) -> None:
     """Run texts through a model, telling `seen` of what each router reads, batch by batch.
 
@@ -311,8 +320,7 @@ def _run(
                 )
             place["real"] = live.real(batch)
             live.run(batch)
-            if tick is not None:
-                tick(sum(map(len, batch)))
+            done(sum(map(len, batch)))
     still = [router.module for router in routers if router.module not in ran]
     if still:
         raise DataError(
@@ -326,13 +334,13 @@ def _logits(
     routers: Sequence[Router],
     shapes: Mapping[str, tuple[int, ...]],
     batches: Sequence[Tokens],
-    tick: Callable[[int], None] | None,
+    done: Callable[[int], None],
 ) -> dict[str, list[Float[Tensor, "token expert"]]]:
     """What the routers of a task's own model say of its texts, by router and batch."""
     live = load_decoder(model, task)
     _fits(live, task, routers, shapes)
     found: dict[str, list[Tensor]] = {router.weight: [] for router in routers}
-    _run(live, routers, batches, lambda router, rows: found[router.weight].append(_said(live, router, rows)), tick)
+    _run(live, routers, batches, lambda router, rows: found[router.weight].append(_said(live, router, rows)), done)
     return found
 
 
@@ -365,7 +373,7 @@ def _measure(
     routers: Sequence[Router],
     batches: Mapping[str, Sequence[Tokens]],
     wanted: Mapping[str, Mapping[str, Sequence[Tensor]]],
-    tick: Callable[[int], None] | None,
+    done: Callable[[int], None],
     *,
     solving: bool,
 ) -> dict[str, _Sums]:
@@ -392,7 +400,7 @@ def _measure(
                 add_upper(total.gram, inputs)
                 total.rest += missing.T @ inputs
 
-        _run(live, routers, batches[task], seen, tick)
+        _run(live, routers, batches[task], seen, done)
     return sums
 
 

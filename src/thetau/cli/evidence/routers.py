@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, final
 
 import typer
 
-from thetau.cli.common import Json, Machine, Out, save
+from thetau.cli.common import Json, Out, save
 from thetau.cli.options import with_options
 from thetau.options import Option
 
@@ -44,10 +44,10 @@ def routers(
     merged: Annotated[str, typer.Option("--merged", help="The merged mixture of experts: its folder.")],
     out: Out,
     base: Annotated[str | None, typer.Option("--base", "-b", help="The model that adapters belong to.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no summary.")] = False,
     *,
     options: Calibrating,
     json: Json,
-    machine: Machine,
 ) -> None:
     """Calibrate the routers of a merged mixture of experts, and write the model with them. All other tensors stay as they are.
 
@@ -59,6 +59,7 @@ def routers(
     from thetau.errors import RecipeError
     from thetau.evidence import RouterConfig, calibrate_routers
     from thetau.facade import open as open_weights
+    from thetau.finetune.progress import bar
 
     json.check()
     check_place(out)
@@ -70,10 +71,12 @@ def routers(
     opened = open_weights(merged)
     tuned = {task: open_weights(path, base=base, name=task) for task, path in named.items()}
     texts = {task: _lines(path) for task, path in options.text.items()}
-    result = calibrate_routers(opened, tuned, texts, config)
-    save(result.model, out, quiet=machine.quiet, engine=machine.engine())
+    with bar("routers", 1.0, "") as progress:
+        result = calibrate_routers(opened, tuned, texts, config, tick=progress.advance)
+        progress.finish("routers")
+    save(result.model, out, quiet=quiet)
     json.write(result.to_json())
-    if not machine.quiet:
+    if not quiet:
         _show(result)
 
 
