@@ -276,6 +276,31 @@ def test_a_large_ridge_leaves_routers_and_the_memory_of_sums_changes_nothing(pla
         assert torch.equal(one, other)
 
 
+def test_little_text_is_said_and_changes_only_what_it_speaks_of(places: Callable[[str], Place]) -> None:
+    """Of fewer tokens than directions the change lies in their span."""
+    place, texts = places("mixtral"), {"pets": ["cat meow", "dog bark bone"]}
+    result = calibrate_routers(place.open("merged"), {"pets": place.open("pets")}, texts)
+    assert list(result.notes) == [
+        "5 tokens for routers that read 16 numbers: in most directions they stay the merge's. Give more text."
+    ]
+    merged = live(place.folder / "merged")
+    for rows, gate, got in zip(inputs(merged, texts["pets"]), gates(merged), routers(result.model.state_dict()), strict=True):
+        change = got - matrix(gate)
+        within = change @ torch.linalg.pinv(rows) @ rows
+        assert (change - within).norm() < bound(got, 0.01)
+        assert within.norm() > 100 * bound(got, 0.01)
+
+
+def test_few_tokens_are_whole_texts_and_said(places: Callable[[str], Place]) -> None:
+    place = places("olmoe")
+    result = calibrate_routers(place.open("merged"), place.models, TEXTS, RouterConfig(tokens=8))
+    assert result.tokens == {"pets": 7, "sky": 8}
+    assert "pets: 2 of 5 texts are read, 7 tokens; `tokens` is 8." in result.notes
+    alone = calibrate_routers(place.open("merged"), place.models, {task: texts[:2] for task, texts in TEXTS.items()})
+    for one, other in zip(routers(result.model.state_dict()), routers(alone.model.state_dict()), strict=True):
+        assert torch.equal(one, other)
+
+
 # What it writes.
 
 
@@ -358,6 +383,14 @@ def test_what_has_no_router_is_refused(tmp_path: Path) -> None:
     model = thetau.open(dense(tmp_path / "llama", "llama", 0))
     with pytest.raises(DataError, match="llama: has no router, so there is nothing to calibrate"):
         calibrate_routers(model, {"pets": model}, {"pets": ["cat"]})
+
+
+def test_a_merge_that_was_never_written_is_refused(places: Callable[[str], Place]) -> None:
+    place, start = places("mixtral"), places("mixtral").open("base")
+    vectors = [model - start for model in place.models.values()]
+    lazy = start + thetau.merge(vectors, methods.TaskArithmetic(scale=0.7))
+    with pytest.raises(DataError, match=r"is no written model, and its weights are read more than once. Save the merge first"):
+        calibrate_routers(lazy, place.models, TEXTS)
 
 
 def test_texts_that_are_not_there_are_refused(places: Callable[[str], Place]) -> None:

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from thetau.checkpoint.config import config_for
 from thetau.checkpoint.layouts import Reader
 from thetau.checkpoint.memory import MemorySource
-from thetau.checkpoint.source import leaves
+from thetau.checkpoint.source import computed, leaves
 from thetau.engine.patchwork import Patch, Patchwork
 from thetau.errors import AlignmentError, DataError
 from thetau.evidence.config import RouterConfig
@@ -96,17 +96,21 @@ def calibrate_routers(
     """Calibrate the routers of a merged mixture on texts of its tasks.
 
     Args:
-        merged: the merged model, with config and tokenizer beside it.
+        merged: the merged model as it was written, with config and tokenizer beside it.
         models: the fine-tuned model of each task.
         texts: of each task, by the names of `models`.
         tick: told of the share of all work that was done since it was called last.
 
     Raises:
-        DataError: there are no routers, a task has no text, or a model reads the texts as other tokens than the merged one does.
+        DataError: the merge is not written yet, there are no routers, a task has no text, or a model reads the texts as other tokens than the merged one does.
         CheckpointError: a model cannot run: no config, no tokenizer, a model that transformers does not know.
         AlignmentError: the models are of different architectures, or their routers of different shapes.
     """
     config = config or RouterConfig()
+    if computed(merged.sources()):
+        raise DataError(
+            f"{merged.label}: is no written model, and its weights are read more than once. Save the merge first, and open it."
+        )
     routers, left = routers_of(merged)
     tokens, notes = _tokens(merged, models, texts, config)
     batches = {task: [[one[i] for i in part] for part in batched([*map(len, one)], config.batch)] for task, one in tokens.items()}
@@ -146,6 +150,11 @@ def calibrate_routers(
     if left:
         what = "tensor of a router is" if len(left) == 1 else "tensors of routers are"
         notes.append(f"{len(left)} {what} not multiplied by the inputs, and left as it was: {_some(left)}.")
+    read, width = sum(counts.values()), max(matrix.shape[1] for matrix in start.values())
+    if read < width:
+        notes.append(
+            f"{read} tokens for routers that read {width} numbers: in most directions they stay the merge's. Give more text."
+        )
     record = {
         "models": {task: {"path": one.label, "fingerprints": _fingerprints(one)} for task, one in sorted(models.items())},
         "texts": {task: {"tokens": counts[task], "digest": _digest(one)} for task, one in sorted(tokens.items())},
