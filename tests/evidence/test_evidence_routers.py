@@ -65,6 +65,11 @@ def mixture(folder: Path, family: str, seed: int, start: Path | None = None, **c
     return folder
 
 
+def fit(**fields: Any) -> RouterConfig:
+    """To all of the texts, unless they say otherwise."""
+    return RouterConfig(**{"hold": 0} | fields)
+
+
 @dataclass(frozen=True)
 class Place:
     """A base, two fine-tuned models and their merge, on disk."""
@@ -189,7 +194,7 @@ def bound(values: Tensor, ridge: float) -> float:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_at_once_is_least_squares_with_the_rows_of_the_ridge(family: str, places: Callable[[str], Place]) -> None:
     place = places(family)
-    result = calibrate_routers(place.open("merged"), place.models, TEXTS, RouterConfig(ridge=0.1, batch=2))
+    result = calibrate_routers(place.open("merged"), place.models, TEXTS, fit(ridge=0.1, batch=2))
     model = live(place.folder / "merged")
     for rows, said, gate, got in zip(
         stacked(model), logits(place), gates(model), routers(result.model.state_dict()), strict=True
@@ -203,7 +208,7 @@ def test_all_at_once_is_least_squares_with_the_rows_of_the_ridge(family: str, pl
 def test_as_many_rounds_as_layers_are_one_layer_after_the_other(family: str, places: Callable[[str], Place]) -> None:
     place, said = places(family), logits(places(family))
     shares: list[float] = []
-    config = RouterConfig(ridge=0.1, rounds=LAYERS)
+    config = fit(ridge=0.1, rounds=LAYERS)
     result = calibrate_routers(place.open("merged"), place.models, TEXTS, config, tick=shares.append)
     assert sum(shares) == pytest.approx(1)
     model = live(place.folder / "merged")
@@ -217,7 +222,7 @@ def test_as_many_rounds_as_layers_are_one_layer_after_the_other(family: str, pla
 def test_logits_are_nearer_to_those_of_the_tasks_models(family: str, places: Callable[[str], Place], tmp_path: Path) -> None:
     """Of the written models, as transformers runs them; and the errors that are reported are these."""
     place = places(family)
-    result = calibrate_routers(place.open("merged"), place.models, TEXTS)
+    result = calibrate_routers(place.open("merged"), place.models, TEXTS, fit())
     result.model.save(tmp_path / "calibrated")
     said = logits(place)
     for folder, told in ((place.folder / "merged", result.before), (tmp_path / "calibrated", result.after)):
@@ -233,7 +238,7 @@ def test_logits_are_nearer_to_those_of_the_tasks_models(family: str, places: Cal
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_model_that_is_the_merge_keeps_every_bit(family: str, places: Callable[[str], Place]) -> None:
     place = places(family)
-    result = calibrate_routers(place.open("pets"), {"pets": place.open("pets")}, {"pets": TEXTS["pets"]}, RouterConfig(rounds=2))
+    result = calibrate_routers(place.open("pets"), {"pets": place.open("pets")}, {"pets": TEXTS["pets"]}, fit(rounds=2))
     assert set(result.before.values()) == set(result.after.values()) == {0.0}
     before, after = place.open("pets").state_dict(), result.model.state_dict()
     assert before.keys() == after.keys()
@@ -254,7 +259,7 @@ def test_one_model_that_is_the_merge_keeps_every_bit(family: str, places: Callab
 def test_other_kinds_of_routers(family: str, names: list[str], places: Callable[[str], Place]) -> None:
     """Gates of shared experts, linear layers with names of their own, a dense first layer, and what is added to scores alone."""
     place = places(family)
-    result = calibrate_routers(place.open("merged"), place.models, TEXTS)
+    result = calibrate_routers(place.open("merged"), place.models, TEXTS, fit())
     assert list(result.before) == names
     assert all(result.after[name] < error for name, error in result.before.items())
     said = "1 tensor of a router is not multiplied by the inputs, and left as it was: 'model.layers.1.mlp.gate.e_score_correction_bias'."
@@ -267,7 +272,7 @@ def test_a_large_ridge_leaves_routers_and_the_memory_of_sums_changes_nothing(pla
     place = places("olmoe")
 
     def made(**fields: Any) -> list[Tensor]:
-        return routers(calibrate_routers(place.open("merged"), place.models, TEXTS, RouterConfig(**fields)).model.state_dict())
+        return routers(calibrate_routers(place.open("merged"), place.models, TEXTS, fit(**fields)).model.state_dict())
 
     start = routers(place.open("merged").state_dict())
     for got, want in zip(made(ridge=1e9), start, strict=True):
@@ -293,12 +298,51 @@ def test_little_text_is_said_and_changes_only_what_it_speaks_of(places: Callable
 
 def test_few_tokens_are_whole_texts_and_said(places: Callable[[str], Place]) -> None:
     place = places("olmoe")
-    result = calibrate_routers(place.open("merged"), place.models, TEXTS, RouterConfig(tokens=8))
+    result = calibrate_routers(place.open("merged"), place.models, TEXTS, fit(tokens=8))
     assert result.tokens == {"pets": 7, "sky": 8}
     assert "pets: 2 of 5 texts are read, 7 tokens; `tokens` is 8." in result.notes
-    alone = calibrate_routers(place.open("merged"), place.models, {task: texts[:2] for task, texts in TEXTS.items()})
+    alone = calibrate_routers(place.open("merged"), place.models, {task: texts[:2] for task, texts in TEXTS.items()}, fit())
     for one, other in zip(routers(result.model.state_dict()), routers(alone.model.state_dict()), strict=True):
         assert torch.equal(one, other)
+
+
+def test_texts_that_are_held_back_change_nothing_and_are_measured(places: Callable[[str], Place]) -> None:
+    place = places("olmoe")
+    texts = {
+        task: [*TEXTS[task][:4], "cat dog sun rain", *TEXTS[other][:3]] for task, other in (("pets", "sky"), ("sky", "pets"))
+    }
+    result = calibrate_routers(place.open("merged"), place.models, texts, RouterConfig(hold=3))
+    kept = {task: [text for at, text in enumerate(some) if at not in (2, 5)] for task, some in texts.items()}
+    alone = calibrate_routers(place.open("merged"), place.models, kept, fit())
+    assert result.tokens == alone.tokens
+    assert (result.before, result.after) == (alone.before, alone.after)
+    assert not alone.held_before
+    for one, other in zip(routers(result.model.state_dict()), routers(alone.model.state_dict()), strict=True):
+        assert torch.equal(one, other)
+    held = {task: [some[2], some[5]] for task, some in texts.items()}
+    measured = calibrate_routers(place.open("merged"), place.models, held, fit())
+    assert result.held_before == measured.before
+    model = live(place.folder / "merged")
+    for gate, values in zip(gates(model), routers(result.model.state_dict()), strict=True):
+        put(gate, values)
+    for layer, error in enumerate(result.held_after.values()):
+        rows, said = [], []
+        for task, some in held.items():
+            own = live(place.folder / task)
+            rows.append(inputs(model, some)[layer])
+            said.append(inputs(own, some)[layer] @ matrix(gates(own)[layer]).T)
+        missing = torch.cat(said) - torch.cat(rows) @ matrix(gates(model)[layer]).T
+        assert error == pytest.approx(float(missing.norm() / torch.cat(said).norm()), rel=1e-4)
+
+
+def test_a_fit_that_does_not_hold_is_said(places: Callable[[str], Place]) -> None:
+    """With next to no ridge a fit to two tokens follows them, and other tokens pay for it."""
+    place = places("mixtral")
+    texts = {"pets": ["cat meow", "sun rain bright warm"]}
+    result = calibrate_routers(place.open("merged"), {"pets": place.open("pets")}, texts, RouterConfig(hold=2, ridge=1e-8))
+    farther = [name for name, error in result.held_before.items() if result.held_after[name] > error]
+    assert any("On the texts that were held back" in note for note in result.notes) == bool(farther)
+    assert farther
 
 
 # What it writes.
@@ -349,7 +393,7 @@ def test_the_command_writes_a_model_of_which_only_the_routers_differ(
 def test_a_bfloat16_merge_stays_one(places: Callable[[str], Place], tmp_path: Path) -> None:
     place = places("qwen3_moe")
     place.open("merged").save(tmp_path / "half", dtype="bfloat16")
-    result = calibrate_routers(thetau.open(tmp_path / "half"), place.models, TEXTS)
+    result = calibrate_routers(thetau.open(tmp_path / "half"), place.models, TEXTS, fit())
     result.model.save(tmp_path / "out")
     got = thetau.open(tmp_path / "out").specs()
     assert {spec.dtype for spec in got.values()} == {torch.bfloat16}
@@ -390,7 +434,7 @@ def test_a_merge_that_was_never_written_is_refused(places: Callable[[str], Place
     vectors = [model - start for model in place.models.values()]
     lazy = start + thetau.merge(vectors, methods.TaskArithmetic(scale=0.7))
     with pytest.raises(DataError, match=r"is no written model, and its weights are read more than once. Save the merge first"):
-        calibrate_routers(lazy, place.models, TEXTS)
+        calibrate_routers(lazy, place.models, TEXTS, fit())
 
 
 def test_texts_that_are_not_there_are_refused(places: Callable[[str], Place]) -> None:
@@ -447,10 +491,10 @@ def test_what_cannot_run_is_refused(places: Callable[[str], Place], tmp_path: Pa
     for file in bare.glob("tokenizer*"):
         file.unlink()
     with pytest.raises(CheckpointError, match="bare: has no tokenizer, which must read the text"):
-        calibrate_routers(thetau.open(bare), place.models, TEXTS)
+        calibrate_routers(thetau.open(bare), place.models, TEXTS, fit())
     (bare / "tokenizer.json").write_text("{}", encoding="utf-8")
     with pytest.raises(CheckpointError, match="bare: transformers cannot open its tokenizer"):
-        calibrate_routers(thetau.open(bare), place.models, TEXTS)
+        calibrate_routers(thetau.open(bare), place.models, TEXTS, fit())
 
 
 def test_inputs_that_overflow_are_refused(places: Callable[[str], Place]) -> None:

@@ -12,7 +12,9 @@ more column, of an input that is always 1.
 
 All routers are solved at once, after one pass of each model. Routers below change the inputs of those above, so `rounds` may repeat the merged
 model's pass with the calibrated routers, always towards W₀. After n rounds the lowest n routers are what solving one after the other gives.
-Nothing here comes from a paper; RegMean++ (`thetau.evidence.layerwise`) uses the merged model's inputs in the same sense.
+
+Of a fit to few tokens nothing follows for others, so some texts are held back to measure it. Nothing here comes from a paper; RegMean++
+(`thetau.evidence.layerwise`) uses the merged model's inputs in the same sense.
 
 One model lies in memory at a time, in float32, beside the logits of all tasks (4 bytes for each token, router and expert) and the sums.
 """
@@ -45,6 +47,7 @@ from thetau.models.decoder import Decoder, has_tokenizer, live_names, load_decod
 from thetau.vectors import Combination
 
 Tokens = list[list[int]]
+Logits = dict[str, list[Tensor]]
 _SHOWN = 3
 
 
@@ -66,12 +69,15 @@ class Calibrated:
     - `model`: the merged model, of which only the routers differ; `model.save(path)` writes it.
     - `before`, `after`: by the router's stored name, ‖y − W h‖ / ‖y‖ over the texts, in the merged model and in the calibrated one, each at its own
       hidden states.
-    - `tokens`: of each task's texts that ran.
+    - `held_before`, `held_after`: the same over the texts that were held back; empty where there are none.
+    - `tokens`: of each task's texts that the routers were fitted to.
     """
 
     model: Expression
     before: Mapping[str, float]
     after: Mapping[str, float]
+    held_before: Mapping[str, float]
+    held_after: Mapping[str, float]
     tokens: Mapping[str, int]
     notes: tuple[str, ...] = field(default_factory=tuple)
 
@@ -80,6 +86,8 @@ class Calibrated:
         return {
             "before": dict(self.before),
             "after": dict(self.after),
+            "held_before": dict(self.held_before),
+            "held_after": dict(self.held_after),
             "tokens": dict(self.tokens),
             "notes": list(self.notes),
         }
@@ -113,19 +121,27 @@ def calibrate_routers(
         )
     routers, left = routers_of(merged)
     tokens, notes = _tokens(merged, models, texts, config)
-    batches = {task: [[one[i] for i in part] for part in batched([*map(len, one)], config.batch)] for task, one in tokens.items()}
+    fitted = {task: [text for place, text in enumerate(one) if not _held(place, config)] for task, one in tokens.items()}
+    aside = {task: [text for place, text in enumerate(one) if _held(place, config)] for task, one in tokens.items()}
+    batches, others = _batches(fitted, config), _batches(aside, config)
     shapes = {router.weight: merged.specs()[router.weight].shape for router in routers}
-    counts = {task: sum(map(len, one)) for task, one in tokens.items()}
+    counts, rest = ({task: sum(map(len, one)) for task, one in part.items()} for part in (fitted, aside))
     parts = groups(
         {router.weight: 8 * (shapes[router.weight][1] + (router.bias is not None)) ** 2 for router in routers}, config.memory
     )
-    total = sum(counts.values()) * (config.rounds * len(parts) + 2)
+    total = sum(counts.values()) * (config.rounds * len(parts) + 2) + sum(rest.values()) * 3
 
     def done(count: int) -> None:
         if tick is not None:
             tick(count / total)
 
-    wanted = {task: _logits(models[task], task, routers, shapes, batches[task], done) for task in sorted(models)}
+    wanted: dict[str, Logits] = {}
+    unseen: dict[str, Logits] = {}
+    for task in sorted(models):
+        own = load_decoder(models[task], task)
+        _fits(own, task, routers, shapes)
+        wanted[task], unseen[task] = (_logits(own, routers, part[task], done) for part in (batches, others))
+        del own  # before the next one comes
     live = load_decoder(merged, merged.label)
     _fits(live, merged.label, routers, shapes)
     start = {router.weight: _matrix(live, router) for router in routers}
@@ -133,6 +149,7 @@ def calibrate_routers(
     changed: dict[str, Tensor] = {}
     known = {router.weight: router for router in routers}
     before: dict[str, float] = {}
+    held_before = _errors(_measure(live, routers, others, unseen, done, solving=False)) if any(rest.values()) else {}
     for number in range(config.rounds):
         solved: dict[str, Tensor] = {}
         for names in parts:
@@ -146,7 +163,8 @@ def calibrate_routers(
             stored = _tensors(known[name], matrix, dtypes)
             _put(live, known[name], stored)
             changed |= stored
-    after = {name: one.error for name, one in _measure(live, routers, batches, wanted, done, solving=False).items()}
+    after = _errors(_measure(live, routers, batches, wanted, done, solving=False))
+    held_after = _errors(_measure(live, routers, others, unseen, done, solving=False)) if held_before else {}
     if left:
         what = "tensor of a router is" if len(left) == 1 else "tensors of routers are"
         notes.append(f"{len(left)} {what} not multiplied by the inputs, and left as it was: {_some(left)}.")
@@ -157,11 +175,34 @@ def calibrate_routers(
         )
     record = {
         "models": {task: {"path": one.label, "fingerprints": _fingerprints(one)} for task, one in sorted(models.items())},
-        "texts": {task: {"tokens": counts[task], "digest": _digest(one)} for task, one in sorted(tokens.items())},
+        "texts": {task: {"tokens": counts[task], "digest": _digest(one)} for task, one in sorted(fitted.items())},
         "config": asdict(config),
     }
     model = _changed(merged, changed, {"routers": record})
-    return Calibrated(model=model, before=before, after=after, tokens=counts, notes=tuple(notes))
+    farther = [name for name, error in held_before.items() if held_after[name] > error]
+    if farther:
+        notes.append(
+            f"On the texts that were held back {len(farther)} of {len(routers)} routers are farther from the tasks' own than before ({_some(farther)}): give "
+            "more text, or a larger ridge."
+        )
+    return Calibrated(
+        model=model,
+        before=before,
+        after=after,
+        held_before=held_before,
+        held_after=held_after,
+        tokens=counts,
+        notes=tuple(notes),
+    )
+
+
+def _held(place: int, config: RouterConfig) -> bool:
+    """Whether a task's text of this place is held back."""
+    return config.hold > 0 and place % config.hold == config.hold - 1 and place > 0
+
+
+def _batches(texts: Mapping[str, Tokens], config: RouterConfig) -> dict[str, list[Tokens]]:
+    return {task: [[one[i] for i in part] for part in batched([*map(len, one)], config.batch)] for task, one in texts.items()}
 
 
 # Which tensors.
@@ -330,26 +371,17 @@ def _run(
             place["real"] = live.real(batch)
             live.run(batch)
             done(sum(map(len, batch)))
-    still = [router.module for router in routers if router.module not in ran]
+    still = [router.module for router in routers if batches and router.module not in ran]
     if still:
         raise DataError(
             f"{live.label}: {len(still)} routers did not run on text: {_some(still)}. Only those that text goes through are calibrated."
         )
 
 
-def _logits(
-    model: Expression,
-    task: str,
-    routers: Sequence[Router],
-    shapes: Mapping[str, tuple[int, ...]],
-    batches: Sequence[Tokens],
-    done: Callable[[int], None],
-) -> dict[str, list[Float[Tensor, "token expert"]]]:
-    """What the routers of a task's own model say of its texts, by router and batch."""
-    live = load_decoder(model, task)
-    _fits(live, task, routers, shapes)
+def _logits(own: Decoder, routers: Sequence[Router], batches: Sequence[Tokens], done: Callable[[int], None]) -> Logits:
+    """What the routers of a task's own model say of its texts, by router and batch, `[token, expert]`."""
     found: dict[str, list[Tensor]] = {router.weight: [] for router in routers}
-    _run(live, routers, batches, lambda router, rows: found[router.weight].append(_said(live, router, rows)), done)
+    _run(own, routers, batches, lambda router, rows: found[router.weight].append(_said(own, router, rows)), done)
     return found
 
 
@@ -377,11 +409,15 @@ class _Sums:
         return (self.lost / self.whole) ** 0.5 if self.whole else 0.0
 
 
+def _errors(sums: Mapping[str, _Sums]) -> dict[str, float]:
+    return {name: one.error for name, one in sums.items()}
+
+
 def _measure(
     live: Decoder,
     routers: Sequence[Router],
     batches: Mapping[str, Sequence[Tokens]],
-    wanted: Mapping[str, Mapping[str, Sequence[Tensor]]],
+    wanted: Mapping[str, Logits],
     done: Callable[[int], None],
     *,
     solving: bool,

@@ -94,9 +94,11 @@ def _show(result: Calibrated) -> None:
     from thetau.cli.tables import show, table
 
     said = ", ".join(f"{count} tokens of {task}" for task, count in result.tokens.items())
-    made = table(f"‖y − W h‖ / ‖y‖ over {said}", "router", "merged", "calibrated")
-    for name, error in result.before.items():
-        made.add_row(name, f"{error:.4f}", f"{result.after[name]:.4f}")
+    columns = ("merged", "calibrated", *(("held back: merged", "calibrated") if result.held_before else ()))
+    made = table(f"‖y − W h‖ / ‖y‖ over {said}", "router", *columns)
+    for name in result.before:
+        errors = [kind[name] for kind in (result.before, result.after, result.held_before, result.held_after) if kind]
+        made.add_row(name, *(f"{error:.4f}" for error in errors))
     show(made)
     for note in result.notes:
         typer.echo(f"· {note}", err=True)
