@@ -18,7 +18,7 @@ NAMED = [
     for letter, names in re.findall(r"(?<![`\w])([A-Z]) ((?:`[^`]+`(?:, )?)+)", TEXT)
     for name in re.findall(r"`([^`]+)`", names)
 ]
-HELPERS = ("encoders.py", "families.py", "tiny_adapters.py")  # where parameters of several files stand
+HELPERS = ("encoders.py", "families.py", "mixtures.py", "tiny_adapters.py")  # where parameters of several files stand
 
 
 def functions(file: Path) -> list[str]:

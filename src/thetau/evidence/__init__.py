@@ -6,6 +6,7 @@ from thetau.evidence.config import CoefficientConfig as CoefficientConfig
 from thetau.evidence.config import FisherConfig as FisherConfig
 from thetau.evidence.config import MaskConfig as MaskConfig
 from thetau.evidence.config import MomentConfig as MomentConfig
+from thetau.evidence.config import RouterConfig as RouterConfig
 from thetau.evidence.config import SurgeryConfig as SurgeryConfig
 from thetau.evidence.fisher import Fisher as Fisher
 from thetau.evidence.fisher import collect_fisher as collect_fisher
@@ -18,5 +19,7 @@ from thetau.evidence.masks import learn_mask as learn_mask
 from thetau.evidence.masks import localize as localize
 from thetau.evidence.moments import SecondMoments as SecondMoments
 from thetau.evidence.moments import collect_second_moments as collect_second_moments
+from thetau.evidence.routers import Calibrated as Calibrated
+from thetau.evidence.routers import calibrate_routers as calibrate_routers
 from thetau.evidence.surgery import Surgery as Surgery
 from thetau.evidence.surgery import learn_surgery as learn_surgery

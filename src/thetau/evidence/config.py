@@ -191,7 +191,38 @@ class SurgeryConfig:
         return _of(cls, given, where)
 
 
-Config = TypeVar("Config", MaskConfig, FisherConfig, MomentConfig, CoefficientConfig, SurgeryConfig)
+@final
+@dataclass(frozen=True, kw_only=True)
+class RouterConfig:
+    """How the routers of a merged mixture are calibrated.
+
+    - `ridge`: what holds a router where the merge put it, as a share of the mean square of its inputs' entries.
+    - `rounds`: passes of the merged model after each of which all routers are solved; as many as it has layers with routers make one of them
+      after the other, from below.
+    - `hold`: every so many-th text of a task is not fitted to; the errors on these texts tell whether the fit holds for others. 0 fits to all.
+    - `tokens`: at most so many of each task's texts; the texts after them are left out. `length`: tokens that a text is cut to.
+    - `batch`: texts that run at once.
+    - `memory`: bytes that the sums of the routers' inputs may take. Routers that do not fit are measured in a pass of their own.
+    """
+
+    ridge: Annotated[float, Within("[1e-8, inf)")] = 0.01
+    rounds: Annotated[int, AtLeast(1)] = 1
+    hold: Annotated[int, AtLeast(0)] = 5
+    tokens: Annotated[int, AtLeast(1)] = 16_384
+    length: Annotated[int, AtLeast(2)] = 512
+    batch: Annotated[int, AtLeast(1)] = 8
+    memory: Annotated[int, AtLeast(1)] = 4_000_000_000
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], where: str) -> RouterConfig:
+        """A config from plain keys, as a command line gives them. Raises `RecipeError`; `where` names it."""
+        return _of(cls, given, where)
+
+
+Config = TypeVar("Config", MaskConfig, FisherConfig, MomentConfig, CoefficientConfig, SurgeryConfig, RouterConfig)
 
 
 def _of(kind: type[Config], given: Mapping[str, Any], where: str) -> Config:

@@ -46,13 +46,18 @@ def meta_model(config: str) -> nn.Module | None:
 def library(folder: Path) -> Library | None:
     """What transformers says of the names of a checkpoint whose config lies in a folder; None where it does not know it."""
     try:
-        return _library((folder / "config.json").read_text(encoding="utf-8"))
+        return library_of((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, CheckpointError):
         return None
 
 
 @lru_cache(maxsize=8)
-def _library(config: str) -> Library | None:
+def library_of(config: str) -> Library | None:
+    """The same of a config's text.
+
+    Raises:
+        CheckpointError: transformers is not installed.
+    """
     model: Any = meta_model(config)
     if model is None:
         return None

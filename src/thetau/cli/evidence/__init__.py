@@ -8,10 +8,11 @@ from thetau.cli.evidence.adamerging import adamerging
 from thetau.cli.evidence.fisher import fisher
 from thetau.cli.evidence.layerwise import gram_merged
 from thetau.cli.evidence.moments import gradients, gram
+from thetau.cli.evidence.routers import routers
 from thetau.cli.evidence.surgery import surgery
 
 evidence_app = typer.Typer(
-    help="Collect with a live model and data what a merge needs: adamerging, fisher, gram, gradients, surgery, gram-merged.",
+    help="Collect with a live model and data what a merge needs: adamerging, fisher, gram, gradients, gram-merged; or what comes after: surgery, routers.",
     no_args_is_help=True,
 )
 
@@ -27,3 +28,4 @@ evidence_app.command()(gram)
 evidence_app.command()(gradients)
 evidence_app.command("gram-merged")(gram_merged)
 evidence_app.command()(surgery)
+evidence_app.command()(routers)
