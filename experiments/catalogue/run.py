@@ -159,6 +159,7 @@ class Catalogue:
     def collect(self, kind: str) -> None:
         """Evidence of a kind for every task, or what is kept of it."""
         length = self.suite.limits.max_length
+        self.evaluator.load_base()
         if kind == "fisher":
             fisher_files(self.run, self.evaluator, self.models, EXAMPLES)
         elif kind == "coefficients":
