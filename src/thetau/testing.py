@@ -91,7 +91,7 @@ def evidence_for(method: Any, base: Mapping[str, Tensor], tasks: Sequence[str]) 
             task: {
                 name: _evidence(f"{kind}/{task}/{name}", form, shape)
                 for name, tensor in base.items()
-                if tensor.is_floating_point() and (shape := evidence_shape(form, _logical(name, tensor))) is not None
+                if tensor.is_floating_point() and (shape := _shape(form, name, tensor)) is not None
             }
             for task in tasks
         }
@@ -99,10 +99,11 @@ def evidence_for(method: Any, base: Mapping[str, Tensor], tasks: Sequence[str]) 
     }
 
 
-def _logical(name: str, tensor: Tensor) -> tuple[int, ...]:
-    """`[d_out, d_in]` of a matrix, whichever way it is stored."""
+def _shape(form: Form, name: str, tensor: Tensor) -> tuple[int, ...] | None:
+    """Of a task's evidence at a tensor, whichever way its matrix is stored."""
     shape = tuple(tensor.shape)
-    return shape[::-1] if view_of(name, shape).transposed else shape
+    turned = form != "entries" and view_of(name, shape).transposed
+    return evidence_shape(form, shape[::-1] if turned else shape)
 
 
 def _evidence(key: str, form: Form, shape: Sequence[int]) -> Tensor:

@@ -158,6 +158,9 @@ class Bowl:
             found[task] = Accuracy.of(max(0, round(10_000 * (1 - gap / 4))), 10_000)
         return found
 
+    def losses(self, coefficients: Mapping[str, float], tasks: Iterable[str], split: str) -> dict[str, Any]:
+        raise NotImplementedError
+
     def features(self, coefficients: Mapping[str, float], task: str, split: str) -> Tensor:
         raise NotImplementedError
 

@@ -49,6 +49,7 @@ class CheckpointMeasured(Result):
     def to_json(self) -> dict[str, Any]:
         """As plain values, the metric beside each task's value."""
         facts = {name: value for name, value in asdict(self).items() if name not in ("metrics", "tasks")}
+        facts["corrected"] = list(self.corrected)
         return facts | {"tasks": {name: {"metric": self.metrics[name], **asdict(one)} for name, one in self.tasks.items()}}
 
 
