@@ -158,11 +158,15 @@ def doge_data() -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]], dict[s
     return base, tuned, {name: DATA[f"doge/output/{name}"] for name in stacks}
 
 
+# Each of DOGE's 400 steps of Adam has its own rounding in float32, and Adam's division keeps it relative to the step.
+DRIFT = 400 * torch.finfo(torch.float32).eps
+
+
 def test_doge_is_fusionbench() -> None:
     base, tuned, want = doge_data()
     got = merged_vector(base, tuned, DogeTa())
     for name, tensor in want.items():
-        assert relative(got[name], tensor) < 1e-5
+        assert relative(got[name], tensor) < DRIFT
         assert relative(merged_vector(base, tuned, DogeTa(steps=0))[name], tensor) > 0.1
 
 
@@ -539,7 +543,7 @@ def test_doge_is_the_autograd_loop(shape: tuple[int, int, int]) -> None:
     stack = torch.stack(task_vectors(*shape))
     scales, _ = doge_parts(stack)
     want = (scales[:, None, None] * (stack + doge_loop(stack))).sum(0)
-    assert relative(doge(stack, density=1.0), want) < 1e-5
+    assert relative(doge(stack, density=1.0), want) < DRIFT
     assert relative((scales[:, None, None] * stack).sum(0), want) > 0.05
 
 

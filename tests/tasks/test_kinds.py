@@ -307,7 +307,7 @@ def test_the_suites_glue_and_clip8_run_on_local_copies(hub: Path, tmp_path: Path
     suite = replace(glue, backbone=str(encoder), tasks=("glue_rte", "glue_cola"), methods=glue.methods[:2], **small)
     # A model this small may answer one class only; Matthews' correlation is 0 then, and the run goes on all the same.
     results = run_suite(suite, tmp_path / "glue", data=tmp_path / "own")
-    assert {row.role for row in results.rows} == {"pretrained", "individual", "merged"}
+    assert {row.role for row in results.rows} == {"pretrained", "individual", "joint", "merged"}
     clip = load_suite("clip8")
     assert {"clip_sun397", "clip_dtd"} <= set(clip.tasks)
     folder = saved(tmp_path / "clip", made("clip"))
