@@ -56,7 +56,7 @@ def told(folder: Path, name: str, form: Form) -> Path:
     if not place.exists():
         specs = thetau.open(folder / name).terms[0][1].specs.items()
         tables = (Kind.EMBEDDING, Kind.HEAD) if form in ("inputs", "outputs") else ()  # which are not measured
-        shapes = {key: evidence_shape(form, key, spec.shape) for key, spec in specs if kind_of(key, spec.shape) not in tables}
+        shapes = {key: evidence_shape(form, spec.shape) for key, spec in specs if kind_of(key, spec.shape) not in tables}
         hollow(place, {key: shape for key, shape in shapes.items() if shape is not None}, "F32")
     return place
 
