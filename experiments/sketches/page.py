@@ -86,6 +86,7 @@ def page(accuracy: Rows, timings: Mapping[str, Mapping[str, Any]]) -> str:
                 for label, row in accuracy.items()
             ],
         ),
+        *confirmed(),
         "## What it saves",
         "",
         "Whole commands, K = 4, bfloat16, start-up, checks and fsync included, each beside a TIES just before it. The machine had other work: "
@@ -98,6 +99,29 @@ def page(accuracy: Rows, timings: Mapping[str, Mapping[str, Any]]) -> str:
         if size in timings:
             lines += [f"### {title}", "", *table(HEAD, [_row(label, row) for label, row in timings[size]["rows"].items()])]
     return "\n".join(lines)
+
+
+def confirmed() -> list[str]:
+    """What six other tasks say, where that was measured."""
+    file = HERE / "confirm.json"
+    if not file.is_file():
+        return []
+    found = json.loads(file.read_text(encoding="utf-8"))
+    seeds = found["seeds"]
+    rows = [
+        [label, *(f"{sum(seed[label]['normalised'].values()) / len(seed[label]['normalised']):.1f}" for seed in seeds.values())]
+        for label in next(iter(seeds.values()))
+        if label != "individual"
+    ]
+    verdicts = "; ".join(f"`{label}`: {verdict}" for label, verdict in found["lead of auto over full, points normalised"].items())
+    return [
+        f"On six tasks that had no part in that choice ({', '.join(found['test'])}), all test examples, nothing tuned, normalised "
+        f"(`{found['command']}`):",
+        "",
+        *table(["merge", *(f"seed {seed}" for seed in seeds)], rows),
+        f"The lead of `auto` over all directions, in points, by the rules of [verdicts](verdicts.md): {verdicts}.",
+        "",
+    ]
 
 
 HEAD = ["method", "seconds", "× TIES", "processors' seconds", "× TIES", "before", "faster", "operations of the plan"]
