@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 
 from commands import run
+from fake_hub import serving
 from thetau.errors import CheckpointError, OutputError
 from thetau.export import card_of, inherited, push, write_card
 from thetau.export.card import read_evaluation
@@ -133,3 +134,39 @@ def test_to_the_hub(merged: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     (merged / "model.safetensors").write_bytes(content)
     code, printed = run(capsys, "export", "push", str(merged), "org/both")
     assert code == 1 and "is no longer what was written, so it is not uploaded" in printed and len(calls) == 3
+
+
+def test_parents_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are read from the hub's cache, where a folder is called by its commit; the card names, links and asks for the repository."""
+    from huggingface_hub import constants
+
+    with serving() as hub:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.chdir(tmp_path)
+        hub.push("org/base", model_in(tmp_path / "b", 0, head="license: llama3"))
+        revision = hub.push("org/sst2", model_in(tmp_path / "s", 1, head="license: other\nlicense_name: mine"))
+        hub.push("org/silent", model_in(tmp_path / "q", 2))
+        models = ("-m", "sst2=org/sst2@main", "-m", "quiet=org/silent")
+        code, printed = run(capsys, "merge", "-b", "org/base", *models, "--method", "average", "-o", "merged", "--quiet")
+        assert code == 0, printed
+        card = card_of(tmp_path / "merged")
+    assert f"| [org/sst2](https://huggingface.co/org/sst2/tree/{revision}) as sst2 |  | mine |" in card.text
+    assert "[org/base](https://huggingface.co/org/base/tree/" in card.text and "| llama3 |" in card.text
+    assert card.warnings[-1] == "No licence is stated by quiet: ask before the model is given away"
+    assert ModelCard(card.text).data.base_model == ["org/base", "org/silent", "org/sst2"]
+    assert "cache" not in card.text and str(tmp_path) not in card.text
+
+
+def test_names_that_would_end_a_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model_in(tmp_path / "deep" / "base", 0)
+    model_in(tmp_path / "deep" / "a", 1)
+    code, printed = run(capsys, "merge", "-b", "deep/base", "-m", "````x=deep/a", "--method", "average", "-o", "out", "--quiet")
+    assert code == 0, printed
+    text = card_of(tmp_path / "out", name="<script>").text
+    assert "\n`````yaml\n" in text and "# \\<script\\>" in text and "deep/" not in text

@@ -331,3 +331,12 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, printed = run(capsys, "export", "gguf", str(tmp_path / "model"), "--type", "bf16", "--name", "small", "-o", str(out))
     assert code == 0 and f"{out}: 21 tensors" in printed
     assert gguf.GGUFReader(tmp_path / "m.gguf").fields["general.name"].contents() == "small"
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])
+@pytest.mark.parametrize(("content", "match"), [("{", "not valid JSON"), ("[]", "must hold a table. Got list")])
+def test_damaged_side_files(tmp_path: Path, file: str, content: str, match: str) -> None:
+    folder = model_in(tmp_path / "model")
+    (folder / file).write_text(content)
+    with pytest.raises(CheckpointError, match=rf"{file}: {match}"):
+        to_gguf(open_source(folder), tmp_path / "m.gguf")

@@ -7,6 +7,7 @@ the machine on which it was made are named by their last part only.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,32 +17,32 @@ from thetau.checkpoint.config import has_config, read_config
 from thetau.checkpoint.disk import write_text
 from thetau.engine.verify import read_record
 from thetau.errors import CheckpointError, OutputError
-from thetau.export.licences import Licence, inherited, licence_of
+from thetau.export.licences import Commit, Licence, commit_of, inherited, licence_of, licence_on_hub
 
 CARD = "README.md"
+HUB = "https://huggingface.co"
 BY_US = "<!-- made by thetau -->"  # a card with this line may be made again; any other is somebody's own
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parent:
-    """A model that another was made of: what it is called, its place, its licence, its hash, and what it was trained on."""
+    """A model that another was made of: what it is called, its place, its licence, its hash, and what it was trained on.
+
+    `commit`: of a model of the hub.
+    """
 
     name: str
     path: str
     licence: str | None
     fingerprint: str
+    commit: Commit | None = None
     task: str | None = None
-
-    @property
-    def on_hub(self) -> bool:
-        """Whether it is a model of the hub, and no folder of this machine."""
-        return not Path(self.path).exists() and self.path.count("/") == 1 and not self.path.startswith((".", "/", "~"))
 
     @property
     def shown(self) -> str:
         """As others know it: a folder's name is often a hash or a number, and the recipe's name for it is not."""
-        if self.on_hub:
-            return self.path.removeprefix("hub:")
+        if self.commit is not None:
+            return self.commit.name
         return Path(self.path).name if self.name == "base" else self.name
 
 
@@ -83,7 +84,7 @@ def card_of(folder: Path, *, evaluations: Sequence[Path] = (), name: str | None 
     title = name or folder.name
     parts = [
         _head(folder, record, parents, found, title, values),
-        f"# {title}\n\n{BY_US}\n\n{_sentence(record, parents)}",
+        f"# {_safe(title)}\n\n{BY_US}\n\n{_sentence(record, parents)}",
         _made(record, parents),
         _table(("model", "task", "licence", "weights (SHA-256)"), [_row(parent) for parent in parents], "Made of"),
         _licences(found),
@@ -163,13 +164,17 @@ def _parents(record: Mapping[str, Any]) -> list[Parent]:
     parents = []
     for one in sorted(record.get("inputs", []), key=lambda one: str(one["path"]) != base):
         path = str(one["path"])
-        here = Path(path)
+        here, commit = Path(path), commit_of(path)
+        # The record names the folder of the cache that a model of the hub was read from; the recipe, its id.
+        said = next((name for name in names if commit is not None and commit.is_called(name)), path)
+        stated = licence_of(here) if here.is_dir() else None
         parents.append(
             Parent(
-                name="base" if path == base else names.get(path, here.name),
+                name="base" if path == base else names.get(said, commit.name if commit is not None else here.name),
                 path=path,
-                licence=licence_of(here) if here.is_dir() else None,
+                licence=licence_on_hub(commit) if stated is None and commit is not None else stated,
                 fingerprint=str(one.get("fingerprint", "")),
+                commit=commit,
                 task=_task(here),
             )
         )
@@ -196,7 +201,7 @@ def _head(
         head["license"] = licence.name
         if licence.name == "other":
             head["license_name"] = " and ".join(sorted({parent.licence for parent in parents if parent.licence}))
-    models = [parent.shown for parent in parents if parent.on_hub]
+    models = [parent.commit.name for parent in parents if parent.commit is not None]
     if models:
         head |= {"base_model": models, "base_model_relation": "merge"}
     if has_config(folder) and "model_type" in read_config(folder):
@@ -246,22 +251,24 @@ def _made(record: Mapping[str, Any], parents: Sequence[Parent]) -> str:
             return {key: public(one) for key, one in value.items() if one is not None and key != "folder"}
         if isinstance(value, list | tuple):
             return [public(one) for one in value]
-        return shown.get(value, Path(value).name if value.startswith("/") else value) if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        here = value.startswith(("/", "~", ".")) or ("/" in value and Path(value).exists())
+        return shown.get(value, Path(value).name if here else value)
 
     text = yaml.safe_dump(
         public(record.get("recipe", {})), sort_keys=False, allow_unicode=True, default_flow_style=None, width=100
     )
-    return f"## How it was made\n\n```yaml\n{text.rstrip()}\n```\n\n```\nthetau merge recipe.yaml -o merged\n```"
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))  # longer than any in a name
+    return f"## How it was made\n\n{fence}yaml\n{text.rstrip()}\n{fence}\n\n```\nthetau merge recipe.yaml -o merged\n```"
 
 
 def _row(parent: Parent) -> tuple[str, ...]:
-    link = (
-        f"[{_safe(parent.shown)}](https://huggingface.co/{parent.shown.partition('@')[0]})"
-        if parent.on_hub
-        else _safe(parent.shown)
-    )
+    commit = parent.commit
+    link = _safe(parent.shown) if commit is None else f"[{_safe(commit.name)}]({HUB}/{commit.name}/tree/{commit.revision})"
+    known = " (base)" if parent.name == "base" else "" if parent.name == parent.shown else f" as {_safe(parent.name)}"
     return (
-        f"{link} (base)" if parent.name == "base" else link,
+        link + known,
         _safe(parent.task or ""),
         _safe(parent.licence or "not stated"),
         f"`{parent.fingerprint[:16]}…`",

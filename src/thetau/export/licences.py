@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,18 +76,68 @@ def inherited(parents: Mapping[str, str | None]) -> Licence:
     return Licence(name=kinds[0] if len(kinds) == 1 else "other", warnings=tuple(warnings))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Commit:
+    """A model of the hub at one commit."""
+
+    name: str
+    revision: str
+
+    def is_called(self, identifier: str) -> bool:
+        """Whether a hub id, `org/name` or `org/name@revision`, with or without `hub:`, means this repository.
+
+        Examples:
+            >>> Commit(name="org/a", revision="81df5c22").is_called("hub:org/a@main")
+            True
+        """
+        return identifier.removeprefix("hub:").partition("@")[0] == self.name
+
+
+_SNAPSHOT = re.compile(r"models--([^/]+)/snapshots/([0-9a-f]+)/?$")
+
+
+def commit_of(path: str) -> Commit | None:
+    """The model of the hub that a folder of the hub's cache holds; None for any other folder.
+
+    Examples:
+        >>> commit_of("/home/me/.cache/huggingface/hub/models--org--a/snapshots/81df5c22").name
+        'org/a'
+    """
+    found = _SNAPSHOT.search(path)
+    return None if found is None else Commit(name=found[1].replace("--", "/", 1), revision=found[2])
+
+
+def licence_on_hub(commit: Commit) -> str | None:
+    """The licence that the card of a model on the hub states; None where it states none, or the hub does not tell."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        card = hf_hub_download(commit.name, "README.md", revision=commit.revision)
+    except Exception:  # whatever the HTTP library below huggingface_hub raises: out of reach, gated, no card
+        return None
+    return _stated(Path(card))
+
+
 def licence_of(path: Path) -> str | None:
     """The licence that a model's folder states: in its card's head, or by a licence file whose first lines are known; None otherwise."""
     card = path / "README.md"
-    said = _front_matter(card).get("license") if card.is_file() else None
-    if isinstance(said, str):
-        name = _front_matter(card).get("license_name") if said == "other" else None
-        return str(name or said).lower()
-    if isinstance(said, list) and said:
-        return " and ".join(str(one).lower() for one in said)
+    said = _stated(card) if card.is_file() else None
+    if said is not None:
+        return said
     for file in sorted(path.glob("LICEN[SC]E*")) if path.is_dir() else []:
         return _known(file.read_text("utf-8", errors="replace")[:2000])
     return None
+
+
+def _stated(card: Path) -> str | None:
+    """The licence in a card's head."""
+    head = _front_matter(card)
+    said = head.get("license")
+    if isinstance(said, list) and said:
+        return " and ".join(str(one).lower() for one in said)
+    if not isinstance(said, str):
+        return None
+    return str(head.get("license_name") or said).lower() if said == "other" else said.lower()
 
 
 _OPENINGS: Sequence[tuple[str, str]] = (

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from thetau.checkpoint.config import has_config, read_config
 from thetau.errors import CheckpointError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # llama.cpp's kinds of tokens
@@ -98,11 +99,8 @@ def vocabulary_of(folder: Path | None, rows: int, *, pre: str | None = None) -> 
 
 
 def _table(path: Path) -> dict[str, Any]:
-    try:
-        table = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}). Copy or download it again.") from error
-    if not isinstance(table, dict) or not isinstance(table.get("model"), dict) or "vocab" not in table["model"]:
+    table = read_config(path.parent, path.name)
+    if not isinstance(table.get("model"), dict) or "vocab" not in table["model"]:
         raise CheckpointError(f"{path}: is no tokenizer that the `tokenizers` library wrote. Copy or download it again.")
     return table
 
@@ -179,6 +177,8 @@ def _special(
     """Special tokens, what is put around texts, and the chat template, with the tokens at which an answer ends."""
     import gguf
 
+    if has_config(folder, "tokenizer_config.json"):
+        read_config(folder, "tokenizer_config.json")  # the package would fail without naming the file
     found = gguf.SpecialVocab(folder, load_merges=False, n_vocab=rows)
     special = {kind: number for kind, number in found.special_token_ids.items() if kind in KNOWN}
     flags = {f"add_{kind}_token": on for kind, on in found.add_special_token.items() if kind in ("bos", "eos", "sep")}
@@ -206,8 +206,8 @@ def _special(
 
 def _said_ends(folder: Path) -> list[int]:
     """The end tokens of generation_config.json."""
-    path = folder / "generation_config.json"
-    said = json.loads(path.read_text("utf-8")).get("eos_token_id") if path.is_file() else None
+    file = "generation_config.json"
+    said = read_config(folder, file).get("eos_token_id") if has_config(folder, file) else None
     ends = said if isinstance(said, list) else [said]
     return [end for end in ends if type(end) is int]
 
