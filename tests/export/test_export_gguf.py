@@ -304,7 +304,7 @@ def test_refuses(tmp_path: Path) -> None:
     to_gguf(open_source(folder), out, pre="gpt-2")
     out.unlink()
     (folder / "tokenizer.json").unlink()
-    fails(r"holds no 'tokenizer.json'.*save_pretrained")
+    fails(r"has no 'tokenizer.json' beside its weights.*save_pretrained")
 
 
 def test_too_many_tokens(tmp_path: Path) -> None:

@@ -96,9 +96,7 @@ def read_record(path: Path) -> dict[str, Any]:
     """
     file = path / "thetau.json"
     if not file.exists():
-        raise CheckpointError(
-            f"{path}: has no thetau.json, so nothing says how it was made. Only thetau's own outputs can be verified."
-        )
+        raise CheckpointError(f"{path}: has no thetau.json, so nothing says how it was made. Give an output of `thetau merge`.")
     try:
         record = json.loads(read_text(file))
         tensors = record["tensors"]

@@ -107,7 +107,7 @@ def architecture_of(config: Mapping[str, Any], label: str) -> Architecture:
     window = config.get("sliding_window")
     if window and config.get("use_sliding_window", family == "mistral"):
         notes.append(
-            f"attends to the last {window} positions only; llama.cpp attends to all of them, which differs in longer texts."
+            f"the model attends to the last {window} positions only; llama.cpp attends to all of them, which differs in longer texts."
         )
     rope = _rope(config)
     fields["rope.freq_base"] = float(rope["rope_theta"])

@@ -76,7 +76,7 @@ def to_gguf(source: Source, path: Path, *, kind: str = "f16", pre: str | None = 
     tensors = list(_tensors(source, architecture, kind))
     _check_shapes(tensors, architecture, source.label)
     rows = next(one.spec.rows for one in tensors if one.name == "token_embd.weight")
-    vocabulary = vocabulary_of(source.folder, rows, pre=pre)
+    vocabulary = vocabulary_of(source.folder, source.label, rows, pre=pre)
     place = Place(path)
     try:
         place.begin()
@@ -94,7 +94,9 @@ def to_gguf(source: Source, path: Path, *, kind: str = "f16", pre: str | None = 
         place.clear()
         place.leave()
     short = [one.spec.name for one in tensors if kind == "q8_0" and one.kind == "f16"]
-    notes = [*architecture.notes, *vocabulary.notes, *source.notes]
+    notes = [*architecture.notes, *vocabulary.notes]
+    if source.quantised:
+        notes.append(f"the model is stored in {source.quantised}, which is dequantised before it is written.")
     if short:
         notes.append(f"{len(short)} matrices stay in f16, since their rows are no multiple of {BLOCK} long ({short[0]!r}).")
     return Written(path=path, tensors=len(tensors), nbytes=nbytes, notes=tuple(notes))

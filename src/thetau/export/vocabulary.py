@@ -50,8 +50,10 @@ class Vocabulary:
     notes: tuple[str, ...] = ()
 
 
-def vocabulary_of(folder: Path | None, rows: int, *, pre: str | None = None) -> Vocabulary:
-    """The tokenizer in a model's folder, for an embedding of so many rows; `pre` names the rule by which texts are cut where it is not known.
+def vocabulary_of(folder: Path | None, label: str, rows: int, *, pre: str | None = None) -> Vocabulary:
+    """The tokenizer in a model's folder, for an embedding of so many rows.
+
+    `label` is what messages call the model; `pre` names the rule by which texts are cut where it is not known.
 
     Raises:
         CheckpointError: there is no tokenizer that can be read, it does not fit the embedding, or it names no end token.
@@ -59,7 +61,7 @@ def vocabulary_of(folder: Path | None, rows: int, *, pre: str | None = None) -> 
     path = (folder or Path()) / "tokenizer.json"
     if folder is None or not path.is_file():
         raise CheckpointError(
-            f"{folder or 'a model without a folder'}: holds no 'tokenizer.json', and a GGUF file without its tokenizer does not run. Write one with "
+            f"{label}: has no 'tokenizer.json' beside its weights, and a GGUF file without its tokenizer does not run. Write one with "
             "`AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)`."
         )
     table = _table(path)

@@ -188,10 +188,18 @@ def _parts(base: Source, deltas: Mapping[str, Delta]) -> bool:
 
 
 def open_weights(path: Path) -> Source:
-    """The tensors of an adapter: of its folder, or of one file."""
+    """The tensors of an adapter: of its folder, or of one file.
+
+    Raises:
+        CheckpointError: they are not there, or cannot be read.
+    """
     if path.is_dir():
         safe, older = path / "adapter_model.safetensors", path / "adapter_model.bin"
         flat = path / "pytorch_lora_weights.safetensors"
+        if not any(file.exists() for file in (safe, older, flat)):
+            raise CheckpointError(
+                f"{path}: holds no adapter_model.safetensors, so it is no LoRA adapter. A model is made one by `thetau adapter extract`."
+            )
         path = safe if safe.exists() else flat if flat.exists() and not is_adapter(path) else older
     return open_torch(path) if path.suffix in {".bin", ".pt", ".pth", ".ckpt"} else open_file(path)
 
