@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
+from abc import ABC
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal, TypeVar, final
+from typing import Annotated, Any, Literal, Self, final
 
 from thetau.errors import RecipeError, nearest
 from thetau.fields import AtLeast, Within, check
 from thetau.methods.fields import NotNegative, Portion, Positive, Tensors
 
 
+class Config(ABC):  # noqa: B024  what is abstract is that it has no fields
+    """Fields with ranges, checked, and made from plain keys."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], where: str) -> Self:
+        """A config from plain keys, as a command line gives them. Raises `RecipeError`; `where` names it."""
+        known = [one.name for one in fields(cls)]  # type: ignore[arg-type]  # every kind of it is a dataclass
+        problems = [f"unknown key {key!r}.{nearest(key, known)}" for key in given if key not in known]
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in given.items() if key in known
+        }
+        config: Self | None = None
+        try:
+            config = cls(**values)
+        except (ValueError, TypeError) as error:
+            problems.append(str(error))
+        if config is None or problems:
+            raise RecipeError(problems, where)
+        return config
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
-class MaskConfig:
+class MaskConfig(Config):
     """How a mask is learned.
 
     - `density`: share of the entries, the largest by magnitude, that the mask begins with. `bias`: S there; minus that elsewhere.
@@ -41,21 +66,13 @@ class MaskConfig:
     image_size: Annotated[int, AtLeast(8)] | None = None
     seed: Annotated[int, AtLeast(0)] = 0
 
-    def __post_init__(self) -> None:
-        check(self)
-
-    @classmethod
-    def of(cls, given: Mapping[str, Any], where: str) -> MaskConfig:
-        """A config from plain keys, as a command line gives them. Raises `RecipeError`; `where` names it."""
-        return _of(cls, given, where)
-
 
 Labels = Literal["true", "empirical", "sampled"]
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class FisherConfig:
+class FisherConfig(Config):
     """How a Fisher diagonal is collected.
 
     - `examples`: how many of the split's examples, drawn without regard to their order and always the same ones.
@@ -80,18 +97,10 @@ class FisherConfig:
     seed: Annotated[int, AtLeast(0)] = 0
     save_every: Annotated[int, AtLeast(1)] = 64
 
-    def __post_init__(self) -> None:
-        check(self)
-
-    @classmethod
-    def of(cls, given: Mapping[str, Any], where: str) -> FisherConfig:
-        """A config from plain keys, as a command line gives them. Raises `RecipeError`; `where` names it."""
-        return _of(cls, given, where)
-
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class MomentConfig:
+class MomentConfig(Config):
     """How second moments of inputs (`gram`) or of output gradients (`gradients`) are collected.
 
     - `examples`: how many of the split's examples, drawn without regard to their order and always the same ones.
@@ -114,18 +123,10 @@ class MomentConfig:
     seed: Annotated[int, AtLeast(0)] = 0
     save_every: Annotated[int, AtLeast(1)] = 256
 
-    def __post_init__(self) -> None:
-        check(self)
-
-    @classmethod
-    def of(cls, given: Mapping[str, Any], where: str) -> MomentConfig:
-        """A config from plain keys, as a command line gives them. Raises `RecipeError`; `where` names it."""
-        return _of(cls, given, where)
-
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class CoefficientConfig:
+class CoefficientConfig(Config):
     """How AdaMerging's coefficients are learned.
 
     - `granularity`: one coefficient a task and `tensor` (the authors' "layer-wise"), a task and `layer` of blocks, or a `task` alone.
@@ -153,18 +154,10 @@ class CoefficientConfig:
     seed: Annotated[int, AtLeast(0)] = 0
     save_every: Annotated[int, AtLeast(1)] = 25
 
-    def __post_init__(self) -> None:
-        check(self)
-
-    @classmethod
-    def of(cls, given: Mapping[str, Any], where: str) -> CoefficientConfig:
-        """A config from plain keys, as a command line gives them. Raises `RecipeError`; `where` names it."""
-        return _of(cls, given, where)
-
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class SurgeryConfig:
+class SurgeryConfig(Config):
     """How a correction of a merged model's features is learned.
 
     - `rank`: of the correction. `updates`: of Adam, `lr` its step, `batch` the examples of each.
@@ -182,18 +175,10 @@ class SurgeryConfig:
     image_size: Annotated[int | None, AtLeast(8)] = None
     seed: Annotated[int, AtLeast(0)] = 0
 
-    def __post_init__(self) -> None:
-        check(self)
-
-    @classmethod
-    def of(cls, given: Mapping[str, Any], where: str) -> SurgeryConfig:
-        """A config from plain keys, as a command line gives them. Raises `RecipeError`; `where` names it."""
-        return _of(cls, given, where)
-
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class RouterConfig:
+class RouterConfig(Config):
     """How the routers of a merged mixture are calibrated.
 
     - `ridge`: what holds a router where the merge put it, as a share of the mean square of its inputs' entries.
@@ -212,30 +197,3 @@ class RouterConfig:
     length: Annotated[int, AtLeast(2)] = 512
     batch: Annotated[int, AtLeast(1)] = 8
     memory: Annotated[int, AtLeast(1)] = 4_000_000_000
-
-    def __post_init__(self) -> None:
-        check(self)
-
-    @classmethod
-    def of(cls, given: Mapping[str, Any], where: str) -> RouterConfig:
-        """A config from plain keys, as a command line gives them. Raises `RecipeError`; `where` names it."""
-        return _of(cls, given, where)
-
-
-Config = TypeVar("Config", MaskConfig, FisherConfig, MomentConfig, CoefficientConfig, SurgeryConfig, RouterConfig)
-
-
-def _of(kind: type[Config], given: Mapping[str, Any], where: str) -> Config:
-    known = [one.name for one in fields(kind)]
-    problems = [f"unknown key {key!r}.{nearest(key, known)}" for key in given if key not in known]
-    values: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in given.items() if key in known
-    }
-    config: Config | None = None
-    try:
-        config = kind(**values)
-    except (ValueError, TypeError) as error:
-        problems.append(str(error))
-    if config is None or problems:
-        raise RecipeError(problems, where)
-    return config

@@ -28,7 +28,7 @@ from thetau.checkpoint.names.experts import with_fused
 from thetau.checkpoint.safetensors import open_file
 from thetau.checkpoint.source import Source, span
 from thetau.checkpoint.ties import Ties, spread
-from thetau.errors import AlignmentError, nearest
+from thetau.errors import AlignmentError, CheckpointError, nearest
 
 BLOCK = 1 << 16  # elements that are multiplied at once, always the same ones, so that no way of reading changes a bit
 
