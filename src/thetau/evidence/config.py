@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal, Self, final
+from typing import Annotated, Any, Literal, TypeVar, final
 
 from thetau.errors import RecipeError, nearest
 from thetau.fields import AtLeast, Within, check
 from thetau.methods.fields import NotNegative, Portion, Positive, Tensors
+
+Kind = TypeVar("Kind", bound="Config")
 
 
 class Config(ABC):  # noqa: B024  what is abstract is that it has no fields
@@ -19,14 +21,14 @@ class Config(ABC):  # noqa: B024  what is abstract is that it has no fields
         check(self)
 
     @classmethod
-    def of(cls, given: Mapping[str, Any], where: str) -> Self:
+    def of(cls: type[Kind], given: Mapping[str, Any], where: str) -> Kind:
         """A config from plain keys, as a command line gives them. Raises `RecipeError`; `where` names it."""
         known = [one.name for one in fields(cls)]  # type: ignore[arg-type]  # every kind of it is a dataclass
         problems = [f"unknown key {key!r}.{nearest(key, known)}" for key in given if key not in known]
         values: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in given.items() if key in known
         }
-        config: Self | None = None
+        config: Kind | None = None
         try:
             config = cls(**values)
         except (ValueError, TypeError) as error:

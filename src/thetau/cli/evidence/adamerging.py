@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, final
 import typer
 
 from thetau.cli.common import Json, Out, TunedModels, check_folder
+from thetau.cli.evidence.common import tell
 from thetau.cli.options import parse_fields, with_options
 from thetau.evaluate.options import Backbone, Reading
 from thetau.options import Option
@@ -109,7 +110,4 @@ def _show(result: Coefficients) -> None:
         first, last = result.entropy[task]
         made.add_row(task, str(result.examples[task]), f"{result.mean[task]:.3f}", f"{first:.3f}", f"{last:.3f}")
     show(made)
-    for note in result.notes:
-        typer.echo(f"· {note}", err=True)
-    kept = " (from before)" if result.cached else ""
-    typer.echo(f"{result.folder}: a file of coefficients for each of {len(result.tasks)} tasks{kept}")
+    tell(f"{result.folder}: a file of coefficients for each of {len(result.tasks)} tasks", result.notes, cached=result.cached)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, final
 import typer
 
 from thetau.cli.common import File, Json, check_folder
+from thetau.cli.evidence.common import BaseName, Quiet, TaskName, TunedModel, tell
 from thetau.cli.options import with_options
 from thetau.evaluate.options import DataFolder, Kind
 from thetau.options import Option
@@ -38,17 +39,13 @@ class Collecting:
 
 @with_options
 def fisher(
-    model: Annotated[str, typer.Option("--model", "-m", help="Fine-tuned model: folder, file, adapter or hub id.")],
+    model: TunedModel,
     out: File,
-    task: Annotated[
-        str | None, typer.Option("--task", "-t", help="Name of its task, or its folder; by default as its record says.")
-    ] = None,
+    task: TaskName = None,
     data: DataFolder = None,
-    base: Annotated[
-        str | None, typer.Option("--base", "-b", help="The model that it was fine-tuned from; by default as its record says.")
-    ] = None,
+    base: BaseName = None,
     kind: Kind = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no summary.")] = False,
+    quiet: Quiet = False,
     *,
     options: Collecting,
     json: Json,
@@ -82,10 +79,11 @@ def fisher(
         )
         progress.finish(f"fisher {subject.task.name}")
     json.write(result.to_json())
-    if quiet:
-        return
-    for note in result.notes:
-        typer.echo(f"· {note}", err=True)
-    kept = " (from before)" if result.cached else ""
-    typer.echo(f"{out}: {result.task}, {result.examples} examples, labels {result.labels}, {result.tensors} tensors{kept}")
-    typer.echo(f"norm {result.norm:.4g}{', divided by it' if result.normalised else ''}")
+    tell(
+        f"{out}: {result.task}, {result.examples} examples, labels {result.labels}, {result.tensors} tensors",
+        result.notes,
+        cached=result.cached,
+        quiet=quiet,
+    )
+    if not quiet:
+        typer.echo(f"norm {result.norm:.4g}{', divided by it' if result.normalised else ''}")

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, final
 
-import typer
-
 from thetau.cli.common import Json, Out, TunedModels, check_folder
+from thetau.cli.evidence.common import tell
 from thetau.cli.options import with_options
 from thetau.evaluate.options import Backbone, Reading
 from thetau.options import Option
@@ -60,7 +59,8 @@ def gram_merged(models: TunedModels, out: Out, backbone: Backbone, options: Laye
         session.encoder, session.evaluator.tasks, session.expressions(), out, config, method=method, origins=origins
     )
     json.write(result.to_json())
-    for note in result.notes:
-        typer.echo(f"· {note}", err=True)
-    kept = " (from before)" if result.cached else ""
-    typer.echo(f"{out}: {result.tensors} layers in {result.blocks} blocks, a file for each of {len(result.tasks)} tasks{kept}")
+    tell(
+        f"{out}: {result.tensors} layers in {result.blocks} blocks, a file for each of {len(result.tasks)} tasks",
+        result.notes,
+        cached=result.cached,
+    )

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, final
 
-import typer
-
 from thetau.cli.common import File, Json, check_folder
+from thetau.cli.evidence.common import BaseName, Quiet, TaskName, TunedModel, tell
 from thetau.cli.options import with_options
 from thetau.errors import RecipeError
 from thetau.evaluate.options import DataFolder, Kind
@@ -17,15 +16,6 @@ from thetau.options import Option
 
 if TYPE_CHECKING:
     from thetau.evidence.moments import Moment
-
-TunedModel = Annotated[str, typer.Option("--model", "-m", help="Fine-tuned model: folder, file, adapter or hub id.")]
-TaskName = Annotated[
-    str | None, typer.Option("--task", "-t", help="Name of its task, or its folder; by default as its record says.")
-]
-BaseName = Annotated[
-    str | None, typer.Option("--base", "-b", help="The model that it was fine-tuned from; by default as its record says.")
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no summary.")]
 
 
 @final
@@ -135,10 +125,10 @@ def _collect(
         )
         progress.finish(f"{moment} {subject.task.name}")
     json.write(result.to_json())
-    if quiet:
-        return
-    for note in result.notes:
-        typer.echo(f"· {note}", err=True)
-    kept = " (from before)" if result.cached else ""
     labels = "" if moment == "gram" else f", labels {result.labels}"
-    typer.echo(f"{out}: {result.task}, {result.examples} examples{labels}, {result.tensors} layers{kept}")
+    tell(
+        f"{out}: {result.task}, {result.examples} examples{labels}, {result.tensors} layers",
+        result.notes,
+        cached=result.cached,
+        quiet=quiet,
+    )

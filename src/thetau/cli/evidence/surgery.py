@@ -10,6 +10,7 @@ from typing import Annotated, Any, final
 import typer
 
 from thetau.cli.common import Json, TunedModels
+from thetau.cli.evidence.common import tell
 from thetau.cli.options import with_options
 from thetau.evaluate.options import Backbone, Reading
 from thetau.options import Option
@@ -72,7 +73,8 @@ def surgery(
         progress.finish("surgery")
     json.write({"merged": str(merged), "tasks": {one.task: one.to_json() for one in found}})
     for one in found:
-        for note in one.notes:
-            typer.echo(f"· {note}", err=True)
-        kept = " (from before)" if one.cached else ""
-        typer.echo(f"{one.path}: {one.examples} examples, mean difference of features {one.before:.4f} → {one.after:.4f}{kept}")
+        tell(
+            f"{one.path}: {one.examples} examples, mean difference of features {one.before:.4f} → {one.after:.4f}",
+            one.notes,
+            cached=one.cached,
+        )
