@@ -14,7 +14,11 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from fixtures import random_weights, shifted, write_model
+import checker
+
+checker.install("thetau")  # before anything imports it
+
+from fixtures import random_weights, shifted, write_model  # noqa: E402
 
 hypothesis.settings.register_profile(
     "thetau", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]

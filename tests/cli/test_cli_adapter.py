@@ -144,5 +144,5 @@ def test_a_merge_of_adapters_is_told_of_the_one_for_them(
 def test_a_model_is_no_adapter(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for verb in (("adapter", "merge", "base", "base"), ("adapter", "convert", "base", "--to", "kohya")):
         code, printed = run(capsys, *verb, "-o", "none.safetensors")
-        assert code == 1 and "base: holds no adapter_model.safetensors, so it is no LoRA adapter" in printed
+        assert code == 1 and "base: holds no adapter_model.safetensors or adapter_model.bin, so it is no LoRA adapter" in printed
         assert "thetau adapter extract" in printed and not Path("none.safetensors").exists()

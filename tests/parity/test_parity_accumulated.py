@@ -531,6 +531,12 @@ def doge_loop(stack: Tensor, steps: int = 400, lr: float = 1e-4) -> Tensor:
     return delta.detach()
 
 
+def doge_looped(stack: Tensor) -> Tensor:
+    """The merge by the plain loop, in the dtype of the stack."""
+    scales, _ = doge_parts(stack)
+    return (scales[:, None, None] * (stack + doge_loop(stack))).sum(0)
+
+
 def doge(stack: Tensor, **fields: Any) -> Tensor:
     """Through the engine, the whole vector being this one tensor."""
     name = "encoder.layers.0.mlp.fc1.weight"
@@ -541,10 +547,13 @@ def doge(stack: Tensor, **fields: Any) -> Tensor:
 @pytest.mark.parametrize("shape", [(3, 40, 24), (4, 24, 40), (2, 36, 36)], ids=str)
 def test_doge_is_the_autograd_loop(shape: tuple[int, int, int]) -> None:
     stack = torch.stack(task_vectors(*shape))
+    looped, exact = doge_looped(stack), doge_looped(stack.double())
+    found = doge(stack, density=1.0)
+    # 400 steps add up their rounding, on some processors to more than 1e-5: then ours may be off as far as the plain loop is.
+    assert relative(found, exact) < max(1e-5, 2 * relative(looped, exact))
+    assert relative(found, looped) < DRIFT
     scales, _ = doge_parts(stack)
-    want = (scales[:, None, None] * (stack + doge_loop(stack))).sum(0)
-    assert relative(doge(stack, density=1.0), want) < DRIFT
-    assert relative((scales[:, None, None] * stack).sum(0), want) > 0.05
+    assert relative((scales[:, None, None] * stack).sum(0), exact) > 0.05
 
 
 def test_cg_ends_at_the_minimum_outside_the_shared_space() -> None:

@@ -198,7 +198,8 @@ def open_weights(path: Path) -> Source:
         flat = path / "pytorch_lora_weights.safetensors"
         if not any(file.exists() for file in (safe, older, flat)):
             raise CheckpointError(
-                f"{path}: holds no adapter_model.safetensors, so it is no LoRA adapter. A model is made one by `thetau adapter extract`."
+                f"{path}: holds no adapter_model.safetensors or adapter_model.bin, so it is no LoRA adapter. "
+                "A model is made one by `thetau adapter extract`."
             )
         path = safe if safe.exists() else flat if flat.exists() and not is_adapter(path) else older
     return open_torch(path) if path.suffix in {".bin", ".pt", ".pth", ".ckpt"} else open_file(path)
