@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
+from torch import Tensor
 
 import thetau
 from mixtures import BLOCK, EXPERTS, FORMS, HIDDEN, INNER, LAYERS, State, alternating, folder, in_out, out_in, single, tuned
 from thetau import methods
 from thetau.engine.planning import plan
 from thetau.errors import CheckpointError
+from tiny_adapters import Mixture
 
 METHODS: dict[str, Any] = {
     "task_arithmetic": methods.TaskArithmetic(scale=0.4),
@@ -211,3 +214,36 @@ def test_a_model_of_another_dtype() -> None:
     got = merged(out_in(base), [out_in(models[0]), wide], methods.TsvM())
     for name, value in want.items():
         torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["tsv_m", "bilateral", "wudi, gradient flow"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_adapters_over_fused_experts(tmp_path: Path, method: str, transposed: bool) -> None:
+    """The merge of adapters that PEFT put on experts' parameters is that of the dense models it makes of them, expert by expert."""
+    sides = {"target_modules": ["first"], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
+    base: State = {}
+    dense: list[State] = []
+    for seed in (1, 2):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            module = Mixture(transposed=transposed)
+            base = {name: value.clone() for name, value in module.state_dict().items()}
+            model = peft.get_peft_model(module, peft.LoraConfig(r=2, lora_alpha=4, **sides))
+            torch.manual_seed(seed)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    if parameter.requires_grad:
+                        parameter.add_(0.1 * torch.randn_like(parameter))
+            model.save_pretrained(tmp_path / f"t{seed}")
+            dense.append({name: value.clone() for name, value in model.merge_and_unload().state_dict().items()})
+    start = thetau.open(base)
+    vectors = [thetau.open(tmp_path / f"t{seed}", base=start) - start for seed in (1, 2)]
+    got = (start + thetau.merge(vectors, METHODS[method])).state_dict()
+    want = merged(base, dense, METHODS[method])
+    for name, value in want.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+    stored, own = "experts.down_proj", "mlp.experts.0.down_proj.weight"
+    for expert in range(len(base[stored])):
+        way = (lambda value: value.T.contiguous()) if transposed else Tensor.contiguous
+        alone = merged({own: way(base[stored][expert])}, [{own: way(state[stored][expert])} for state in dense], METHODS[method])
+        torch.testing.assert_close(way(got[stored][expert]), alone[own], rtol=1e-4, atol=1e-5)
