@@ -159,6 +159,19 @@ class Statistic(ABC):
         """What the compiled loop calls each round, empty where it cannot make it."""
         return ("",) * self.rounds
 
+    @property
+    def guided(self) -> str:
+        """What the compiled loop calls a round that has a guess, after which the others are mostly needless; empty where there is none."""
+        return ""
+
+    def guess(self, total: Any) -> Any:
+        """What such a round had better look at, of the first round's total over a share of the entries, spread evenly; it sees it as `seen`."""
+        raise NotImplementedError(f"{type(self).__name__} names a guided form and makes no guess: write `guess`.")
+
+    def done(self, seen: Any) -> bool:
+        """Whether the result of the round with the guess is the last one's already; the rounds begin anew where it is not."""
+        return False
+
     @abstractmethod
     def add(self, total: Any, stack: Float[Tensor, "task *block"], site: Site, seen: Any) -> Any:
         """The running total with one more block in it."""
@@ -179,7 +192,11 @@ class Statistic(ABC):
         """Bytes of the result, over all tensors, given the elements of each."""
         return 0
 
-    def from_compiled(self, result: Any, site: Site) -> Any:
+    def inside(self, seen: Any) -> Any:
+        """The bins that the compiled loop looks into (`engine.kernels.Inside`), after a round or a guess; None where it needs none."""
+        return None
+
+    def from_compiled(self, result: Any, site: Site, seen: Any) -> Any:
         """A tensor's total, from what the compiled loop counted (`engine.kernels.Result`)."""
         raise NotImplementedError(f"{type(self).__name__} names a compiled form and does not read it: write `from_compiled`.")
 

@@ -21,13 +21,13 @@ from thetau.compression.forms import DTYPES, Dtype, Sparse
 from thetau.compression.stitching import Clusters, numbers, stored
 from thetau.compression.write import compress
 from thetau.engine.executor import Engine
-from thetau.engine.kernels import Result
+from thetau.engine.kernels import Inside, Result
 from thetau.engine.measuring import measured
 from thetau.fields import OneOf
 from thetau.methods import LocalizeStitch
 from thetau.parts import PerTask, Site, Statistic
 from thetau.statistics import MagnitudeQuantile
-from thetau.statistics.quantile import Counts
+from thetau.statistics.quantile import Counts, Hits
 from thetau.transforms import Trim
 from thetau.transforms.share import Rounding, Sharing, shared
 from thetau.vectors import Combination
@@ -240,10 +240,14 @@ class MaskCounts(Statistic):
         """The cuts have a compiled form."""
         return (*self.quantile.compiled, "") if self.quantile is not None else ("",)
 
-    def from_compiled(self, result: Result, site: Site) -> Counts:
+    def inside(self, seen: Any) -> Inside | None:
+        """As for the cuts."""
+        return self.quantile.inside(seen) if self.quantile is not None and not isinstance(seen, Tensor) else None
+
+    def from_compiled(self, result: Result, site: Site, seen: Any) -> Counts | Hits:
         """Of the cuts."""
         assert self.quantile is not None
-        return self.quantile.from_compiled(result, site)
+        return self.quantile.from_compiled(result, site, seen)
 
     def memory(self, tasks: int, elements: int) -> int:
         """That of the cuts."""

@@ -17,6 +17,7 @@ from thetau.engine.guard import Guard, refuse_nonfinite
 from thetau.engine.kernels import Inputs, Result, Sink
 from thetau.parts import Op, Part, State, Statistic
 
+PIECE = 1 << 15  # elements of a call that looks at a share only
 RUN = 1 << 22  # elements of one call: a multiple of the loop's tiles, a divisor of 2³¹
 
 
@@ -61,26 +62,39 @@ class Compiled:
 
     def runs(self) -> Iterator[tuple[int, int]]:
         """First element and count of each call."""
-        total = self.inputs.spec.elements
-        ranked = next((op.keys[0] for op in self.ops(0) if op.code == "rank_drop"), 1)
-        step = max(1, RUN // ranked) * ranked  # whole rows
+        total, row = self.inputs.spec.elements, self._row
+        step = max(1, RUN // row) * row
         for first in range(0, total, step):
             yield first, min(step, total - first)
 
+    def pieces(self, share: int) -> Iterator[tuple[int, int]]:
+        """The same for one entry in `share`: short pieces, evenly over the tensor, so that each tensor counts by its size."""
+        total, row = self.inputs.spec.elements, self._row
+        count = max(1, total // (share * PIECE))
+        length = max(1, total // (share * count * row)) * row
+        for index in range(count):
+            first = (2 * index + 1) * total // (2 * count * row) * row
+            yield first, min(length, total - first)
 
-def measure(apply: Apply, statistic: Statistic, round_: int, stage: int, name: str, seen: Any) -> Any:
-    """One tensor's part of a statistics pass, as `statistic.add` would have made it over all its blocks."""
-    aligned, kind = apply.aligned, statistic.compiled[round_]
+    @property
+    def _row(self) -> int:
+        """Elements that stay together: of a row, where some are dropped by their rank in it."""
+        return next((op.keys[0] for op in self.ops(0) if op.code == "rank_drop"), 1)
+
+
+def measure(apply: Apply, statistic: Statistic, kind: str, stage: int, name: str, seen: Any, share: int = 1) -> Any:
+    """One tensor's part of a statistics pass, as `statistic.add` would have made it over all its blocks; of one entry in `share`."""
+    aligned = apply.aligned
     found = kernels.inputs(aligned.alignment, aligned.vectors, name, aligned.yardstick if apply.check else None)
     assert found is not None
     compiled = Compiled(aligned, apply.states, found, stage)
-    upper = seen.upper.flatten().tolist() if kind == "lower" else []
-    result = Result.empty(len(aligned.tasks), kind, max(1, len(upper) // len(aligned.tasks)))
-    for first, count in compiled.runs():
-        kernels.run(compiled.inputs, compiled.ops(first), first, count, statistic=kind, into=result, upper=upper)
+    inside = statistic.inside(seen)
+    result = Result.empty(len(aligned.tasks), kind, inside)
+    for first, count in compiled.runs() if share == 1 else compiled.pieces(share):
+        kernels.run(compiled.inputs, compiled.ops(first), first, count, statistic=kind, into=result, inside=inside)
     if apply.check:
         _look(compiled, result, apply.guard)
-    return statistic.from_compiled(result, aligned.site(name))
+    return statistic.from_compiled(result, aligned.site(name), seen)
 
 
 def write(apply: Apply, name: str, ground: Source | None, weight: float, slots: Slots) -> bool:

@@ -15,9 +15,9 @@ from thetau.plan import TORCH_PACE, Step
 
 
 def statistic_step(
-    aligned: Aligned, engine: Engine, statistic: Statistic, stage: int, round_: int, name: str, *, first: bool
+    aligned: Aligned, engine: Engine, statistic: Statistic, stage: int, round_: int, name: str, *, first: bool, rounds: int = 1
 ) -> Step:
-    """A tensor's step of a statistics pass; the first one also takes the base's norm."""
+    """A tensor's step of a statistics pass, or of several rounds at once; the first one also takes the base's norm."""
     chain = aligned.chain
     read, memory = _reading(aligned, engine, name)
     spec = aligned.alignment.specs[name]
@@ -33,9 +33,9 @@ def statistic_step(
             memory + cost.memory,
             flops=cost.flops,
             by="loop",
-            pace=min([statistic.pace, *(part.pace for part in parts)]),
+            pace=min([statistic.pace, *(part.pace for part in parts)]) / rounds,
         )
-    return Step(name, read, memory + cost.memory, flops=cost.flops, by="torch", pace=TORCH_PACE)
+    return Step(name, read, memory + cost.memory, flops=rounds * cost.flops, by="torch", pace=TORCH_PACE / rounds)
 
 
 def merge_demand(aligned: Aligned, engine: Engine, name: str) -> Demand:

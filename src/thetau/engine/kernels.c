@@ -18,7 +18,7 @@
 #include <unistd.h>
 
 /* What the Python side expects of operations and their arguments; raise both together. */
-const int thetau_form = 2;
+const int thetau_form = 3;
 
 #define TILE 512
 #define CHUNK 32768 /* a multiple of TILE */
@@ -33,7 +33,7 @@ const int thetau_form = 2;
 
 enum { F32 = 0, BF16 = 1, F16 = 2 };
 enum { OP_DROP = 1, OP_TRIM = 2, OP_ELECT = 3, OP_DISENTANGLE = 4, OP_SUM = 5, OP_MEAN = 6, OP_DISJOINT = 7, OP_SCALE = 8, OP_BAND = 9, OP_WEIGH = 10, OP_RANK_DROP = 11, OP_CLIP = 12 };
-enum { STAT_NONE = 0, STAT_UPPER = 1, STAT_LOWER = 2, STAT_GRAM = 3 };
+enum { STAT_NONE = 0, STAT_UPPER = 1, STAT_LOWER = 2, STAT_GRAM = 3, STAT_INSIDE = 4 };
 
 typedef struct {
     int32_t code;
@@ -56,9 +56,10 @@ typedef struct {
     int32_t out_fd, out_dtype;
     int64_t out_offset;
     double *squares;        /* tasks, then the ground: sums of squares, added to */
-    int64_t *counts;        /* UPPER: tasks x 32768; LOWER: tasks x cuts x 65536 */
-    const int32_t *upper;   /* LOWER: the bin, by task and cut */
-    int64_t cuts;           /* LOWER: cuts of each task */
+    int64_t *counts;        /* UPPER: tasks x 32768; LOWER, INSIDE: tasks x cuts x bins * 65536 */
+    int64_t *above;         /* INSIDE: tasks x cuts, entries beyond the bins */
+    const int32_t *upper;   /* LOWER, INSIDE: the first bin, by task and cut */
+    int64_t cuts, bins;     /* LOWER, INSIDE: cuts of each task; bins looked into at each cut */
     double *gram;           /* GRAM: tasks x tasks, upper triangle, added to */
     int32_t failed;         /* out: the source that could not be read, or -1 for the output */
     int32_t error;          /* out: errno, or 0 where a file ended early */
@@ -296,23 +297,28 @@ static void count_upper(int64_t *restrict bins, uint32_t *restrict other, const 
     if (i < n) bins[(bits[i] & 0x7fffffffu) >> 16]++;
 }
 
-/* Groups without an entry in the bin are passed over by a comparison that vectorises; the others are gathered without a branch. */
-CLONES static void count_lower(int64_t *restrict bins, const float *restrict tau, uint32_t upper, int n) {
+/* Groups without an entry in the bins are passed over by a comparison that vectorises; the others are gathered without a branch.
+   Returns how many entries lie beyond the bins. */
+CLONES static int64_t count_lower(int64_t *restrict bins, const float *restrict tau, uint32_t upper, uint32_t spread, int n) {
     const uint32_t *bits = (const uint32_t *)tau;
-    uint16_t found[TILE];
+    uint32_t found[TILE];
+    uint32_t low = upper << 16, span = spread << 16;
+    int32_t above = 0, top = (int32_t)(low + span);
     int count = 0;
+    for (int i = 0; i < n; i++) above += (int32_t)(bits[i] & 0x7fffffffu) >= top;
     for (int i = 0; i < n; i += LANES) {
         int m = n - i < LANES ? n - i : LANES;
         uint32_t hit = m < LANES;
         if (m == LANES)
-            for (int l = 0; l < LANES; l++) hit |= ((bits[i + l] & 0x7fffffffu) >> 16) == upper;
+            for (int l = 0; l < LANES; l++) hit |= (bits[i + l] & 0x7fffffffu) - low < span;
         if (hit)
             for (int l = 0; l < m; l++) {
-                found[count] = (uint16_t)bits[i + l];
-                count += ((bits[i + l] & 0x7fffffffu) >> 16) == upper;
+                found[count] = (bits[i + l] & 0x7fffffffu) - low;
+                count += found[count] < span;
             }
     }
     for (int i = 0; i < count; i++) bins[found[i]]++;
+    return above;
 }
 
 static int read_all(int fd, char *to, size_t count, int64_t at) {
@@ -387,8 +393,11 @@ static void add_statistic(Run *run, uint32_t *other, double *wide, const float *
     for (int k = 0; k < run->tasks; k++) {
         const float *row = stack + (size_t)k * TILE;
         if (run->statistic == STAT_UPPER) count_upper(run->counts + (int64_t)k * 32768, other + (size_t)k * 32768, row, n);
-        if (run->statistic == STAT_LOWER)
-            for (int64_t c = k * run->cuts; c < (k + 1) * run->cuts; c++) count_lower(run->counts + c * 65536, row, (uint32_t)run->upper[c], n);
+        if (run->statistic == STAT_LOWER || run->statistic == STAT_INSIDE)
+            for (int64_t c = k * run->cuts; c < (k + 1) * run->cuts; c++) {
+                int64_t above = count_lower(run->counts + c * run->bins * 65536, row, (uint32_t)run->upper[c], (uint32_t)run->bins, n);
+                if (run->above) run->above[c] += above;
+            }
     }
 }
 

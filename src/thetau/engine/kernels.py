@@ -24,7 +24,7 @@ from thetau.vectors import Combination
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 UPPER_BINS, LOWER_BINS = 1 << 15, 1 << 16
-FORM = 2  # of operations and their arguments, as the loop was built
+FORM = 3  # of operations and their arguments, as the loop was built
 INDEX_BITS = 31  # a run does not cross a multiple of 2³¹ elements: the index's upper part is in the random keys
 
 CODES = {
@@ -41,7 +41,7 @@ CODES = {
     "rank_drop": 11,
     "clip": 12,
 }
-STATISTICS = {"none": 0, "upper": 1, "lower": 2, "gram": 3}
+STATISTICS = {"none": 0, "upper": 1, "lower": 2, "gram": 3, "inside": 4}
 
 
 class _Op(ctypes.Structure):
@@ -73,8 +73,10 @@ class _Run(ctypes.Structure):
         ("out_offset", ctypes.c_int64),
         ("squares", ctypes.c_void_p),
         ("counts", ctypes.c_void_p),
+        ("above", ctypes.c_void_p),
         ("upper", ctypes.c_void_p),
         ("cuts", ctypes.c_int64),
+        ("bins", ctypes.c_int64),
         ("gram", ctypes.c_void_p),
         ("failed", ctypes.c_int32),
         ("error", ctypes.c_int32),
@@ -163,20 +165,33 @@ def inputs(alignment: Alignment, vectors: Sequence[Combination], name: str, grou
     return Inputs(alignment.specs[name], tuple(sources), tuple(names), tuple(model), tuple(base), floor)
 
 
+@dataclass(frozen=True)
+class Inside:
+    """The bins of the upper bits inside which the lower ones are counted: so many from the first one on, by task and cut."""
+
+    first: Sequence[Sequence[int]]
+    bins: int = 1
+
+
 @dataclass
 class Result:
     """What a run found: sums of squares by task and of the ground, and its statistic."""
 
     squares: np.ndarray[Any, np.dtype[np.float64]]
     counts: np.ndarray[Any, np.dtype[np.int64]] | None = None
+    above: np.ndarray[Any, np.dtype[np.int64]] | None = None
     gram: np.ndarray[Any, np.dtype[np.float64]] | None = None
 
     @classmethod
-    def empty(cls, tasks: int, statistic: str, cuts: int = 1) -> Result:
-        """Zeros for what a statistic adds up: counts `[task, cut, bin]`, or the Gram matrix's upper triangle `[task, task]`."""
-        bins = {"upper": UPPER_BINS, "lower": LOWER_BINS}.get(statistic)
-        counts = np.zeros((tasks, cuts, bins), np.int64) if bins else None
-        return cls(np.zeros(tasks + 1), counts, np.zeros((tasks, tasks)) if statistic == "gram" else None)
+    def empty(cls, tasks: int, statistic: str, inside: Inside | None = None) -> Result:
+        """Zeros for what a statistic adds up: counts `[task, cut, place]`, those beyond the bins, or the Gram matrix's upper triangle."""
+        cuts, places = (1, UPPER_BINS) if inside is None else (len(inside.first[0]), inside.bins * LOWER_BINS)
+        return cls(
+            np.zeros(tasks + 1),
+            np.zeros((tasks, cuts, places), np.int64) if statistic in ("upper", "lower", "inside") else None,
+            np.zeros((tasks, cuts), np.int64) if statistic == "inside" else None,
+            np.zeros((tasks, tasks)) if statistic == "gram" else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -197,7 +212,7 @@ def run(
     into: Result,
     sink: Sink | None = None,
     statistic: str = "none",
-    upper: Sequence[int] = (),
+    inside: Inside | None = None,
 ) -> None:
     """Run a program over `count` elements from `first`, writing to `sink` or adding a statistic to `into`.
 
@@ -246,8 +261,10 @@ def run(
         out_offset=sink.offset + first * sink.dtype.itemsize if sink else 0,
         squares=int(result.squares.ctypes.data),
         counts=int(result.counts.ctypes.data) if result.counts is not None else None,
-        upper=array(upper, np.int32),
-        cuts=len(upper) // tasks,
+        above=int(result.above.ctypes.data) if result.above is not None else None,
+        upper=array([] if inside is None else np.asarray(inside.first).ravel(), np.int32),
+        cuts=0 if inside is None else len(inside.first[0]),
+        bins=0 if inside is None else inside.bins,
         gram=int(result.gram.ctypes.data) if result.gram is not None else None,
     )
     status = _LIBRARY.thetau_run(ctypes.byref(work))

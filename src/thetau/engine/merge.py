@@ -217,8 +217,8 @@ class Merge(Source):
     # What it takes.
 
     def passes(self) -> Sequence[Pass]:
-        """The walks before the last one."""
-        return [one.walk for one in self._passes]
+        """The walks before the last one, as far as they are needed."""
+        return [one.walk for one in self._passes if not one.spare]
 
     def demand(self, name: str) -> Demand:
         """What the last pass takes for a tensor."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,15 +20,38 @@ from thetau.engine.work import Work
 from thetau.parts import Part, State, Statistic
 from thetau.plan import Pass, Step
 
+LOOK = 1 << 22  # entries that a look at a share of whole task vectors takes, at least
+TENSOR_LOOK, TENSOR_SHARE = (
+    1 << 20,
+    8,
+)  # the smallest tensor that is looked at first where each has a result of its own, and the share
+SHARE = 32  # of entries, the largest divisor
+
 
 @dataclass(frozen=True)
 class StatisticPass:
-    """One round of the statistic of one stage: the walk as the plan shows it, and which stage it is for."""
+    """A walk for the statistic of one stage: as the plan shows it, for which stage, and which of its rounds it makes.
+
+    - `rounds`: those that are made of a tensor before the next one; several where each tensor has a result of its own, none for the
+      round that has a guess.
+    - `share`: a look at one entry in so many, from which the guess is made.
+    - `spare`: made only where the guess was wrong; the plan does not count it.
+    """
 
     stage: int
-    round: int
+    rounds: range
     statistic: Statistic
     walk: Pass
+    share: int = 1
+    spare: bool = False
+
+    def told(self) -> str:
+        """What it is, for progress and errors."""
+        if self.share > 1:
+            return f"{self.walk.what}, a look at one entry in {self.share}"
+        if len(self.rounds) != 1:
+            return self.walk.what
+        return f"{self.walk.what}, pass {self.rounds[0] + 1} of {self.statistic.rounds}"
 
 
 def statistic_passes(aligned: Aligned, engine: Engine) -> list[StatisticPass]:
@@ -43,18 +66,28 @@ def statistic_passes(aligned: Aligned, engine: Engine) -> list[StatisticPass]:
             continue
         solving = part.solving(tasks, elements)
         kept = statistic.held(tasks, elements)
-        for round_ in range(statistic.rounds):
-            last = round_ == statistic.rounds - 1
-            walk = Pass(
-                f"{type(statistic).__name__} for {type(part).__name__.lower()}",
-                tuple(
-                    statistic_step(aligned, engine, statistic, stage, round_, name, first=not found) for name in aligned.selected
-                ),
-                held=held + kept,
-                flops=solving.flops if last else 0.0,
-                memory=solving.memory if last else 0,
+        what = f"{type(statistic).__name__} for {type(part).__name__.lower()}"
+        first = not any(one.share == 1 for one in found)
+        every = range(statistic.rounds)
+        turns = [every] if statistic.per_tensor else [every[round_ : round_ + 1] for round_ in every]
+        walks = [
+            tuple(
+                statistic_step(aligned, engine, statistic, stage, turn[0], name, first=first and turn[0] == 0, rounds=len(turn))
+                for name in aligned.selected
             )
-            found.append(StatisticPass(stage, round_, statistic, walk))
+            for turn in turns
+        ]
+        share = min(SHARE, sum(elements) // LOOK)
+        guided = bool(statistic.guided) and len(turns) > 1 and share >= 4 and all(step.by == "loop" for step in walks[0])
+        if guided:
+            look = tuple(replace(step, read=step.read // share) for step in walks[0])
+            found.append(StatisticPass(stage, every[:1], statistic, Pass(what, look, held=held), share=share))
+            made = Pass(what, walks[0], held=held + kept, flops=solving.flops, memory=solving.memory)
+            found.append(StatisticPass(stage, every[:0], statistic, made))
+        for turn, walk in zip(turns, walks, strict=True):
+            last = turn[-1] == every[-1]
+            made = Pass(what, walk, held=held + kept, flops=solving.flops if last else 0.0, memory=solving.memory if last else 0)
+            found.append(StatisticPass(stage, turn, statistic, made, spare=guided))
         held += kept
     return found
 
@@ -72,9 +105,8 @@ class Preparation:
     def states(self) -> list[State]:
         """The state of every stage."""
         for one in self.passes:  # all of it before the first byte
-            what = f"{one.walk.what}, pass {one.round + 1} of {one.statistic.rounds}"
-            self.engine.check(one.walk.steps, what, one.walk.held)
-            self.engine.allow(one.walk.memory + one.walk.held, f"{what}: what is then solved")
+            self.engine.check(one.walk.steps, one.told(), one.walk.held)
+            self.engine.allow(one.walk.memory + one.walk.held, f"{one.told()}: what is then solved")
         states: list[State] = []
         first = self.aligned.site(self.aligned.selected[0])
         for stage, part in enumerate(self.aligned.chain.stages):
@@ -84,17 +116,18 @@ class Preparation:
 
     def _measured(self, stage: int, part: Part, states: list[State]) -> Any:
         seen: Any = None
+        full = next((one for one in self.passes if one.share == 1), None)
         for one in self.passes:
-            if one.stage != stage:
+            if one.stage != stage or (one.spare and one.statistic.done(seen)):
                 continue
-            apply = Apply(self.aligned, self.engine, self.guard, list(states), check=one is self.passes[0])
+            apply = Apply(self.aligned, self.engine, self.guard, list(states), check=one is full)
             work = Measurement(apply, one, seen, tuple(self.guards))
-            what = f"{type(one.statistic).__name__}, pass {one.round + 1} of {one.statistic.rounds}"
             if one.statistic.per_tensor:
-                seen = {step.name: result for step, result in self.engine.run(one.walk.steps, work, what, held=one.walk.held)}
-            else:
-                total = self.engine.reduce(one.walk.steps, work, one.statistic.fold, what, held=one.walk.held)
-                seen = one.statistic.finish(total, seen)
+                made = self.engine.run(one.walk.steps, work, one.told(), held=one.walk.held)
+                seen = {step.name: result for step, result in made}
+                continue
+            total = self.engine.reduce(one.walk.steps, work, one.statistic.fold, one.told(), held=one.walk.held)
+            seen = one.statistic.guess(total) if one.share > 1 else one.statistic.finish(total, seen)
         return seen
 
 
@@ -112,38 +145,52 @@ class Measurement(Work):
         return self.watching
 
     def __call__(self, step: Step) -> Any:
-        """One tensor's total; its result where each tensor has its own."""
+        """One tensor's total; its result, after all rounds, where each tensor has its own."""
         statistic, aligned, name = self.walk.statistic, self.apply.aligned, step.name
-        mine = self.seen[name] if statistic.per_tensor and isinstance(self.seen, dict) else self.seen
-        if step.by == "loop":  # noqa: SIM108
-            total = compiled.measure(self.apply, statistic, self.walk.round, self.walk.stage, name, mine)
-        else:
-            total = self._walk(name, mine)
         if not statistic.per_tensor:
-            return total
-        return part_call(aligned.chain.stages[self.walk.stage], aligned.site(name), statistic.finish, total, mine)
+            round_ = self.walk.rounds[0] if self.walk.rounds else None
+            return self._total(step, round_, self.seen, self.apply, self.walk.share)
+        turns: list[int | None] = [*self.walk.rounds]
+        seen: Any = None
+        if step.by == "loop" and statistic.guided and aligned.alignment.specs[name].elements >= TENSOR_LOOK:
+            seen = statistic.guess(self._total(step, 0, None, self.apply.trusting(), TENSOR_SHARE))
+            turns = [None, *turns]
+        for number, round_ in enumerate(turns):
+            if statistic.done(seen):
+                break
+            total = self._total(step, round_, seen, self.apply if number == 0 else self.apply.trusting())
+            seen = part_call(aligned.chain.stages[self.walk.stage], aligned.site(name), statistic.finish, total, seen)
+        return seen
 
-    def _walk(self, name: str, mine: Any) -> Any:
-        aligned, chain, stage = self.apply.aligned, self.apply.aligned.chain, self.walk.stage
+    def _total(self, step: Step, round_: int | None, seen: Any, apply: Apply, share: int = 1) -> Any:
+        """Of a round, or of that with the guess."""
+        statistic = self.walk.statistic
+        if step.by != "loop":
+            return self._walk(step.name, seen, apply)
+        kind = statistic.guided if round_ is None else statistic.compiled[round_]
+        return compiled.measure(apply, statistic, kind, self.walk.stage, step.name, seen, share)
+
+    def _walk(self, name: str, mine: Any, apply: Apply) -> Any:
+        aligned, chain, stage = apply.aligned, apply.aligned.chain, self.walk.stage
         part = chain.stages[stage]
         spec = aligned.alignment.specs[name]
         late = stage > len(chain.transforms)  # a stage after the reduction: it sees the merged tensor and the stack
         at_once = chain.access != "block" and (late or any(p.access == "whole" for p in chain.transforms[:stage]))
         nested = any(source.whole(theirs) for source, theirs in aligned.readers(name))
-        reach = spec.elements if at_once or nested else self.apply.engine.reach(len(aligned.sources) + len(aligned.testimony))
+        reach = spec.elements if at_once or nested else apply.engine.reach(len(aligned.sources) + len(aligned.testimony))
         total: Any = None
         for low, high in windows(spec, reach):
             window = Window(name, low, high)
             for start, stop in [(low, high)] if at_once else blocks(spec, low, high):
                 site = aligned.site_at(window, start, stop)
                 if not late:
-                    stack = self.apply.transformed(window, start, stop, site, stage)
+                    stack = apply.transformed(window, start, stop, site, stage)
                 elif chain.access == "block":
-                    inner = self.apply.transformed(window, start, stop, site)
-                    merged = self.apply.merged(inner, site, stage - len(chain.transforms) - 1)
+                    inner = apply.transformed(window, start, stop, site)
+                    merged = apply.merged(inner, site, stage - len(chain.transforms) - 1)
                     stack = torch.cat([merged[None], inner])
                 else:
-                    merged, inner = self.apply.tensor(window)
+                    merged, inner = apply.tensor(window)
                     stack = torch.cat([merged[None], inner])
                 total = part_call(part, site, self.walk.statistic.add, total, stack, site, mine)
         return total

@@ -42,7 +42,7 @@ class Gram(Statistic):
         """What the compiled loop calls each round."""
         return ("gram",)
 
-    def from_compiled(self, result: Result, site: Site) -> Float[Tensor, "task task"]:
+    def from_compiled(self, result: Result, site: Site, seen: None) -> Float[Tensor, "task task"]:
         """A tensor's total, from the loop's upper triangle."""
         assert result.gram is not None
         upper = torch.from_numpy(result.gram)

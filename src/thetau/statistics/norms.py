@@ -38,7 +38,7 @@ class SquaredNorms(Statistic):
         """What the compiled loop calls each round: squared norms are the diagonal of the Gram matrix."""
         return ("gram",)
 
-    def from_compiled(self, result: Result, site: Site) -> Float[Tensor, " task"]:
+    def from_compiled(self, result: Result, site: Site, seen: None) -> Float[Tensor, " task"]:
         """A tensor's total."""
         assert result.gram is not None
         return torch.from_numpy(result.gram).diagonal().clone()

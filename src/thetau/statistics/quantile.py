@@ -1,17 +1,19 @@
-"""The exact magnitudes that given shares of a task vector's entries reach, in two streaming passes and without a sort.
+"""The exact magnitudes that given shares of a task vector's entries reach, in one or two streaming passes and without a sort.
 
 The bits of |x| as an integer are ordered as |x| itself. Round one counts the upper 16 bits (32,768 bins) and so finds the bins in which
 the wanted entries lie; round two counts the lower 16 bits inside those bins. Counts are integers: no order or blocking can change them.
+Where a share of the entries was looked at first, one round counts the lower bits inside the two bins that the share points to and the
+entries beyond them, which is enough unless the wanted entry lies elsewhere: then the two rounds are made after all.
 Numbers of either sign (`ranked_counts`) are ordered likewise once the bits below the sign are flipped in the negative ones.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import ceil, floor
+from math import ceil, floor, prod
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -19,13 +21,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from thetau.engine.kernels import Result
+from thetau.engine.kernels import Inside, Result
 from thetau.engine.window import BLOCK
 from thetau.fields import each_number
 from thetau.parts import Site, Statistic, Varying
 
 BINS = 1 << 15
 FINE = 1 << 16
+NEAR = 2  # bins that a guess holds: the likeliest and its nearer neighbour
 Count = Literal["ceil", "floor"]
 
 
@@ -41,10 +44,28 @@ class Bin:
 
 
 @dataclass(frozen=True)
+class Guess:
+    """The first of `NEAR` bins in which each wanted entry probably lies."""
+
+    first: Int[Tensor, "task cut"]
+
+
+@dataclass(frozen=True)
 class Counts:
     """Entries by bin, and by task which shares of them are asked for: density and gamma."""
 
     bins: Int[Tensor, "task cut bin"]
+    shares: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Entries inside guessed bins by their place there, those beyond, how many there are in all; and what is asked for, as in `Counts`."""
+
+    bins: Int[Tensor, "task cut place"]
+    above: Int[Tensor, "task cut"]
+    entries: int
+    guess: Guess
     shares: tuple[tuple[float, float], ...]
 
 
@@ -70,19 +91,47 @@ class MagnitudeQuantile(Statistic):
         bins = _count(total.bins if total is not None else None, stack.reshape(len(stack), -1).float().abs(), seen)
         return Counts(bins, total.shares if total is not None else self._shares(site))
 
-    def fold(self, total: Counts, other: Counts) -> Counts:
+    def fold(self, total: Counts | Hits, other: Counts | Hits) -> Counts | Hits:
         """Sum over tensors."""
+        if isinstance(total, Hits) and isinstance(other, Hits):
+            both = total.bins + other.bins, total.above + other.above, total.entries + other.entries
+            return Hits(*both, total.guess, total.shares)
         return Counts(total.bins + other.bins, total.shares)
 
-    def finish(self, total: Counts, seen: Bin | None) -> Bin | Float[Tensor, "task 2"]:
-        """After round one the bins, after round two the magnitudes."""
-        if seen is None:
-            sizes = [int(n) for n in total.bins.sum((1, 2))]
-            wanted = [kept_ranks(*share, n, self.count, self.least) for share, n in zip(total.shares, sizes, strict=True)]
-            ranks = torch.tensor(wanted, dtype=torch.int64)
-            ranks = ranks if self._two else ranks[:, :1]  # the largest is then the largest of all: nothing to look for
-            return Bin(*_from_top(total.bins.expand(-1, ranks.shape[1], -1), ranks))
-        found = _magnitudes(total.bins, seen)
+    def finish(self, total: Counts | Hits, seen: Bin | Guess | None) -> Bin | Float[Tensor, "task 2"] | None:
+        """After round one the bins, after round two the magnitudes; after a round with a guess these, or nothing where it was wrong."""
+        if isinstance(total, Hits):
+            ranks = self._ranks(total.shares, [total.entries] * len(total.bins))
+            inside = ranks - total.above
+            if not bool((((inside > 0) & (inside <= total.bins.sum(2))) | (ranks == 0)).all()):
+                return None
+            place, _ = _from_top(total.bins, inside.clamp(min=0))
+            return self._both(_numbers((total.guess.first << 16) + place, ranks))
+        if isinstance(seen, Bin):
+            return self._both(_magnitudes(total.bins, seen))
+        ranks = self._ranks(total.shares, [int(n) for n in total.bins.sum((1, 2))])
+        return Bin(*_from_top(total.bins.expand(-1, ranks.shape[1], -1), ranks))
+
+    def guess(self, total: Counts) -> Guess:
+        """The bin of each wanted entry, and the next one on the side of the bin where it lies."""
+        found = self.finish(total, None)
+        assert isinstance(found, Bin)
+        held = total.bins.expand(-1, found.upper.shape[1], -1).gather(2, found.upper[..., None])[..., 0]
+        lower = 2 * found.rank > held  # ranks count from the top
+        return Guess((found.upper - lower.long()).clamp(0, BINS - NEAR))
+
+    def done(self, seen: object) -> bool:
+        """Whether they are magnitudes."""
+        return isinstance(seen, Tensor)
+
+    def _ranks(self, shares: Sequence[tuple[float, float]], sizes: Sequence[int]) -> Int[Tensor, "task cut"]:
+        """Of the smallest and the largest kept entry, from the top; where no outliers go, the largest is that of all: nothing to look for."""
+        wanted = [kept_ranks(*share, n, self.count, self.least) for share, n in zip(shares, sizes, strict=True)]
+        ranks = torch.tensor(wanted, dtype=torch.int64)
+        return ranks if self._two else ranks[:, :1]
+
+    def _both(self, found: Float[Tensor, "task cut"]) -> Float[Tensor, "task 2"]:
+        """With the largest magnitude, which is without bound where none was looked for."""
         return found if self._two else torch.cat([found, torch.full_like(found, torch.inf)], 1)
 
     @property
@@ -95,14 +144,29 @@ class MagnitudeQuantile(Statistic):
         """What the compiled loop calls each round."""
         return ("upper", "lower")
 
-    def from_compiled(self, result: Result, site: Site) -> Counts:
+    @property
+    def guided(self) -> str:
+        """Lower bits inside the bins of a guess, and what lies beyond."""
+        return "inside"
+
+    def inside(self, seen: Bin | Guess | None) -> Inside | None:
+        """Where the lower bits are counted."""
+        if seen is None:
+            return None
+        return Inside(seen.upper.tolist()) if isinstance(seen, Bin) else Inside(seen.first.tolist(), NEAR)
+
+    def from_compiled(self, result: Result, site: Site, seen: Bin | Guess | None) -> Counts | Hits:
         """A tensor's counts."""
         assert result.counts is not None
-        return Counts(torch.from_numpy(result.counts), self._shares(site))
+        bins = torch.from_numpy(result.counts)
+        if not isinstance(seen, Guess):
+            return Counts(bins, self._shares(site))
+        assert result.above is not None
+        return Hits(bins, torch.from_numpy(result.above), prod(site.shape), seen, self._shares(site))
 
     def memory(self, tasks: int, elements: int) -> int:
         """Counts by task and cut, and a copy for each tensor in flight."""
-        return 8 * tasks * FINE * 3 * (2 if self._two else 1)
+        return 8 * tasks * FINE * 3 * NEAR * (2 if self._two else 1)
 
     @property
     def _two(self) -> bool:
@@ -215,7 +279,12 @@ def _count(
 def _magnitudes(bins: Int[Tensor, "group cut bin"], seen: Bin) -> Float[Tensor, "group cut"]:
     """What the second round's counts say; infinite for rank 0."""
     lower, _ = _from_top(bins, seen.rank)
-    return ((seen.upper << 16) | lower).to(torch.int32).view(torch.float32).masked_fill(seen.rank == 0, torch.inf)
+    return _numbers((seen.upper << 16) | lower, seen.rank)
+
+
+def _numbers(bits: Int[Tensor, "group cut"], rank: Int[Tensor, "group cut"]) -> Float[Tensor, "group cut"]:
+    """Numbers by their bits; infinite for rank 0."""
+    return bits.to(torch.int32).view(torch.float32).masked_fill(rank == 0, torch.inf)
 
 
 def _from_top(
