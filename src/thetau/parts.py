@@ -155,6 +155,11 @@ class Statistic(ABC):
         return False
 
     @property
+    def walks(self) -> int:
+        """Walks over the inputs: the rounds of one tensor follow each other where it has a result of its own, and a guess mostly saves all but one."""
+        return 1 if self.per_tensor or self.guided else self.rounds
+
+    @property
     def compiled(self) -> tuple[str, ...]:
         """What the compiled loop calls each round, empty where it cannot make it."""
         return ("",) * self.rounds

@@ -7,7 +7,7 @@ Departs from it twice. The quartiles are exact; there they come from a million e
 a divergence below 0, which is rounding, counts as 0. Along a vector the divergence is one number for all entries and leaves their order
 as it is, so that it is left out.
 
-Use it to add the outstanding changes of one model to the base; it costs three passes over both. It takes one model besides the base.
+Use it to add the outstanding changes of one model to the base; it costs two passes over both. It takes one model besides the base.
 """
 
 from __future__ import annotations

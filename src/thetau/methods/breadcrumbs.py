@@ -8,7 +8,7 @@ of a tensor with fewer than 1/γ entries has no outliers, and neither has ours. 
 mergekit's `weight` is λ_t in `breadcrumbs` and `weights` in `breadcrumbs_ties`, where it also has `cancelled="positive"` and
 `normalise=False`; its `normalize: true` is `total: 1` there and `normalise=True` here, its `rescale: true` is `rescale="l1"`.
 
-Use it where a few very large changes of a task drown the others; three passes over the inputs (one more with `l1`), and a base.
+Use it where a few very large changes of a task drown the others; two passes over the inputs (one more with `l1`), and a base.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ keeps what is *above* the k-th largest magnitude, so one entry less than said; o
 (`thetau vector localize`) are stitched by the same method at `density: 1`, or with `thetau.stitch`, which Mask Sharing then needs.
 
 Use it where each task lives in few entries, so that a small share of them hardly overlaps and can be kept in full, or to store many tasks
-sparsely. It costs three passes over the inputs and needs a base.
+sparsely. It costs two passes over the inputs and needs a base.
 """
 
 from __future__ import annotations

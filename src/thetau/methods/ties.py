@@ -7,7 +7,7 @@ negating every task negates the merge; `cancelled="majority"` is the code's way.
 mergekit's TIES is `trim="tensor"`, `count="floor"`, `cancelled="positive"`, with its `weight` in `weights`, `normalize` in `normalise`,
 `lambda` in `scale`, and `rescale: true` as `rescale="l1"`.
 
-Use it where tasks disagree in sign and a plain sum loses; it takes three passes over the inputs (one more with `l1`), and needs a base.
+Use it where tasks disagree in sign and a plain sum loses; it takes two passes over the inputs (one more with `l1`), and needs a base.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ As in "Task vector bases" (Zeng et al. 2025, <https://arxiv.org/abs/2502.01015>,
 the number of tasks.
 
 Use it where the largest changes carry the task; the mean of so few entries is short, so raise `scale` with validation data. It costs
-three passes over the inputs and needs a base.
+two passes over the inputs and needs a base.
 """
 
 from __future__ import annotations

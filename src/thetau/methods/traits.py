@@ -94,7 +94,7 @@ def traits(name: str) -> Traits | None:
     chain = method.chain()
     statistics = [statistic for part in chain.stages if (statistic := part.requires()) is not None]
     return Traits(
-        passes=1 + sum(statistic.rounds for statistic in statistics),
+        passes=1 + sum(statistic.walks for statistic in statistics),
         access=chain.access,
         needs_base=method.needs_base,
         evidence=chain.needs,
