@@ -257,6 +257,10 @@ class Reduction(Part):
         """What each task counts in the mean or the sum that a tensor outside the selection gets (`Selection.elsewhere`)."""
         return [1.0] * len(site.tasks)
 
+    def combination(self, tasks: Sequence[str]) -> dict[str, float] | None:
+        """λ of each task, where the result is Σ λ_t τ_t with the same λ_t at every tensor; None where it is anything else."""
+        return None
+
 
 class BlockReduction(Reduction):
     """Stack → one tensor, elementwise: any block of rows will do."""
@@ -476,6 +480,11 @@ class Chain:
     def by_task(self) -> bool:
         """Whether a stream can be fed one task at a time."""
         return all(transform.per_task for transform in self.transforms)
+
+    def combination(self, tasks: Sequence[str]) -> dict[str, float] | None:
+        """λ of each task, where the chain is Σ λ_t τ_t over all tensors, so that nothing need be merged to evaluate it; else None."""
+        alone = self.stages == (self.reduction,) and self.selection.tensors == "all" and not self.models
+        return self.reduction.combination(tasks) if alone else None
 
     @property
     def needs(self) -> tuple[str, ...]:

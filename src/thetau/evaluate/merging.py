@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from thetau.checkpoint.memory import MemorySource
 from thetau.engine.executor import Engine
 from thetau.errors import AlignmentError, RecipeError
 from thetau.facade import Expression, merge
@@ -57,6 +58,12 @@ def merged_vector(base: Path, models: Sequence[Path], names: Sequence[str], meth
     start = open_weights(base)
     vectors = {name: open_weights(model, base=start) - start for name, model in zip(names, models, strict=True)}
     return merge_out(vectors, method).state_dict()
+
+
+def held(vector: Mapping[str, Tensor], base: Expression, name: str) -> Expression:
+    """A task vector that lies in memory by the base's names, as what is merged: no merge of it reads a file of its model again."""
+    (_, source), *_ = base.terms
+    return Expression(((1.0, MemorySource(vector, label=name, degree=0)),), reference=source, name=name)
 
 
 def merge_out(vectors: Mapping[str, Expression], method: Any | None, *, engine: Engine | None = None) -> Expression:
