@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.context import SpawnProcess as Process
 from pathlib import Path
 from typing import Any, final
 
@@ -71,35 +72,44 @@ def search(
         OutputError: the storage holds the trials of another search, or cannot be written.
     """
     read = reading or Reading()
-    helpers = []
-    if options.jobs > 1:
-        if options.storage is None:
-            raise RecipeError(
-                ["several jobs share their trials in a file: give one with --storage, or a folder with --out."], "--jobs"
-            )
-        torch.set_num_threads(_threads(options.jobs))
-    hunt = Hunt.of(recipe, options, read)
-    with hunt.trials:
-        if options.jobs > 1:
-            context = multiprocessing.get_context("spawn")
-            alone = replace(options, jobs=1, test=False)
-            helpers = [context.Process(target=_help, args=(recipe, alone, read, options.jobs)) for _ in range(options.jobs - 1)]
-        for helper in helpers:
-            helper.start()
-        try:
+    if options.jobs > 1 and options.storage is None:
+        raise RecipeError(
+            ["several jobs share their trials in a file: give one with --storage, or a folder with --out."], "--jobs"
+        )
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(min(threads, _threads(options.jobs)))
+        hunt = Hunt.of(recipe, options, read)
+        with hunt.trials, _helpers(recipe, options, read, say):
             hunt.work(say)
-        finally:
-            for helper in helpers:
-                helper.join()
-    lost = sum(helper.exitcode != 0 for helper in helpers)
-    if lost:
-        say(f"warning: {lost} of {options.jobs} processes ended early; the others did their trials.")
+    finally:
+        torch.set_num_threads(threads)
     return hunt.found()
 
 
-def _help(recipe: Recipe, options: Search, reading: Reading, jobs: int) -> None:
+@contextmanager
+def _helpers(recipe: Recipe, options: Search, reading: Reading, say: Say) -> Iterator[None]:
+    """The other processes, which are waited for at the end, or ended where this one fails."""
+    helpers = [Process(target=_help, args=(recipe, options, reading)) for _ in range(options.jobs - 1)]
+    for helper in helpers:
+        helper.start()
+    try:
+        yield
+    except BaseException:
+        for helper in helpers:
+            helper.terminate()
+        raise
+    finally:
+        for helper in helpers:
+            helper.join()
+    lost = sum(helper.exitcode != 0 for helper in helpers)
+    if lost:
+        say(f"warning: {lost} of {options.jobs} processes ended early; the others did their trials.")
+
+
+def _help(recipe: Recipe, options: Search, reading: Reading) -> None:
     """What another process does."""
-    torch.set_num_threads(_threads(jobs))
+    torch.set_num_threads(_threads(options.jobs))
     hunt = Hunt.of(recipe, options, reading)
     with hunt.trials:
         hunt.work(_quiet)

@@ -23,7 +23,7 @@ from thetau.studies.searching.space import Dimension, Scalar
 
 Sampler = Literal["tpe", "cmaes", "random"]
 GENERATION, FAULT = "generation", "error"
-FIRST = 10  # trials at random before TPE begins, at most
+FIRST = 10  # trials at random before TPE begins
 SPREAD = 0.25  # of CMA-ES at its start, of the width of each range
 
 
@@ -50,15 +50,15 @@ def check_sampler(sampler: Sampler, dimensions: Sequence[Dimension], objectives:
 
 
 def sampler_of(
-    sampler: Sampler, dimensions: Sequence[Dimension], start: Mapping[str, Scalar] | None, *, seed: int, number: int, trials: int
+    sampler: Sampler, dimensions: Sequence[Dimension], start: Mapping[str, Scalar] | None, *, seed: int, number: int
 ) -> optuna.samplers.BaseSampler:
-    """The sampler of the trial of that number, of so many trials."""
+    """The sampler of the trial of that number."""
     own = random.Random(f"{seed}/{number}").getrandbits(32)
     match sampler:
         case "random":
             return optuna.samplers.RandomSampler(seed=own)
         case "tpe":
-            return optuna.samplers.TPESampler(seed=own, n_startup_trials=min(FIRST, max(3, trials // 4)))
+            return optuna.samplers.TPESampler(seed=own, n_startup_trials=FIRST)
     return CmaSampler(dimensions, start, seed=seed, own=own)
 
 

@@ -249,7 +249,7 @@ def _range(path: str, text: str, rule: Rule) -> Dimension:
     """`LOW..HIGH`, perhaps `log`. Raises `ValueError`."""
     words = text.split()
     match = _RANGE.fullmatch(words[0]) if words else None
-    if match is None or words[1:] not in ([], ["log"]):
+    if match is None or "..." in words[0] or words[1:] not in ([], ["log"]):
         raise ValueError(f"must be LOW..HIGH, LOW..HIGH log, or a list of values, and perhaps `by task`. Got {text!r}.")
     low, high = ends = [_end(word) for word in match.groups()]
     log = len(words) == 2

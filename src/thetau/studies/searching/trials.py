@@ -95,7 +95,7 @@ class Trials:
             if len(counted) >= total:
                 return None
             self._study.sampler = sampler_of(
-                self._sampler, self._space.dimensions, self._start, seed=self._seed, number=len(trials), trials=total
+                self._sampler, self._space.dimensions, self._start, seed=self._seed, number=len(trials)
             )
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of Optuna's own arguments, which nobody gave here
