@@ -357,6 +357,10 @@ class Emit(Part):
         """A block of one output where the chain does not act: what the merged vector has there."""
         return merged
 
+    def rank(self, shape: tuple[int, ...]) -> int | None:
+        """The rank of what a task's output adds to the merged tensor of this shape; None where it is not a low one."""
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class EachTask(Emit):

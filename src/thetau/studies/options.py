@@ -297,6 +297,10 @@ class Evaluate:
         Literal["auto", "weights", "tangent"],
         Option("weights: run the model; tangent: its linear form; auto: as the checkpoint says."),
     ] = "auto"
+    tasks: Annotated[
+        bool,
+        Option("Measure each task with what was made for it, where that lies beside the model.", flags=("--tasks/--no-tasks",)),
+    ] = True
     surgery: Annotated[bool, Option("Use the corrections that lie beside the model.", flags=("--surgery/--no-surgery",))] = True
     limit: Limit = None
 
