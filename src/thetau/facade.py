@@ -416,12 +416,7 @@ def from_recipe(recipe: Recipe | MergekitRecipe, *, engine: Engine | None = None
     if isinstance(recipe, MergekitRecipe):
         source = recipe.assemble(engine)
         return Expression(((1.0, source),), reference=source, name=source.label)
-    first = recipe.entries()[0]
-    base = open_base(recipe.base or first.over or first.path)
-    vectors = [
-        as_vector(open(entry.path, base=entry.over or base, name=entry.name, rename=recipe.rename), base)
-        for entry in recipe.entries()
-    ]
+    base, vectors = recipe_vectors(recipe)
     method_name, values = split_method(recipe.method)
     method = build(method_name, values)
     if recipe.arranged:
@@ -431,6 +426,21 @@ def from_recipe(recipe: Recipe | MergekitRecipe, *, engine: Engine | None = None
         return Expression(((1.0, source),), reference=source, name=source.label)
     merged = merge(vectors, method, seed=recipe.seed, exclude=recipe.exclude, engine=engine, evidence=recipe.evidence)
     return base + merged if recipe.output == "model" else merged
+
+
+def recipe_vectors(recipe: Recipe) -> tuple[Expression, list[Expression]]:
+    """The base of a recipe and its models' task vectors, lazily, in the recipe's order.
+
+    Raises:
+        AlignmentError: the base is a task vector.
+        CheckpointError: one of them cannot be opened.
+    """
+    first = recipe.entries()[0]
+    base = open_base(recipe.base or first.over or first.path)
+    return base, [
+        as_vector(open(entry.path, base=entry.over or base, name=entry.name, rename=recipe.rename), base)
+        for entry in recipe.entries()
+    ]
 
 
 def complete(recipe: Recipe | MergekitRecipe) -> dict[str, Any]:

@@ -279,6 +279,10 @@ class Reduction(Part):
         """What each task counts in the mean or the sum that a tensor outside the selection gets (`Selection.elsewhere`)."""
         return [1.0] * len(site.tasks)
 
+    def combination(self, tasks: Sequence[str]) -> dict[str, float] | None:
+        """λ of each task, where the result is Σ λ_t τ_t with the same λ_t at every tensor; None where it is anything else."""
+        return None
+
 
 class BlockReduction(Reduction):
     """Stack → one tensor, elementwise: any block of rows will do."""
@@ -374,6 +378,10 @@ class Emit(Part):
     ) -> Float[Tensor, "*block"]:
         """A block of one output where the chain does not act: what the merged vector has there."""
         return merged
+
+    def rank(self, shape: tuple[int, ...]) -> int | None:
+        """The rank of what a task's output adds to the merged tensor of this shape; None where it is not a low one."""
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -498,6 +506,11 @@ class Chain:
     def by_task(self) -> bool:
         """Whether a stream can be fed one task at a time."""
         return all(transform.per_task for transform in self.transforms)
+
+    def combination(self, tasks: Sequence[str]) -> dict[str, float] | None:
+        """λ of each task, where the chain is Σ λ_t τ_t over all tensors, so that nothing need be merged to evaluate it; else None."""
+        alone = self.stages == (self.reduction,) and self.selection.tensors == "all" and not self.models
+        return self.reduction.combination(tasks) if alone else None
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from thetau.errors import RecipeError
 from thetau.evaluate import Evaluator
 from thetau.evaluate.merging import at_scale
 from thetau.facade import transform
-from thetau.methods import Awd
+from thetau.methods import Awd, Emr, Twin
 from thetau.models import load_encoder, read_weights
 from thetau.studies.suite import run_suite
 from thetau.studies.suite_results import SuiteResults, load_results
@@ -40,6 +40,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SuiteResults]:
         "methods": [
             {"method": "task_arithmetic", "scales": [0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]},
             {"name": "awd individuals", "method": "awd", "each": True},
+            {"method": "emr", "each": True},
+            {"method": "twin", "fields": {"density": 0.5}, "each": True},
         ],
     }
     results = run_suite(parse_suite(content, "rows", "rows.yaml"), root / "run", data=root / "data", memory=True)
@@ -56,7 +58,7 @@ def evaluator(root: Path) -> Evaluator:
 
 def test_every_row_has_its_role_and_its_loss(ran: tuple[Path, SuiteResults]) -> None:
     root, results = ran
-    assert [row.role for row in results.rows] == ["pretrained", "individual", "joint", "merged", "each"]
+    assert [row.role for row in results.rows] == ["pretrained", "individual", "joint", "merged", "each", "each", "each"]
     assert len(results.rows[3].trials) >= 7, "more than six λ"
     measured = evaluator(root)
     expected = measured.losses(measured.encoder.weights(), "test")
@@ -81,12 +83,27 @@ def test_joint_training_is_one_model_of_all_steps(ran: tuple[Path, SuiteResults]
 def test_individuals_after_awd_are_the_base_and_their_vectors(ran: tuple[Path, SuiteResults]) -> None:
     root, results = ran
     measured = evaluator(root)
+    start = measured.encoder.weights()
     base = thetau.open(root / "model")
     models = [next((root / "run/finetuned" / name).iterdir()) for name in NAMES]
     made = transform([thetau.open(path) - base for path in models], Awd(), names=list(NAMES))
     for name, vector in zip(NAMES, made, strict=True):
-        weights = at_scale(measured.encoder.weights(), vector.state_dict(), 1.0)
+        weights = at_scale(start, vector.state_dict(), 1.0)
         assert results.rows[4].accuracy[name] == measured.evaluate(weights, "test", [name])[name]
+
+
+@pytest.mark.parametrize(("place", "method"), [(5, Emr()), (6, Twin(density=0.5))], ids=["emr", "twin"])
+def test_each_task_has_what_the_method_makes_for_it(ran: tuple[Path, SuiteResults], place: int, method: Emr | Twin) -> None:
+    root, results = ran
+    measured = evaluator(root)
+    start = measured.encoder.weights()
+    base = thetau.open(root / "model")
+    models = [next((root / "run/finetuned" / name).iterdir()) for name in NAMES]
+    made = thetau.outputs([thetau.open(path) - base for path in models], method, names=list(NAMES))
+    for name in NAMES:
+        weights = at_scale(start, made[name].state_dict(), 1.0)
+        assert results.rows[place].accuracy[name] == measured.evaluate(weights, "test", [name])[name]
+        assert results.rows[place].loss[name] == measured.losses(weights, "test", [name])[name]
 
 
 def test_seconds_and_memory_are_of_a_process_of_its_own(ran: tuple[Path, SuiteResults]) -> None:

@@ -18,6 +18,7 @@ from thetau.cli.finetune import finetune
 from thetau.cli.inspect import inspect
 from thetau.cli.merge import merge
 from thetau.cli.methods import methods
+from thetau.cli.search import search
 from thetau.cli.suite import suite_app
 from thetau.cli.sweep import sweep
 from thetau.cli.tune import tune
@@ -61,6 +62,7 @@ app.command()(finetune)
 app.command()(evaluate)
 app.command()(tune)
 app.command()(sweep)
+app.command()(search)
 app.add_typer(evidence_app, name="evidence")
 app.add_typer(basis_app, name="basis")
 app.add_typer(suite_app, name="suite")

@@ -64,6 +64,12 @@ def merge(
             "--resume", help="Continue a begun output, to the same bits; and keep what was done if this run ends early."
         ),
     ] = False,
+    tasks: Annotated[
+        bool,
+        typer.Option(
+            "--tasks", help="Keep beside the model what emr, tall_masks or twin makes for single tasks; `evaluate` uses it."
+        ),
+    ] = False,
     *,
     writing: Writing,
     places: Places,
@@ -79,7 +85,7 @@ def merge(
     from thetau.engine.planning import plan, reading_rate
     from thetau.engine.work import gigabytes
     from thetau.facade import complete, config_folder, dtype_of, from_recipe
-    from thetau.recipes import from_mapping, load
+    from thetau.recipes import Recipe, from_mapping, load
     from thetau.recipes.schema import parse_size
 
     given: dict[str, Any] = {
@@ -106,6 +112,8 @@ def merge(
         if fields and not method:
             raise RecipeError(["`--set` needs `--method`."], "options")
         chosen = from_mapping(given, "options")
+    if tasks:
+        _check_tasks(chosen, out)
     engine = machine.engine(device=places.device, executor=places.executor, address=places.address)
     expression = from_recipe(chosen, engine=engine)
     planned = plan(expression, engine=engine, dtype=dtype_of(chosen.dtype), quantise=chosen.quantise)
@@ -121,6 +129,26 @@ def merge(
     options: dict[str, Any] = {"engine": engine, "dtype": chosen.dtype, "shard_bytes": parse_size(chosen.shard_size)}
     options |= {"quantise": chosen.quantise, "resume": resume, "config": config_folder(chosen)}
     save(expression, out, quiet=machine.quiet, provenance={"recipe": complete(chosen), "seed": chosen.seed}, **options)
+    if tasks:
+        from thetau.compression import keep_parts
+
+        assert isinstance(chosen, Recipe)
+        kept = keep_parts(chosen, out, engine=engine)
+        if not machine.quiet:
+            typer.echo(f"{Path(out) / 'tasks'}: for {', '.join(kept)}", err=True)
+
+
+def _check_tasks(recipe: Recipe | MergekitRecipe, out: str | None) -> None:
+    """Refuse `--tasks` before the work. Raises `RecipeError`: a recipe of mergekit's, an output elsewhere, a method that makes nothing for single tasks."""
+    from thetau.checkpoint.remote import is_url
+    from thetau.compression.beside import check_parts
+    from thetau.recipes import Recipe
+
+    if not isinstance(recipe, Recipe):
+        raise RecipeError(["goes with a recipe of ours. `thetau convert` makes one."], "--tasks")
+    if out is not None and is_url(out):
+        raise RecipeError([f"goes into the model's folder on a disk. Got {out}."], "--tasks")
+    check_parts(recipe)
 
 
 def _with_options(loaded: Recipe | MergekitRecipe, given: dict[str, Any], path: Path) -> Recipe | MergekitRecipe:

@@ -3,6 +3,8 @@
 from thetau.compression.accounting import Storage as Storage
 from thetau.compression.accounting import StorageRow as StorageRow
 from thetau.compression.accounting import storage as storage
+from thetau.compression.beside import keep_parts as keep_parts
+from thetau.compression.beside import parts_beside as parts_beside
 from thetau.compression.forms import Form as Form
 from thetau.compression.forms import LowRank as LowRank
 from thetau.compression.forms import Precision as Precision

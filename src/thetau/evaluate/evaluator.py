@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import final
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from thetau.errors import DataError
@@ -141,6 +142,26 @@ class Evaluator:
         """What the head of a task reads, `[example, feature]`, from `weights`."""
         self.encoder.load(weights, origin)
         return features(self.encoder, self.inputs(task, split), self.done)
+
+    def load(self, weights: Mapping[str, Tensor], origin: str) -> None:
+        """Run with these weights (the base's names) until others are loaded; `origin` is what errors call them."""
+        self.encoder.load(weights, origin)
+
+    def read(self, task: str, split: str, rows: Sequence[int] | None = None) -> Float[Tensor, "example feature"]:
+        """What the head of a task reads from the weights that are loaded, of all examples of a split or of `rows`."""
+        return features(self.encoder, self.inputs(task, split), self.done, rows)
+
+    def judge(
+        self, task: str, split: str, read: Float[Tensor, "example feature"], rows: Sequence[int] | None = None
+    ) -> tuple[Measure, Loss]:
+        """A task's metric and mean loss on features of a split, or of its `rows`."""
+        labels = self.inputs(task, split).labels
+        told = labels if rows is None else [labels[row] for row in rows]
+        head = self.heads[task]
+        with torch.inference_mode():
+            loss = float(head.loss(read.float(), label_tensor(told)))
+            found = measure(self.tasks[task].metric, head.predict(read), told)
+        return found, Loss(value=loss, n=len(told))
 
     def load_base(self) -> None:
         """Run with the base's weights."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from thetau.checkpoint.memory import MemorySource
 from thetau.engine.executor import Engine
 from thetau.errors import AlignmentError, RecipeError
 from thetau.facade import Expression, merge
@@ -19,9 +20,13 @@ from thetau.tasks.suite import MethodChoice
 
 
 def build_method(choice: MethodChoice, where: str | None = None) -> Any:
-    """The method of a choice, with `scale=1` wherever it has one. Raises `RecipeError` naming the row, or `where`."""
+    """The method of a choice, with `scale=1` wherever it has one; as its fields say where each task has a model of its own, since no λ is chosen then.
+
+    Raises `RecipeError` naming the row, or `where`.
+    """
     try:
-        return _at_one(build(choice.method, choice.fields))
+        made = build(choice.method, choice.fields)
+        return made if choice.each else _at_one(made)
     except RecipeError as error:
         raise RecipeError(error.problems, where=where or f"method {choice.name!r} of the suite") from error
 
@@ -57,6 +62,12 @@ def merged_vector(base: Path, models: Sequence[Path], names: Sequence[str], meth
     start = open_weights(base)
     vectors = {name: open_weights(model, base=start) - start for name, model in zip(names, models, strict=True)}
     return merge_out(vectors, method).state_dict()
+
+
+def held(vector: Mapping[str, Tensor], base: Expression, name: str) -> Expression:
+    """A task vector that lies in memory by the base's names, as what is merged: no merge of it reads a file of its model again."""
+    (_, source), *_ = base.terms
+    return Expression(((1.0, MemorySource(vector, label=name, degree=0)),), reference=source, name=name)
 
 
 def merge_out(vectors: Mapping[str, Expression], method: Any | None, *, engine: Engine | None = None) -> Expression:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from thetau.bases import Bank
 from thetau.evaluate.evaluator import Evaluator
+from thetau.evaluate.merging import held
 from thetau.evaluate.options import BASE, Reading
 from thetau.evaluate.spaces import Space, TangentSpace, WeightSpace
 from thetau.evaluate.tuned import Tuned, make_space, one_space, open_tuned, read_vectors
@@ -144,6 +145,12 @@ class Session:
     def vectors(self) -> dict[str, dict[str, Tensor]]:
         """Task → its model's vector in float32, under the checkpoint's names."""
         return read_vectors(self.models, self.encoder, self.weights)
+
+    @cached_property
+    def held(self) -> dict[str, Expression]:
+        """Task → its model's vector as what is merged, in memory: however many merges read it, its files are read once."""
+        start = open_base(self.base)
+        return {task: held(vector, start, task) for task, vector in self.vectors.items()}
 
     @cached_property
     def space(self) -> Space:

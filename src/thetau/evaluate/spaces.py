@@ -6,7 +6,7 @@ $f_0(x) + \sum_t \alpha_t\, J(x)\tau_t$: each term is computed once for an examp
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, final, runtime_checkable
 
@@ -18,11 +18,12 @@ from torch import Tensor
 from thetau.checkpoint.disk import write_tensors
 from thetau.errors import DataError
 from thetau.evaluate.evaluator import Evaluator
-from thetau.evaluate.measures import Loss, Measure, measure
+from thetau.evaluate.measures import Loss, Measure
 from thetau.models import weights_hash
 from thetau.models.linear import LinearModel
 from thetau.tasks.encoding import ordered_batches
-from thetau.tasks.inputs import label_tensor
+
+Reader = Callable[[str, str, Sequence[int] | None], Tensor]
 
 
 @runtime_checkable
@@ -43,6 +44,10 @@ class Space(Protocol):
 
     def features(self, coefficients: Mapping[str, float], task: str, split: str) -> Tensor:
         """What the head reads, `[example, feature]`, in the order of the split."""
+        ...
+
+    def loaded(self, coefficients: Mapping[str, float]) -> Reader:
+        """The combination, made once: (task, split, rows) → what the head reads of these examples, until another one is loaded."""
         ...
 
 
@@ -82,6 +87,11 @@ class WeightSpace:
         """Run the model."""
         return self._evaluator.features(self.weights(coefficients), task, split)
 
+    def loaded(self, coefficients: Mapping[str, float]) -> Reader:
+        """The model with these weights, which runs on what is asked of it."""
+        self._evaluator.load(self.weights(coefficients), _origin(coefficients))
+        return self._evaluator.read
+
 
 @final
 class TangentSpace:
@@ -109,12 +119,18 @@ class TangentSpace:
         first = self.terms(next(iter(used), next(iter(self._vectors))), task, split)[0]
         return sum((value * self.terms(name, task, split)[1] for name, value in used.items()), start=first)
 
+    def loaded(self, coefficients: Mapping[str, float]) -> Reader:
+        """Sums of the terms that are kept."""
+
+        def read(task: str, split: str, rows: Sequence[int] | None) -> Tensor:
+            found = self.features(coefficients, task, split)
+            return found if rows is None else found[list(rows)]
+
+        return read
+
     def accuracy(self, coefficients: Mapping[str, float], task: str, split: str) -> Measure:
         """No model is run once the terms are there."""
-        features = self.features(coefficients, task, split)
-        head = self._evaluator.heads[task]
-        inputs = self._evaluator.inputs(task, split)
-        return measure(self._evaluator.tasks[task].metric, head.predict(features), inputs.labels)
+        return self._evaluator.judge(task, split, self.features(coefficients, task, split))[0]
 
     def accuracies(self, coefficients: Mapping[str, float], tasks: Iterable[str], split: str) -> dict[str, Measure]:
         """The same on several tasks."""
@@ -122,15 +138,7 @@ class TangentSpace:
 
     def losses(self, coefficients: Mapping[str, float], tasks: Iterable[str], split: str) -> dict[str, Loss]:
         """From the terms that are kept."""
-        found = {}
-        for task in tasks:
-            inputs = self._evaluator.inputs(task, split)
-            with torch.inference_mode():
-                value = self._evaluator.heads[task].loss(
-                    self.features(coefficients, task, split).float(), label_tensor(inputs.labels)
-                )
-            found[task] = Loss(value=float(value), n=len(inputs))
-        return found
+        return {task: self._evaluator.judge(task, split, self.features(coefficients, task, split))[1] for task in tasks}
 
     def _compute(self, vector: str, task: str, split: str) -> tuple[Tensor, Tensor]:
         inputs = self._evaluator.inputs(task, split)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum
 from typing import ClassVar
@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thetau.errors import RecipeError
-from thetau.parts import BlockReduction, Op, PostStage, Site, Varying
+from thetau.parts import BlockReduction, Op, PerTask, PostStage, Site, Varying
 from thetau.statistics import Gram
 from thetau.sums import sum_in_order, weighted_sum
 
@@ -50,6 +50,12 @@ class Sum(BlockReduction):
         whole = fsum(scales)
         factor = site.value(self.total) / (whole if abs(whole) >= NOTHING else 1.0)
         return [scale * factor for scale in scales]
+
+    def combination(self, tasks: Sequence[str]) -> dict[str, float] | None:
+        """The scales, where they are the same at every tensor."""
+        by_task = self.scale.values if isinstance(self.scale, PerTask) else dict.fromkeys(tasks, self.scale)
+        plain = {task: float(one) for task in tasks if isinstance(one := by_task.get(task), int | float)}
+        return plain if self.total is None and len(plain) == len(tasks) else None
 
     def reduce(self, stack: Float[Tensor, "task *block"], state: object, site: Site) -> Float[Tensor, "*block"]:
         """The weighted sum of a block."""

@@ -61,6 +61,10 @@ class ExclusiveRank(Exclusive):
     share: float
     piece: Piece
 
+    def rank(self, shape: tuple[int, ...]) -> int | None:
+        """How many singular values are kept; vectors and scalars stay whole, as does what stands alone without the merged one."""
+        return Truncate(share=self.share).rank(shape) if len(shape) >= 2 and self.piece == "model" else None
+
     def cost(self, shape: tuple[int, ...], tasks: int) -> Cost:
         """One task's decomposition."""
         return Truncate(share=self.share).cost(shape, 1)

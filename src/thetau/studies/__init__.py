@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from thetau.studies.options import LossBounds as LossBounds
     from thetau.studies.options import NegateBasis as NegateBasis
     from thetau.studies.options import Outer as Outer
+    from thetau.studies.options import Search as Search
     from thetau.studies.options import ServeTask as ServeTask
     from thetau.studies.options import Sweep as Sweep
     from thetau.studies.options import Tune as Tune
@@ -58,6 +59,10 @@ if TYPE_CHECKING:
     from thetau.studies.partitions import study_partitions as study_partitions
     from thetau.studies.savings import BasesCompared as BasesCompared
     from thetau.studies.savings import compare_bases as compare_bases
+    from thetau.studies.searching import Searched as Searched
+    from thetau.studies.searching import SearchTrial as SearchTrial
+    from thetau.studies.searching import best_recipe as best_recipe
+    from thetau.studies.searching import search as search
     from thetau.studies.suite import run_suite as run_suite
     from thetau.studies.suite_results import SuiteResults as SuiteResults
     from thetau.studies.suite_results import load_results as load_results
@@ -92,6 +97,9 @@ _HOMES = {
     "ParadigmResults": "thetau.studies.paradigms",
     "PartitionStudy": "thetau.studies.partitions",
     "Savings": "thetau.studies.partitions",
+    "Search": "thetau.studies.options",
+    "SearchTrial": "thetau.studies.searching",
+    "Searched": "thetau.studies.searching",
     "ServeTask": "thetau.studies.options",
     "SingleTasks": "thetau.studies.by_paradigm",
     "SuiteResults": "thetau.studies.suite_results",
@@ -105,6 +113,7 @@ _HOMES = {
     "alpha_curves": "thetau.studies.by_paradigm",
     "analogy": "thetau.studies.arithmetic",
     "bank_model": "thetau.studies.banks",
+    "best_recipe": "thetau.studies.searching",
     "bounds": "thetau.studies.measures",
     "compare_bases": "thetau.studies.savings",
     "cosines": "thetau.studies.measures",
@@ -121,6 +130,7 @@ _HOMES = {
     "out_of_distribution": "thetau.studies.arithmetic",
     "run_paradigms": "thetau.studies.paradigms",
     "run_suite": "thetau.studies.suite",
+    "search": "thetau.studies.searching",
     "serve_task": "thetau.studies.banks",
     "single_tasks": "thetau.studies.by_paradigm",
     "study_partitions": "thetau.studies.partitions",
@@ -153,6 +163,9 @@ __all__ = [
     "ParadigmResults",
     "PartitionStudy",
     "Savings",
+    "Search",
+    "SearchTrial",
+    "Searched",
     "ServeTask",
     "SingleTasks",
     "SuiteResults",
@@ -166,6 +179,7 @@ __all__ = [
     "alpha_curves",
     "analogy",
     "bank_model",
+    "best_recipe",
     "bounds",
     "compare_bases",
     "cosines",
@@ -182,6 +196,7 @@ __all__ = [
     "out_of_distribution",
     "run_paradigms",
     "run_suite",
+    "search",
     "serve_task",
     "single_tasks",
     "study_partitions",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, final
 
 from thetau.checkpoint.locate import packaged_models
+from thetau.compression import parts_beside
 from thetau.diagnostics.results import Result
 from thetau.errors import DataError
 from thetau.evaluate.means import average
@@ -17,6 +18,7 @@ from thetau.evaluate.options import Reading
 from thetau.evaluate.session import Session
 from thetau.evaluate.tuned import difference, is_tangent
 from thetau.evidence.surgery import corrected_heads
+from thetau.facade import open_base
 from thetau.finetune.output import read_record, trained_heads
 from thetau.models import locate, read_weights
 from thetau.models.classifier import Classifier, classifier_of, load_classifier
@@ -33,6 +35,7 @@ class CheckpointMeasured(Result):
 
     - `head`: what turned features into answers.
     - `corrected`: the tasks whose features went through a correction that lies beside the model (`thetau evidence surgery`).
+    - `own`: the tasks that were measured with what the method made for them, which lies beside the model (`thetau merge --tasks`).
     """
 
     model: str
@@ -45,11 +48,12 @@ class CheckpointMeasured(Result):
     tasks: dict[str, Measure]
     head: str = "made from the base"
     corrected: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As plain values, the metric beside each task's value."""
         facts = {name: value for name, value in asdict(self).items() if name not in ("metrics", "tasks")}
-        facts["corrected"] = list(self.corrected)
+        facts["corrected"], facts["own"] = list(self.corrected), list(self.own)
         return facts | {"tasks": {name: {"metric": self.metrics[name], **asdict(one)} for name, one in self.tasks.items()}}
 
 
@@ -159,12 +163,20 @@ def evaluate_checkpoint(
     session.evaluator.on_tokens = on_tokens
     corrected = {} if tangent or not given.surgery else corrected_heads(where, weights, session.evaluator.heads)
     session.evaluator.heads.update(corrected)
+    beside = {} if tangent or not given.tasks or not where.is_dir() else parts_beside(where, open_base(session.base))
+    own_tasks = [name for name in session.tasks if name in beside]
+    found: dict[str, Measure] = {}
     if tangent:
-        own = session.encoder.weights(exact=True)
-        linear = session.space_of({"model": difference(weights, own)}, tangent=True)
+        base = session.encoder.weights(exact=True)
+        linear = session.space_of({"model": difference(weights, base)}, tangent=True)
         found = {name: linear.accuracy({"model": 1.0}, name, given.split) for name in session.tasks}
     else:
-        found = session.evaluator.evaluate(weights, given.split, origin=str(model))
+        for task in own_tasks:
+            own = beside[task].state_dict()
+            found |= session.evaluator.evaluate(own, given.split, [task], origin=f"{model} for {task}")
+        shared = [name for name in session.tasks if name not in own_tasks]
+        found |= session.evaluator.evaluate(weights, given.split, shared, origin=str(model))
+        found = {name: found[name] for name in session.tasks}
     return CheckpointMeasured(
         model=str(model),
         base=session.base,
@@ -176,6 +188,7 @@ def evaluate_checkpoint(
         tasks=found,
         head=f"trained with {given.heads or model}" if heads_of(model, given) else f"made from {session.base}",
         corrected=tuple(corrected),
+        own=tuple(own_tasks),
     )
 
 

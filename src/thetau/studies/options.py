@@ -232,6 +232,52 @@ class Sweep:
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class Search:
+    """Of `search`: which fields of a recipe's method vary, what is made as good as it can, and how it is sought."""
+
+    space: Annotated[
+        tuple[str, ...],
+        Option(
+            "A field that varies, as 'scale=0.1..2', 'density=0.01..1 log', 'scale=0..1.5 by task by layers 4' or 'solver=[adam, gradient_flow]'; repeat.",
+            flags=("--space",),
+        ),
+    ] = ()
+    trials: Annotated[int, Option("Trials in all, those of earlier runs and of other processes counted.", least=1)] = 40
+    objective: Annotated[
+        tuple[str, ...],
+        Option(
+            "normalised (the default), worst, mean, loss, or a task's name; several give a Pareto front.", flags=("--objective",)
+        ),
+    ] = ()
+    task: Annotated[
+        tuple[str, ...],
+        Option("A task to measure besides the models' own, for an objective; may be repeated.", flags=("--task", "-t")),
+    ] = ()
+    sampler: Annotated[Literal["tpe", "cmaes", "random"], Option("What proposes trials.", flags=("--sampler",))] = "tpe"
+    halving: Annotated[
+        Literal["none", "examples", "tasks", "both"],
+        Option("Measure a trial on some examples, tasks or both first, and go on with the best share.", flags=("--halving",)),
+    ] = "none"
+    rungs: Annotated[int, Option("--halving: how often a trial is judged, the last time on everything.", least=2)] = 3
+    factor: Annotated[int, Option("--halving: one of so many goes on, to so many times as much.", least=2)] = 3
+    seed: Annotated[int, Option("Of what is proposed, and of the order of examples.", least=0)] = 0
+    jobs: Annotated[int, Option("Processes that share the trials.", least=1)] = 1
+    validation: Annotated[int | None, Option("At most so many validation examples a task.", least=1)] = None
+    test: Annotated[bool, Option("Measure the best, and the recipe as it is, on test at the end.", flags=("--test",))] = False
+    storage: Annotated[
+        Path | None,
+        Option(
+            "File of the trials: a journal, or SQLite where it ends in .db; by default trials.journal in --out.",
+            flags=("--storage",),
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class Evaluate:
     """Of `evaluate_checkpoint`: what is measured, and where it is run."""
 
@@ -251,6 +297,10 @@ class Evaluate:
         Literal["auto", "weights", "tangent"],
         Option("weights: run the model; tangent: its linear form; auto: as the checkpoint says."),
     ] = "auto"
+    tasks: Annotated[
+        bool,
+        Option("Measure each task with what was made for it, where that lies beside the model.", flags=("--tasks/--no-tasks",)),
+    ] = True
     surgery: Annotated[bool, Option("Use the corrections that lie beside the model.", flags=("--surgery/--no-surgery",))] = True
     limit: Limit = None
 

@@ -29,7 +29,7 @@ from thetau.evaluate.measures import Loss, Measure
 from thetau.evaluate.merging import at_scale, build_method, merged_vector
 from thetau.evaluate.search import ScaleTrial, choose_scale
 from thetau.facade import open as open_weights
-from thetau.facade import transform
+from thetau.facade import outputs
 from thetau.finetune import FinetuneConfig, FinetuneResult, finetune
 from thetau.finetune.progress import Bar, bar
 from thetau.models import load_encoder, read_weights
@@ -283,13 +283,13 @@ class _Run:
         )
 
     def each(self, choice: MethodChoice, method: Any, tuned: dict[str, FinetuneResult]) -> Row:
-        """Each task's vector after the method's transforms, on its own task (AWD, Tables 6 and 7)."""
+        """What a method makes for each task, on it: a model of its own (EMR, TALL, Twin), or its vector after the transforms (AWD, Tables 6 and 7)."""
         start = open_weights(self.evaluator.encoder.folder)
         names = [task.name for task in self.tasks]
-        vectors = transform([open_weights(tuned[name].out, base=start) - start for name in names], method, names=names)
+        vectors = outputs([open_weights(tuned[name].out, base=start) - start for name in names], method, names=names)
         found: dict[str, Measure] = {}
         losses: dict[str, Loss] = {}
-        for name, vector in zip(names, vectors, strict=True):
+        for name, vector in ((name, vectors[name]) for name in names):
             weights = at_scale(self.base, vector.state_dict(), 1.0)
             found |= self.evaluator.evaluate(weights, "test", [name], origin=f"{choice.name}, {name}")
             losses |= self.evaluator.losses(weights, "test", [name], origin=f"{choice.name}, {name}")

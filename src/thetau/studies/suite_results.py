@@ -41,7 +41,7 @@ class Row:
     """One line of the table, measured on the test splits.
 
     - `role`: the base as it is, each task's own fine-tuned model, one model trained on all tasks (`joint`), each task's own vector after a method's
-      transforms (`each`: AWD's reconstructed individuals), or a merge.
+      transforms (`each`: AWD's reconstructed individuals) or what the method makes for it (EMR, Twin), or a merge.
     - `loss`: the mean loss of each task's head, on test too. `peak_gigabytes`: the most resident memory of a process of its own that makes the
       merge, whose seconds `merge_seconds` are then; None where that was not asked.
     - `method`: the method with all its fields, as text. `scale`: the λ chosen on validation (1 where there was no grid).

@@ -24,7 +24,7 @@ from thetau.errors import DataError
 from thetau.evaluate.grids import Found, search
 from thetau.evaluate.means import average, normalised
 from thetau.evaluate.measures import Loss, Measure
-from thetau.evaluate.merging import build_method, merged_vector
+from thetau.evaluate.merging import build_method, merge_out
 from thetau.evaluate.session import Session
 from thetau.evaluate.spaces import Space
 from thetau.studies.arithmetic import ADDITION, OutOfDistribution
@@ -171,8 +171,7 @@ def sweep(session: Session, options: Sweep | None = None, *, say: Callable[[str]
 
 def merged_space(session: Session, names: Sequence[str], method: Any) -> Space:
     """The space of what a method makes of these tasks' models, as `MERGED`, at λ = 1."""
-    paths = {model.task: model.path for model in session.models}
-    vector = merged_vector(session.encoder.folder, [paths[name] for name in names], list(names), method)
+    vector = merge_out({name: session.held[name] for name in names}, method).state_dict()
     session.evaluator.load_base()
     return session.space_of({MERGED: vector})
 

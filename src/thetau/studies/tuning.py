@@ -8,7 +8,7 @@ from typing import Any, final
 
 from thetau.diagnostics.results import Result
 from thetau.errors import DataError, RecipeError
-from thetau.evaluate.merging import build_method, merged_vector
+from thetau.evaluate.merging import build_method, merge_out
 from thetau.evaluate.session import Session
 from thetau.studies.arithmetic import (
     ADDITION,
@@ -99,7 +99,7 @@ def _merged(session: Session, names: Sequence[str], options: Tune) -> Addition:
     individual = {
         split: {name: session.space.accuracy({name: 1.0}, name, split) for name in names} for split in ("validation", "test")
     }
-    vector = merged_vector(session.encoder.folder, [model.path for model in session.models], names, method)
+    vector = merge_out({name: session.held[name] for name in names}, method).state_dict()
     session.evaluator.load_base()
     space = session.space_of({MERGED: vector})
     return addition(space, names, grid=options.alphas or ADDITION, vectors={MERGED: 1.0}, individual=individual)

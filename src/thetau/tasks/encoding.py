@@ -155,21 +155,25 @@ def ordered_batches(lengths: Sequence[int]) -> Iterator[list[int]]:
         yield batch
 
 
-def features(encoder: Encoder, inputs: Inputs, tick: Callable[[int], None] | None = None) -> Float[Tensor, "example feature"]:
-    """What the head reads of each example, in the order of `inputs`; `tick` is called with the number of tokens or patches done.
+def features(
+    encoder: Encoder, inputs: Inputs, tick: Callable[[int], None] | None = None, rows: Sequence[int] | None = None
+) -> Float[Tensor, "example feature"]:
+    """What the head reads of each example, in the order of `inputs`, or of `rows`; `tick` is called with the number of tokens or patches done.
 
     Raises `DataError` when the weights that `encoder` runs with give NaN or Inf.
     """
-    rows: list[tuple[int, Tensor]] = []
+    places = range(len(inputs)) if rows is None else rows
+    done: list[tuple[int, Tensor]] = []
     encoder.module.eval()
     with torch.inference_mode():
-        for indices in ordered_batches(inputs.lengths):
+        for batch in ordered_batches([inputs.lengths[place] for place in places]):
+            indices = [places[i] for i in batch]
             output = encoder.module(**inputs.batch(indices))
             if not torch.isfinite(output).all():
                 raise DataError(
                     "the model's features must be finite; these weights give NaN or Inf, so no accuracy would mean anything."
                 )
-            rows.extend(zip(indices, output, strict=True))
+            done.extend(zip(batch, output, strict=True))
             if tick is not None:
                 tick(sum(inputs.lengths[i] for i in indices))
-        return torch.stack([row for _, row in sorted(rows, key=lambda pair: pair[0])])
+        return torch.stack([row for _, row in sorted(done, key=lambda pair: pair[0])])

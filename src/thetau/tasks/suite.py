@@ -14,8 +14,8 @@ from thetau.errors import RecipeError, nearest
 @dataclass(frozen=True, kw_only=True)
 class MethodChoice:
     """One row of the table: `method` with `fields`, named `name`; its λ is the best of `scales` on validation, or 1 when there
-    are none. Several widen until the best is inside, a single one is given. With `each` the row is of each task's own vector after the method's
-    transforms, on that task, and there is no λ.
+    are none. Several widen until the best is inside, a single one is given. With `each` the row is of what the method makes for each
+    task (EMR, TALL, Twin), or of its vector after the method's transforms, on that task, and there is no λ.
     """
 
     name: str
