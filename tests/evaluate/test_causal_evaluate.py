@@ -103,7 +103,7 @@ def test_perplexity_is_that_of_a_plain_loop(model: Encoder, tmp_path: Path, unit
     assert isinstance(found, Answers)
     assert found.value == pytest.approx(math.exp(nats / count), rel=1e-6)
     assert found.low <= found.value <= found.high
-    assert found.notes == ("1 texts longer than the context, scored in several windows",)
+    assert found.notes == ("1 longer than the context, scored in several windows",)
 
 
 @pytest.mark.parametrize("rows", [1, 32])
@@ -159,7 +159,7 @@ def test_exact_match_counts_all_that_went_wrong(llama: Encoder, tmp_path: Path) 
     assert (found.correct, found.unread, found.too_long) == (0, 2, 1)
     assert found.shown[0] == free[0][0]  # type: ignore[index]
     assert found.notes[0] == "1 longer than the context, counted as wrong"
-    assert f"2 answers that could not be extracted, counted as wrong: {free[0][0]!r}" in found.notes[-1]  # type: ignore[index]
+    assert f"2 without an answer that could be extracted, counted as wrong: {free[0][0]!r}" in found.notes[-1]  # type: ignore[index]
 
 
 def test_end_tokens_are_all_that_the_model_names(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     arguments = ["evaluate", "--model", str(folder), *(part for one in (said, choices, texts) for part in ("--task", str(one)))]
     done = CliRunner().invoke(app, [*arguments, "--json", str(tmp_path / "out.json")], env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.output
-    assert "sounds: 4 answers that could not be extracted, counted as wrong: " in done.output
+    assert "sounds: 4 without an answer that could be extracted, counted as wrong: " in done.output
     assert "head: the model's own" in done.output
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["max_length"] == 64

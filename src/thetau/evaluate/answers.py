@@ -31,15 +31,10 @@ class Answers:
     @property
     def notes(self) -> tuple[str, ...]:
         """What was counted besides, in sentences."""
-        several = self.correct is None
+        windows = "scored in several windows" if self.correct is None else "counted as wrong"
         told = (
-            (
-                self.too_long,
-                "texts longer than the context, scored in several windows"
-                if several
-                else "longer than the context, counted as wrong",
-            ),
-            (self.unfinished, "generations that nothing ended"),
-            (self.unread, "answers that could not be extracted, counted as wrong: " + "; ".join(map(repr, self.shown))),
+            (self.too_long, f"longer than the context, {windows}"),
+            (self.unfinished, "generated without an end"),
+            (self.unread, "without an answer that could be extracted, counted as wrong: " + "; ".join(map(repr, self.shown))),
         )
         return tuple(f"{count} {said}" for count, said in told if count)
