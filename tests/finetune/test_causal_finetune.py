@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import thetau
+from experiments.common import ROOT
 from thetau.errors import DataError
-from thetau.evaluate import Evaluator
+from thetau.evaluate import Evaluator, Session
 from thetau.finetune import FinetuneConfig, finetune
 from thetau.models import Encoder, load_encoder, read_weights, weights_hash
+from thetau.studies import Tune, tune
 from thetau.tasks import Task, load_task
 from thetau.tasks.causal.head import CausalHead
 from thetau.tasks.encoding import encode_causal
@@ -143,16 +145,20 @@ def test_what_is_too_long_is_said(encoder: Encoder, task: Task, tmp_path: Path) 
     assert result.truncated == sum(len(answer.split()) > 1 for answer in ANSWERS.values())
 
 
-def test_merged_models_are_measured(encoder: Encoder, task: Task, tmp_path: Path) -> None:
-    """From two fine-tunes to a λ that is chosen on validation."""
-    from thetau.evaluate import Session
-    from thetau.studies import Tune, tune
-
-    other = load_task(causal_task(tmp_path / "tasks", [{"word": "bone", "answer": "leash"}], "other", max_new_tokens=3))
-    for one in (task, other):
-        finetune(encoder, one, tmp_path / "models" / one.name, FinetuneConfig(**FAST), base=str(encoder.folder))
-    folders = [task.folder, other.folder]
-    session = Session.open([tmp_path / "models" / one.name for one in (task, other)], base=encoder.folder, tasks=folders)
+def test_merged_models_are_measured_and_the_pages_python_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From two fine-tunes to a λ that is chosen on validation; what docs/causal.md shows runs on the same models."""
+    monkeypatch.chdir(tmp_path)
+    encoder = load_encoder(talker(tmp_path / "smollm2"))
+    for name, row in (("arithmetic", ROWS[0]), ("mood", ROWS[1])):
+        task = load_task(causal_task(tmp_path / "skills", [row], name, max_new_tokens=3))
+        finetune(encoder, task, tmp_path / "models" / name, FinetuneConfig(**{**FAST, "steps": 20}), base="smollm2")
+    models, tasks = ["models/arithmetic", "models/mood"], ["skills/arithmetic", "skills/mood"]
+    session = Session.open(models, base="smollm2", tasks=tasks)
     found = tune(session, Tune(method="task_arithmetic", alphas=(0.5, 1.0)))
-    assert 0 <= found.result.tuned.normalised <= 1  # type: ignore[union-attr]
-    assert thetau.open(tmp_path / "models" / "sounds").reference is not None
+    assert found.result.tuned.normalised > 0  # type: ignore[union-attr]
+    page = (ROOT / "docs" / "causal.md").read_text(encoding="utf-8")
+    for block in re.findall(r"^```python\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE):
+        exec(block, {})
+    assert "()" in capsys.readouterr().out, "nothing was counted besides"
