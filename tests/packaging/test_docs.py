@@ -23,6 +23,7 @@ SOURCES = ROOT / "src"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 ELSEWHERE = {  # pages whose examples need more than models, and the test that runs them
     "bases": "tests/bases/test_bases_arithmetic.py",
+    "causal": "tests/finetune/test_causal_finetune.py",
     "finetuning": "tests/diagnostics/test_diagnose.py",
     "write-a-method": "tests/methods/test_write_a_method.py",
 }

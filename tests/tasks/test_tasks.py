@@ -106,7 +106,7 @@ def test_a_truncated_gzip_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("meta", "message"),
     [
-        ({"kind": "video"}, r"`kind` must be one of text, text_pair, image\. Got 'video'"),
+        ({"kind": "video"}, r"`kind` must be one of text, text_pair, image, choices, generation, perplexity\. Got 'video'"),
         ({"metric": "bleu"}, r"`metric` must be one of accuracy, f1, macro_f1, matthews, pearson\. Got 'bleu'"),
         ({"metric": "pearson"}, "`labels` are classes, and metric pearson is for numbers"),
         ({"hub": {"nam": "x"}}, "`hub` must be a mapping with a `name`"),

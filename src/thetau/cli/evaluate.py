@@ -35,7 +35,7 @@ def evaluate(
 
     from thetau.evaluate.session import Session
     from thetau.finetune.progress import bar
-    from thetau.studies.checkpoints import evaluate_checkpoint, evaluate_classifier, has_classifier, heads_of
+    from thetau.studies.checkpoints import base_for, evaluate_checkpoint, evaluate_classifier, has_classifier, heads_of
 
     if has_classifier(model, options):
         measured = evaluate_classifier(model, task, options, reading)
@@ -43,12 +43,16 @@ def evaluate(
         Console().print(_table(measured))
         return
     heads = heads_of(model, options)
-    session = Session.open(base=backbone.base, tasks=task, limits=options.by_split(), reading=reading, heads=heads)
+    session = Session.open(
+        base=base_for(model, backbone.base), tasks=task, limits=options.by_split(), reading=reading, heads=heads
+    )
     total = sum(session.evaluator.size(name, options.split) for name in session.tasks)
     with bar(f"evaluate on {options.split}", total, "tokens") as progress:
         found = evaluate_checkpoint(model, session, options, on_tokens=progress.advance)
     json.write(found.to_json())
     Console().print(_table(found))
+    for line in found.notes:
+        Console(soft_wrap=True).print(line, markup=False, highlight=False)
 
 
 def _table(found: CheckpointMeasured) -> Table:
@@ -64,10 +68,11 @@ def _table(found: CheckpointMeasured) -> Table:
     for column in ("n", next(iter(kinds)) if same else "value", "95 % interval"):
         made.add_column(column, justify="right")
     for name, one in found.tasks.items():
-        interval = f"{100 * one.low:.1f} – {100 * one.high:.1f}"
+        unit = 1 if found.metrics[name] == "perplexity" else 100
+        interval = f"{unit * one.low:.1f} – {unit * one.high:.1f}"
         shown = name if same else f"{name} ({found.metrics[name]})"
-        made.add_row(shown, str(one.n), f"{100 * one.value:.1f}", interval)
-    if len(found.tasks) > 1:
+        made.add_row(shown, str(one.n), f"{unit * one.value:.1f}", interval)
+    if len(found.tasks) > 1 and found.average is not None:
         made.add_section()
         made.add_row("average", "", f"{100 * found.average:.1f}", "")
     return made

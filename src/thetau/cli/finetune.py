@@ -60,7 +60,7 @@ def finetune(
     save_every: Annotated[int, typer.Option(help="Steps between resumable states; 0 for none.")] = 100,
     kind: Annotated[
         str | None,
-        typer.Option(help="How the model is read: sentence, image, mask or text_to_text; by default as its files say."),
+        typer.Option(help="How the model is read: sentence, image, mask, text_to_text or causal; by default as its files say."),
     ] = None,
     features: Annotated[
         Literal["unit", "raw"],

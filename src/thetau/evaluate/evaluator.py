@@ -12,10 +12,13 @@ from torch import Tensor
 
 from thetau.errors import DataError
 from thetau.evaluate.accuracy import Accuracy
+from thetau.evaluate.answers import Answers
 from thetau.evaluate.cache import Cache
+from thetau.evaluate.causal import causal_loss, examine
 from thetau.evaluate.measures import Loss, Measure, measure
 from thetau.models import Encoder, weights_hash
 from thetau.tasks import Task, encode, make_head
+from thetau.tasks.causal.encode import CausalInputs
 from thetau.tasks.encoding import features
 from thetau.tasks.head import AnyHead
 from thetau.tasks.inputs import Inputs, label_tensor
@@ -96,23 +99,32 @@ class Evaluator:
         for name in self.tasks if tasks is None else tasks:
             inputs, head, metric = self.inputs(name, split), self.heads[name], self.tasks[name].metric
             parts = [key, self.encoder.form, inputs.hash, head.hash(), *([] if metric == "accuracy" else [metric])]
-            found: Measure | None = self._cache.get(Accuracy, parts) if metric == "accuracy" else self._cache.get(Score, parts)
+            found = self._kept(inputs, metric, parts)
             if found is None:
                 if not loaded:
                     self.encoder.load(weights, origin)
                     loaded = True
-                with torch.inference_mode():
-                    read = features(self.encoder, inputs, self.done)
-                    told = head.predict(read)
-                    if self._cache.folder is not None:  # the loss comes for nothing with the features
-                        loss = Loss(value=float(head.loss(read.float(), label_tensor(inputs.labels))), n=len(inputs))
-                        self._cache.put(loss, [key, self.encoder.form, inputs.hash, head.hash(), "loss"])
-                found = measure(metric, told, inputs.labels)
+                if isinstance(inputs, CausalInputs):
+                    found = examine(self.encoder, inputs, self.done)
+                else:
+                    with torch.inference_mode():
+                        read = features(self.encoder, inputs, self.done)
+                        told = head.predict(read)
+                        if self._cache.folder is not None:  # the loss comes for nothing with the features
+                            loss = Loss(value=float(head.loss(read.float(), label_tensor(inputs.labels))), n=len(inputs))
+                            self._cache.put(loss, [key, self.encoder.form, inputs.hash, head.hash(), "loss"])
+                    found = measure(metric, told, inputs.labels)
                 self._cache.put(found, parts)
             else:
                 self.done(self.size(name, split))
             result[name] = found
         return result
+
+    def _kept(self, inputs: Inputs, metric: str, parts: object) -> Measure | None:
+        """A result that lies in the cache."""
+        if isinstance(inputs, CausalInputs):
+            return self._cache.get(Answers, parts)
+        return self._cache.get(Accuracy, parts) if metric == "accuracy" else self._cache.get(Score, parts)
 
     def losses(
         self, weights: Mapping[str, Tensor], split: str, tasks: Iterable[str] | None = None, *, origin: str = "weights"
@@ -129,9 +141,12 @@ class Evaluator:
                 if not loaded:
                     self.encoder.load(weights, origin)
                     loaded = True
-                with torch.inference_mode():
-                    value = head.loss(features(self.encoder, inputs, self.done).float(), label_tensor(inputs.labels))
-                found = Loss(value=float(value), n=len(inputs))
+                if isinstance(inputs, CausalInputs):
+                    found = causal_loss(self.encoder, inputs, self.done)
+                else:
+                    with torch.inference_mode():
+                        value = head.loss(features(self.encoder, inputs, self.done).float(), label_tensor(inputs.labels))
+                    found = Loss(value=float(value), n=len(inputs))
                 self._cache.put(found, parts)
             else:
                 self.done(self.size(name, split))
@@ -139,7 +154,11 @@ class Evaluator:
         return result
 
     def features(self, weights: Mapping[str, Tensor], task: str, split: str, *, origin: str = "weights") -> Tensor:
-        """What the head of a task reads, `[example, feature]`, from `weights`."""
+        """What the head of a task reads, `[example, feature]`, from `weights`. Raises `DataError` for a causal model, whose answers differ in length."""
+        if self.encoder.kind == "causal":
+            raise DataError(
+                f"task {task!r}: a causal language model has no features of one length, which this needs. Give an encoder and its tasks."
+            )
         self.encoder.load(weights, origin)
         return features(self.encoder, self.inputs(task, split), self.done)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from thetau.errors import DataError
-from thetau.evaluate.measures import Measure
+from thetau.evaluate.measures import Measure, perplexities
 
 
 def average(accuracies: Mapping[str, Measure]) -> float:
@@ -22,6 +22,11 @@ def average(accuracies: Mapping[str, Measure]) -> float:
     """
     if not accuracies:
         raise DataError("an average needs the accuracy of at least one task. Got none.")
+    if controls := perplexities(accuracies):
+        raise DataError(
+            f"a perplexity is lower where it is better, and no share of anything: it has no part in an average of tasks. Got {', '.join(controls)}; "
+            "measure it beside the others (thetau evaluate)."
+        )
     return sum(accuracy.value for accuracy in accuracies.values()) / len(accuracies)
 
 
@@ -41,6 +46,7 @@ def normalised(accuracies: Mapping[str, Measure], individual: Mapping[str, Measu
         raise DataError(
             f"normalised accuracy needs an individual accuracy for every task. Lacking: {', '.join(lacking) or 'all'}."
         )
+    average(accuracies)
     left_out = set(worthless(individual))
     shares = [accuracy.value / individual[task].value for task, accuracy in accuracies.items() if task not in left_out]
     return sum(shares) / len(shares) if shares else average(accuracies)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
 from torch import Tensor
 
 from thetau.evaluate.accuracy import Accuracy
+from thetau.evaluate.answers import Answers
 from thetau.tasks.metrics import Score, f1, matthews, pearson
 from thetau.tasks.task import Metric
 
-Measure = Accuracy | Score
-"""What an evaluation gives: `value` with `n` and a 95 % interval `low`..`high`; an accuracy also has counts."""
+Measure = Accuracy | Score | Answers
+"""What an evaluation gives: `value` with `n` and a 95 % interval `low`..`high`; accuracies and a causal model's answers also have counts."""
 
 
 @final
@@ -36,3 +37,8 @@ def measure(metric: Metric, predictions: Tensor, labels: Sequence[int | float]) 
         case "matthews":
             return matthews(guesses, classes)
     return f1(guesses, classes, average={"f1": "binary", "macro_f1": "macro"}[metric])
+
+
+def perplexities(measures: Mapping[str, Measure]) -> tuple[str, ...]:
+    """The tasks whose value is a perplexity: no share of anything, and better when lower."""
+    return tuple(task for task, one in measures.items() if isinstance(one, Answers) and one.correct is None)

@@ -10,7 +10,9 @@ from thetau.options import Option, check_ranges
 
 BASE = "all-MiniLM-L6-v2"
 DataFolder = Annotated[Path | None, Option("Folder of task folders; looked at before the shipped tasks.", flags=("--data",))]
-Kind = Annotated[str | None, Option("How the base is read: sentence, image, mask or text_to_text; by default as its files say.")]
+Kind = Annotated[
+    str | None, Option("How the base is read: sentence, image, mask, text_to_text or causal; by default as its files say.")
+]
 Features = Annotated[
     Literal["unit", "raw"],
     Option(

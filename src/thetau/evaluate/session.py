@@ -25,6 +25,7 @@ from thetau.facade import Expression, as_vector, open_base
 from thetau.facade import open as open_weights
 from thetau.finetune.output import trained_heads
 from thetau.models import Encoder, load_encoder
+from thetau.models.causal import check_tokenizer
 from thetau.models.loading import kind_named
 from thetau.tasks import Task, load_task
 from thetau.tasks.head import AnyHead
@@ -99,6 +100,9 @@ class Session:
         wanted = [
             load_task(name, given.data) for name in dict.fromkeys([model.task for model in tuned] if tasks is None else tasks)
         ]
+        if encoder.kind == "causal":
+            for model in tuned:
+                check_tokenizer(encoder, model.path)
         own = {name: head for model in tuned for name, head in model.heads().items()} | dict(heads or {})
         return cls(encoder, wanted, base=str(base), models=tuned, heads=own, limits=limits, reading=given, exact=exact)
 

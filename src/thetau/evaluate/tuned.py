@@ -137,6 +137,11 @@ def make_space(
     """The space in which `vectors` (by the checkpoint's names) are evaluated: the model itself, or its linear form."""
     if not tangent:
         return WeightSpace(evaluator, base, vectors)
+    if evaluator.encoder.kind == "causal":
+        raise DataError(
+            "a causal language model is measured as itself: its linear form gives logits of texts that are there, and says none. "
+            "Use the weights (--space weights), which the vector of the tangent space was not trained for."
+        )
     live = {}
     for name, vector in vectors.items():
         moved = evaluator.encoder.parameters(vector)

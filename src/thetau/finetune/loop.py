@@ -201,12 +201,11 @@ def _gradients(
 ) -> tuple[float, float]:
     """The gradients of one step into `view`, and its loss and penalty."""
     size = math.ceil(len(indices) / config.accumulation)
-    floating = torch.int64 if all(isinstance(label, int) for label in lesson.inputs.labels[:1]) else torch.float32
     total = extra = 0.0
     for begin in range(0, len(indices), size):
         own = indices[begin : begin + size][processes.share]
         if own:
-            labels = torch.tensor([lesson.inputs.labels[i] for i in own], dtype=floating, device=processes.device)
+            labels = lesson.inputs.targets(own).to(processes.device)
             with _precision(config, processes):
                 features = view.features(to_device(lesson.inputs.batch(own), processes.device))
             loss = lesson.head.loss(features.float(), labels) * (len(own) / len(indices))

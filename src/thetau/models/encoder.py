@@ -15,7 +15,7 @@ from thetau.errors import CheckpointError
 from thetau.models.naming import check_fit
 from thetau.models.pooling import FeatureModel, Pooling, pool
 
-Kind = Literal["sentence", "image", "mask", "text_to_text"]
+Kind = Literal["sentence", "image", "mask", "text_to_text", "causal"]
 Channels = tuple[float, float, float]
 
 
@@ -60,7 +60,7 @@ class Encoder:
     """A live encoder, its tokenizer, and the way back to its checkpoint.
 
     - `module`: columns → features `[example, feature]`. `kind` says of what: sentences or pairs (unit vectors), images (unit
-      vectors), a text with a gap (the state at the gap), or a prompt (log-likelihoods of the labels' texts).
+      vectors), a text with a gap (the state at the gap), a prompt (log-likelihoods of the labels' texts), or what a causal model is to say (logits).
     - `names`: live name (inside the backbone) → name in the checkpoint.
     - `carried`: tensors of the checkpoint that the live model has no place for (integer buffers, heads); written back unchanged.
     - `dtypes`: the checkpoint's dtype of each tensor in `names`; the live model computes in float32.

@@ -122,7 +122,7 @@ def load_language_model(folder: Path, architecture: str, wrap: Callable[[nn.Modu
             backbone = getattr(api, architecture).from_config(config)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise CheckpointError(f"{folder}: {architecture} of transformers cannot open it ({reason_of(error)}).") from error
-    if tokenizer.pad_token_id is None:
+    if tokenizer.pad_token_id is None and architecture != "AutoModelForCausalLM":  # whose mask hides any padding
         raise CheckpointError(f"{folder}: the tokenizer must have a padding token; it has none.")
     weights = read_weights(folder)
     decoder = backbone.get_output_embeddings()

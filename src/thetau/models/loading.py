@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from thetau.checkpoint.locate import OPEN_CLIP, locate
 from thetau.errors import CheckpointError, nearest
+from thetau.models.causal import load_causal
 from thetau.models.encoder import Encoder, Kind, raw_features
 from thetau.models.language import load_mask_encoder, load_text_to_text
 from thetau.models.sentence import load_sentence_encoder
@@ -36,6 +37,8 @@ def _load(folder: Path, kind: Kind | None) -> Encoder:
             return load_mask_encoder(folder)
         case "text_to_text":
             return load_text_to_text(folder)
+        case "causal":
+            return load_causal(folder)
     raise CheckpointError(f"{folder}: the kind of an encoder must be one of {', '.join(get_args(Kind))}. Got {kind!r}.")
 
 
@@ -49,10 +52,9 @@ def kind_named(name: str | None) -> Kind | None:
 
 
 def kind_of(folder: Path) -> Kind:
-    """What the files of a folder say: an image model, a text-to-text one, a masked language model with its head; else sentences.
+    """What the files of a folder say: an image model, a text-to-text one, a causal or a masked language model; else sentences.
 
-    A masked language model that sentence-transformers pools (`modules.json`) is a sentence encoder. Raises `CheckpointError`: not readable, or a
-    causal language model, whose tokens see only what stands before them: nothing says how their features are one sentence's.
+    A language model that sentence-transformers pools (`modules.json`) is a sentence encoder. Raises `CheckpointError`: not readable.
     """
     if (folder / OPEN_CLIP).is_file():
         return "image"
@@ -68,10 +70,7 @@ def kind_of(folder: Path) -> Kind:
         return "text_to_text"
     names = config.get("architectures") or []
     if not (folder / "modules.json").is_file() and is_causal(str(config.get("model_type", ""))):
-        raise CheckpointError(
-            f"{folder}: is a causal language model ({config['model_type']}), which is not understood as an encoder of sentences. Give a checkpoint with an "
-            "encoder, or `--kind sentence` (`load_encoder(folder, 'sentence')`) to read the mean of its tokens all the same."
-        )
+        return "causal"
     masked = isinstance(names, list) and any(str(name).endswith("ForMaskedLM") for name in names)
     return "mask" if masked and not (folder / "modules.json").is_file() else "sentence"
 

@@ -12,16 +12,19 @@ from thetau.checkpoint.locate import packaged_models
 from thetau.compression import parts_beside
 from thetau.diagnostics.results import Result
 from thetau.errors import DataError
+from thetau.evaluate.answers import Answers
 from thetau.evaluate.means import average
-from thetau.evaluate.measures import Measure, measure
-from thetau.evaluate.options import Reading
+from thetau.evaluate.measures import Measure, measure, perplexities
+from thetau.evaluate.options import BASE, Reading
 from thetau.evaluate.session import Session
 from thetau.evaluate.tuned import difference, is_tangent
 from thetau.evidence.surgery import corrected_heads
 from thetau.facade import open_base
 from thetau.finetune.output import read_record, trained_heads
 from thetau.models import locate, read_weights
+from thetau.models.causal import check_tokenizer
 from thetau.models.classifier import Classifier, classifier_of, load_classifier
+from thetau.models.loading import kind_of
 from thetau.studies.options import Evaluate
 from thetau.tasks import Task, load_task
 from thetau.tasks.encoding import encode, features
@@ -33,7 +36,7 @@ from thetau.tasks.head import AnyHead
 class CheckpointMeasured(Result):
     """What `evaluate_checkpoint` or `evaluate_classifier` found. `metrics`: of each task; `tasks`: its value, with n and a 95 % interval.
 
-    - `head`: what turned features into answers.
+    - `average`: of all but perplexities, None where there is nothing else. `head`: what turned features into answers.
     - `corrected`: the tasks whose features went through a correction that lies beside the model (`thetau evidence surgery`).
     - `own`: the tasks that were measured with what the method made for them, which lies beside the model (`thetau merge --tasks`).
     """
@@ -42,13 +45,18 @@ class CheckpointMeasured(Result):
     base: str
     split: str
     max_length: int
-    average: float
+    average: float | None
     space: str
     metrics: dict[str, str]
     tasks: dict[str, Measure]
     head: str = "made from the base"
     corrected: tuple[str, ...] = ()
     own: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was counted besides of a causal model's answers, in sentences."""
+        return tuple(f"{name}: {note}" for name, one in self.tasks.items() if isinstance(one, Answers) for note in one.notes)
 
     def to_json(self) -> dict[str, Any]:
         """As plain values, the metric beside each task's value."""
@@ -158,6 +166,8 @@ def evaluate_checkpoint(
     """
     given = options or Evaluate()
     where = _where(model)
+    if session.encoder.kind == "causal" and where.is_dir():
+        check_tokenizer(session.encoder, where)
     tangent = given.space == "tangent" or (given.space == "auto" and where.exists() and is_tangent(where))
     weights = read_weights(where if where.exists() else model, base=session.encoder.folder)
     session.evaluator.on_tokens = on_tokens
@@ -177,19 +187,39 @@ def evaluate_checkpoint(
         shared = [name for name in session.tasks if name not in own_tasks]
         found |= session.evaluator.evaluate(weights, given.split, shared, origin=str(model))
         found = {name: found[name] for name in session.tasks}
+    shares = {name: one for name, one in found.items() if name not in perplexities(found)}
     return CheckpointMeasured(
         model=str(model),
         base=session.base,
         split=given.split,
-        max_length=session.reading.max_length,
-        average=average(found),
+        max_length=session.encoder.max_length if session.encoder.kind == "causal" else session.reading.max_length,
+        average=average(shares) if shares else None,
         space="tangent" if tangent else "weights",
         metrics={name: session.evaluator.tasks[name].metric for name in found},
         tasks=found,
-        head=f"trained with {given.heads or model}" if heads_of(model, given) else f"made from {session.base}",
+        head=_head(model, session, given),
         corrected=tuple(corrected),
         own=tuple(own_tasks),
     )
+
+
+def base_for(model: str | Path, base: str) -> str:
+    """What a checkpoint is measured with: the `base` that was named, or for a causal language model, where none was, the model itself, and for an
+    adapter that thetau trained the base of its record.
+    """
+    where = _where(model)
+    if base != BASE or not where.is_dir():
+        return base
+    if (where / "config.json").is_file():
+        return str(model) if kind_of(where) == "causal" else base
+    record = read_record(where)
+    return base if record is None else str(record["base"])
+
+
+def _head(model: str | Path, session: Session, options: Evaluate) -> str:
+    if session.encoder.kind == "causal":
+        return "the model's own"
+    return f"trained with {options.heads or model}" if heads_of(model, options) else f"made from {session.base}"
 
 
 def _where(model: str | Path) -> Path:

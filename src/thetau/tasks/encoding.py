@@ -17,8 +17,10 @@ from torch import Tensor
 
 from thetau.errors import DataError
 from thetau.models import Encoder
+from thetau.models.causal import padding_of
+from thetau.tasks.causal.encode import CausalInputs, encode_questions
 from thetau.tasks.images import ImageSplit, preprocess
-from thetau.tasks.inputs import Inputs
+from thetau.tasks.inputs import Inputs, label_tensor
 from thetau.tasks.prompted import label_inputs, mask_inputs
 from thetau.tasks.rows import Split
 from thetau.tasks.task import Task
@@ -71,6 +73,10 @@ class Tokens:
             for name, rows in self.columns.items()
         }
 
+    def targets(self, indices: Sequence[int]) -> Tensor:
+        """The labels of some examples."""
+        return label_tensor([self.labels[i] for i in indices])
+
 
 def encode(
     encoder: Encoder, task: Task, split: str, *, max_length: int, image_size: int | None = None, limit: int | None = None
@@ -79,15 +85,14 @@ def encode(
 
     Raises `DataError`: images for a model of texts or the reverse, no template for a language model, bad rows.
     """
-    seen = "image" if encoder.kind == "image" else "text"
-    if (task.kind == "image") != (seen == "image"):
-        raise DataError(
-            f"task {task.name!r} is of kind {task.kind}, and the model reads {seen}s. Choose a task of {seen}s, or another model."
-        )
+    check_kind(encoder, task)
+    if task.form is not None:
+        return encode_causal(encoder, task, split, max_length=max_length, limit=limit)
     examples = task.split(split, limit)
     if isinstance(examples, ImageSplit):
         assert encoder.image is not None
         return preprocess(encoder.image, examples, size=image_size, crop=task.crop)
+    assert isinstance(examples, Split)
     length = min(max_length, encoder.max_length)
     try:
         match encoder.kind:
@@ -100,6 +105,45 @@ def encode(
     except DataError as error:
         raise DataError(f"task {task.name!r}, split {split}: {error}") from error
     return tokenise(encoder, examples, max_length)
+
+
+def check_kind(encoder: Encoder, task: Task) -> None:
+    """Raise `DataError` where a model of this kind cannot be asked a task of that kind."""
+    if task.form is not None and encoder.kind != "causal":
+        raise DataError(
+            f"task {task.name!r} is of kind {task.kind}, for causal language models, and {encoder.folder} is read as {encoder.kind}. "
+            "Give a causal language model, or a task with classes."
+        )
+    if task.form is None and encoder.kind == "causal":
+        raise DataError(
+            f"task {task.name!r} is of kind {task.kind}, and {encoder.folder} is a causal language model, which is not understood as an encoder of "
+            "sentences. Describe the task as one of kind choices, generation or perplexity, give a checkpoint with an encoder, or `--kind sentence` "
+            "(`load_encoder(folder, 'sentence')`) to read the mean of its tokens all the same."
+        )
+    seen = "image" if encoder.kind == "image" else "text"
+    if (task.kind == "image") != (seen == "image"):
+        raise DataError(
+            f"task {task.name!r} is of kind {task.kind}, and the model reads {seen}s. Choose a task of {seen}s, or another model."
+        )
+
+
+def encode_causal(encoder: Encoder, task: Task, split: str, *, max_length: int, limit: int | None = None) -> CausalInputs:
+    """A causal model's task as token ids; `max_length` is of what it is taught, what it is measured by goes up to its context. Raises `DataError`."""
+    check_kind(encoder, task)
+    assert task.form is not None
+    asked, shots = task.asked(split, limit)
+    try:
+        return encode_questions(
+            encoder.tokenizer,
+            task.form,
+            asked,
+            shots,
+            context=encoder.max_length,
+            max_length=min(max_length, encoder.max_length),
+            pad=padding_of(encoder.tokenizer),
+        )
+    except DataError as error:
+        raise DataError(f"task {task.name!r}, split {split}: {error}") from error
 
 
 def template_of(task: Task, kind: Literal["mask", "text_to_text"]) -> Prompt:

@@ -17,7 +17,8 @@ from thetau.models import Encoder
 from thetau.models.clip_text import clip_text_features, load_clip_text
 from thetau.models.language import MaskEncoder
 from thetau.models.pooling import FeatureModel
-from thetau.tasks.encoding import encode, features, template_of
+from thetau.tasks.causal.head import CausalHead
+from thetau.tasks.encoding import check_kind, encode, features, template_of
 from thetau.tasks.head import AnyHead, Head, UnitHead, means_of, zero_shot_head
 from thetau.tasks.inputs import Inputs
 from thetau.tasks.language_heads import TextToTextHead, verbaliser_head
@@ -33,7 +34,7 @@ def head_kind(encoder: Encoder, task: Task, kind: HeadKind | None = None) -> Hea
 
     None for language models, which bring their own.
     """
-    if encoder.kind in ("mask", "text_to_text"):
+    if encoder.kind in ("mask", "text_to_text", "causal"):
         return None
     texts = encoder.kind == "sentence" or encoder.form == "projected"
     chosen = kind or task.head or ("prompts" if texts and not task.regression else "probe")
@@ -59,7 +60,7 @@ def make_head(
 
     - sentences: embeddings of class-name prompts; CLIP: those of its text tower; other image models, and numbers: a linear probe
       or class means of the base's features on the training split, the probe's penalty chosen on the validation split;
-    - masked language models: the label words' rows of their own head; text-to-text: the likelihood of the labels' texts.
+    - masked language models: the label words' rows of their own head; text-to-text: the likelihood of the labels' texts; causal ones: their own.
 
     With `cache`, a head is kept there by its content, and is the same to the bit wherever the run goes on. Of raw features the head is that of unit
     ones, and normalises. Raises `DataError`.
@@ -71,7 +72,10 @@ def make_head(
             return UnitHead(inner=make_head(unit, task, kind=kind, max_length=max_length, image_size=image_size, cache=cache))
         finally:
             encoder.module.normalise = False
+    check_kind(encoder, task)
     match encoder.kind:
+        case "causal":
+            return CausalHead()
         case "mask":
             return verbaliser_head(cast("MaskEncoder", encoder.module), encoder.tokenizer, template_of(task, "mask"))
         case "text_to_text":

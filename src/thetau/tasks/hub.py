@@ -50,6 +50,14 @@ def read_dataset(
     return _rows(lambda column: list(table[column]), columns, labels, where).limited(limit)
 
 
+def read_records(name: str | Path, config: str | None = None, split: str = "train") -> list[dict[str, Any]]:
+    """All the rows of one split of a data set, or of a parquet file, with all their columns. Raises `DataError`."""
+    where = _where(name, config, split)
+    if (path := Path(name)).is_file() and path.suffix == ".parquet":
+        return [dict(row) for row in _parquet(path, None).to_pylist()]
+    return [dict(row) for row in _table(name, config, split, where)]
+
+
 def read_image_dataset(
     name: str | Path,
     config: str | None,
@@ -114,17 +122,23 @@ def read_parquet(path: str | Path, columns: Mapping[str, str], labels: tuple[str
 
     Raises `DataError`: not readable, no such column, rows that break a rule.
     """
+    table = _parquet(Path(path), columns)
+    return _rows(lambda column: table.column(column).to_pylist(), columns, labels, str(path))
+
+
+def _parquet(path: Path, columns: Mapping[str, str] | None) -> Any:
+    """A parquet file's table, of some columns or of all."""
     try:
         parquet: Any = import_module("pyarrow.parquet")
     except ImportError as error:
         raise DataError(f"{path}: reading parquet needs pyarrow. Install it: pip install 'thetau[data]'") from error
     try:
         with parquet.ParquetFile(path) as file:
-            _check_columns(columns, file.schema_arrow.names, str(path))
-            table = file.read(columns=list(columns.values()))
+            if columns is not None:
+                _check_columns(columns, file.schema_arrow.names, str(path))
+            return file.read(columns=None if columns is None else list(columns.values()))
     except (OSError, ValueError) as error:  # pyarrow's own errors are of these
         raise DataError(f"{path}: cannot be read as parquet ({' '.join(str(error).split())}).") from error
-    return _rows(lambda column: table.column(column).to_pylist(), columns, labels, str(path))
 
 
 def _check_columns(columns: Mapping[str, str], known: Sequence[str], where: str) -> None:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from thetau.errors import DataError, nearest
 from thetau.models.encoder import ImageForm
+from thetau.tasks.inputs import label_tensor
 from thetau.tasks.rows import SPLITS, drawn
 
 CROPS = ("none", "center")
@@ -323,6 +324,10 @@ class Pixels:
         """The normalised pixels of some examples, float32."""
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
         return {"pixel_values": (self.frames[list(indices)].float() / 255 - mean) / std}
+
+    def targets(self, indices: Sequence[int]) -> Tensor:
+        """The labels of some examples."""
+        return label_tensor([self.labels[i] for i in indices])
 
 
 def preprocess(form: ImageForm, split: ImageSplit, size: int | None = None, crop: str = "none") -> Pixels:

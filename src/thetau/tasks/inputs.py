@@ -49,3 +49,7 @@ class Inputs(Protocol):
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """The model's arguments for some examples."""
         ...
+
+    def targets(self, indices: Sequence[int]) -> Tensor:
+        """What a head's loss compares with, of some examples: their labels, or the tokens of their answers."""
+        ...

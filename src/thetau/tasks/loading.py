@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any, get_args
 
 from thetau.errors import DataError, nearest
+from thetau.tasks.causal.form import CAUSAL, read_form
 from thetau.tasks.images import CROPS
-from thetau.tasks.prompts import load_prompts
+from thetau.tasks.prompts import Prompts, load_prompts
 from thetau.tasks.rows import SPLITS, Kind
 from thetau.tasks.source import FileSource, HubSource
 from thetau.tasks.task import HeadKind, Metric, Task
 
 _META = "meta.json"
+_METRICS = tuple(metric for metric in get_args(Metric) if metric not in ("exact_match", "perplexity"))
+_COMMON = ("task", "kind", "hub", "licence", "source")
 _HUB_KEYS = ("name", "config", "splits", "columns", "class_names")
 _ROLES = ("text", "text2", "image", "label")
 
@@ -55,7 +58,7 @@ def _tasks_in(root: Path) -> dict[str, Path]:
 
 
 def load_task(name: str | Path, data: Path | None = None) -> Task:
-    """A task by its name (from `data`, else shipped) or by the path of its folder or npz file. Raises `DataError`.
+    """A task by its name (from `data`, else shipped) or by the path of its folder, its `meta.json` or its npz file. Raises `DataError`.
 
     Examples:
         >>> load_task("sms_spam").labels
@@ -66,6 +69,8 @@ def load_task(name: str | Path, data: Path | None = None) -> Task:
         path = path.with_suffix(".json")
         if not path.is_file():
             raise DataError(f"{name}: {path.name} must lie beside it, with the task's `kind` and `labels`; there is none.")
+    elif path.name == _META and path.is_file():
+        pass
     elif (path / _META).is_file():
         path = path / _META
     else:
@@ -84,10 +89,12 @@ def _read(path: Path, data: Path | None) -> Task:
         raise DataError(f"{path}: cannot be read as JSON ({error}).") from error
     if not isinstance(meta, dict):
         raise DataError(f"{path}: must be a JSON object. Got {type(meta).__name__}.")
+    if meta.get("kind") in CAUSAL:
+        return _causal(path, meta, data)
     problems: list[str] = []
     for key, choices, default in (
         ("kind", get_args(Kind), None),
-        ("metric", get_args(Metric), "accuracy"),
+        ("metric", _METRICS, "accuracy"),
         ("head", (*get_args(HeadKind), None), None),
         ("crop", CROPS, "none"),
     ):
@@ -116,6 +123,27 @@ def _read(path: Path, data: Path | None) -> Task:
         metric=meta.get("metric", "accuracy"),
         head=meta.get("head"),
         crop=meta.get("crop", "none"),
+    )
+
+
+def _causal(path: Path, meta: dict[str, Any], data: Path | None) -> Task:
+    """A task of a causal language model."""
+    problems: list[str] = []
+    form = read_form(meta, _COMMON, problems)
+    hub = _hub(meta.get("hub"), problems)
+    if form is None or problems:
+        raise DataError(f"{path}: " + " ".join(problems))
+    return Task(
+        name=str(meta.get("task") or path.parent.resolve().name),
+        kind=form.kind,
+        labels=(),
+        prompts=Prompts(templates=(), phrases=()),
+        folder=path.parent,
+        examples=FileSource(root=path.parent) if hub is None else _local(hub, data),
+        licence=str(meta.get("licence", "not stated")),
+        source=str(meta.get("source", "not stated")),
+        metric=form.metric,
+        form=form,
     )
 
 

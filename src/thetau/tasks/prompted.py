@@ -15,6 +15,7 @@ from torch import Tensor
 
 from thetau.errors import DataError
 from thetau.models.language import IGNORED
+from thetau.tasks.inputs import label_tensor
 from thetau.tasks.templates import Prompt
 
 
@@ -53,6 +54,10 @@ class MaskInputs:
             "mask_position": torch.tensor([self.positions[i] for i in indices], dtype=torch.int64)
         }
 
+    def targets(self, indices: Sequence[int]) -> Tensor:
+        """The labels of some examples."""
+        return label_tensor([self.labels[i] for i in indices])
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +93,10 @@ class LabelInputs:
         width = max(map(len, self.label_ids))
         labels = [[*row, *([IGNORED] * (width - len(row)))] for row in self.label_ids]
         return padded([self.ids[i] for i in indices], self.pad) | {"label_ids": torch.tensor(labels, dtype=torch.int64)}
+
+    def targets(self, indices: Sequence[int]) -> Tensor:
+        """The labels of some examples."""
+        return label_tensor([self.labels[i] for i in indices])
 
 
 def mask_inputs(

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from thetau.errors import DataError
 
-Kind = Literal["text", "text_pair", "image"]
+Kind = Literal["text", "text_pair", "image", "choices", "generation", "perplexity"]
 SPLITS = ("train", "validation", "test")
 _SHOWN = 5
 _BLANK = 0.01  # share of a split that may be blank: a few are examples as any other, more are a wrong column
@@ -78,7 +78,7 @@ def read_split(path: Path, kind: Kind, labels: tuple[str, ...] | None) -> Split:
     texts, texts2, numbers = [], [], []
     problems: list[str] = []
     count = 0
-    rows = list(_rows(path))
+    rows = list(read_lines(path))
     blank = {line for line, row in rows if _is_blank(row, kind)}
     for line, row in rows:
         problem = _problem(row, kind, labels, blank_allowed=len(blank) <= _BLANK * len(rows))
@@ -98,7 +98,8 @@ def read_split(path: Path, kind: Kind, labels: tuple[str, ...] | None) -> Split:
     return Split(texts=tuple(texts), texts2=tuple(texts2) if kind == "text_pair" else None, labels=tuple(numbers))
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Any]]:
+def read_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """Each line of a file of JSON lines with its number, blank ones left out. Raises `DataError`."""
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
             for line, content in enumerate(file, start=1):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, final
+from typing import Any, Literal, final
 
 from thetau.errors import DataError
-from thetau.tasks.hub import read_dataset, read_image_dataset, read_parquet
+from thetau.tasks.causal.form import CAUSAL
+from thetau.tasks.causal.rows import Rows
+from thetau.tasks.hub import read_dataset, read_image_dataset, read_parquet, read_records
 from thetau.tasks.images import ImageSplit, read_image_folder, read_image_parquet, read_npz
-from thetau.tasks.rows import SPLITS, Kind, Split, read_split, split_file
+from thetau.tasks.rows import SPLITS, Kind, Split, read_lines, read_split, split_file
 
-AnySplit = Split | ImageSplit
+AnySplit = Split | ImageSplit | Rows
 HELD_OUT, MOST_HELD_OUT = 0.1, 5000
 
 
@@ -43,7 +45,11 @@ class HubSource:
         if own not in self.splits:
             raise DataError(f"{self.name}: no split {split!r} is named in `hub.splits`. Got {', '.join(self.splits)}.")
         examples: AnySplit
-        if kind == "image":
+        if kind in CAUSAL:
+            examples = _numbered(
+                read_records(self.name, self.config, self.splits[own]), f"{self.name}, split {self.splits[own]!r}"
+            )
+        elif kind == "image":
             columns = {"image": "image", "label": "label", **self.columns}
             examples = read_image_dataset(self.name, self.config, self.splits[own], columns, labels=labels or (), same_names=same)
         else:
@@ -81,6 +87,10 @@ class FileSource:
         if split not in SPLITS:
             raise DataError(f"split must be one of {', '.join(SPLITS)}. Got {split!r}.")
         parquet = self.root / f"{split}.parquet"
+        if kind in CAUSAL:
+            return (
+                _numbered(read_records(parquet), str(parquet)) if parquet.is_file() else _read_rows(split_file(self.root, split))
+            )
         if kind == "image":
             if self.root.is_file():
                 return read_npz(self.root, split, labels or ())
@@ -93,3 +103,22 @@ class FileSource:
             texts = ("text", "text2") if kind == "text_pair" else ("text",)
             return read_parquet(parquet, {name: self.columns.get(name, name) for name in (*texts, "label")}, labels)
         return read_split(split_file(self.root, split), kind, labels)
+
+
+def _read_rows(path: Path) -> Rows:
+    """The rows of a file of JSON lines, whatever their columns."""
+    read = list(read_lines(path))
+    bad = next((line for line, row in read if not isinstance(row, dict)), None)
+    if bad is not None:
+        raise DataError(f"{path}: line {bad}: a row must be one JSON object. Write the columns that the task's templates name.")
+    return _checked(Rows(rows=tuple(row for _, row in read), lines=tuple(line for line, _ in read), where=str(path)))
+
+
+def _numbered(records: Sequence[Mapping[str, Any]], where: str) -> Rows:
+    return _checked(Rows(rows=tuple(records), lines=tuple(range(1, len(records) + 1)), where=where))
+
+
+def _checked(rows: Rows) -> Rows:
+    if not len(rows):
+        raise DataError(f"{rows.where}: a split must hold at least one row. Got none; put rows in it.")
+    return rows

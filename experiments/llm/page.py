@@ -1,0 +1,213 @@
+"""Draw docs/llm.md from experiments/llm/results.json.
+
+python -m experiments.llm.page
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+from experiments.common import DOCS, table
+from experiments.llm.run import OUT, has_scale
+
+PAGE, INTRO = DOCS / "llm.md", Path(__file__).parent / "intro.md"
+Row = Mapping[str, Any]
+_Z95 = 1.959963984540054
+
+
+def main() -> None:
+    """Write the page."""
+    PAGE.write_text(page(json.loads(OUT.read_text(encoding="utf-8"))), encoding="utf-8")
+    sys.stdout.write("docs/llm.md\n")
+
+
+def page(results: Mapping[str, Any]) -> str:
+    """The whole page."""
+    parts = [skills(results), taught(results), merges(results), verdict(results), negation(results), limits(results)]
+    return INTRO.read_text(encoding="utf-8").rstrip() + "\n\n" + "\n".join(line for part in parts for line in part)
+
+
+def skills(results: Mapping[str, Any]) -> list[str]:
+    """What is asked, an example of each."""
+    rows = [(f"`{name}`", cell(one["prompt"]), f"`{cell(one['answer'])}`") for name, one in results["examples"].items()]
+    return ["## The skills", "", *table(("skill", "a question", "its answer"), rows, words=3)]
+
+
+def taught(results: Mapping[str, Any]) -> list[str]:
+    """The base and each skill's model, on every skill."""
+    names = list(results["examples"])
+    rows = [
+        (called(name), *(percent(row["skills"][one]["value"]) for one in names)) for name, row in results["references"].items()
+    ]
+    size = results["settings"]
+    return [
+        "## Taught alone",
+        "",
+        f"Exact match in percent on {size['test']} questions a skill, of {results['model']} as it is and after {size['steps']} steps of "
+        f"{size['batch']} examples of one skill (learning rate {size['lr']:g}).",
+        "",
+        *table(("model", *names), rows),
+    ]
+
+
+def merges(results: Mapping[str, Any]) -> list[str]:
+    """Every merge, the best at its defaults first."""
+    names, base, own = list(results["examples"]), results["references"]["base"], individual(results)
+    head = ("method", *names, "average", "± (95 %)", "λ chosen: factor", "average")
+    rows = [
+        ("pre-trained", *values(base, names), percent(base["average"]), percent(margin(base)), "", ""),
+        ("each skill's own", *values(own, names), percent(own["average"]), percent(margin(own)), "", ""),
+    ]
+    done = {name: row for name, row in results["rows"].items() if "average" in row}
+    for name in sorted(done, key=lambda one: (-done[one]["average"], one)):
+        row, best = done[name], results["tuned"].get(name)
+        after = (f"{best['factor']:g}", percent(best["average"])) if best else ("", "")
+        rows.append(
+            (f"[`{name}`](methods/{name}.md)", *values(row, names), percent(row["average"]), percent(margin(row)), *after)
+        )
+    size = results["settings"]
+    lines = [
+        "## Merged",
+        "",
+        f"Four models into one: exact match in percent on {size['test']} questions a skill. The λ of a method is its default; on the right it is the "
+        f"default times a factor, chosen on {size['validation']} other questions a skill.",
+        "",
+        *table(head, rows),
+    ]
+    stopped = [name for name, row in results["rows"].items() if "stopped" in row]
+    if stopped:
+        lines += [f"Stopped after {results['longest']:g} s: {', '.join(f'`{name}`' for name in stopped)}.", ""]
+    lines += [f"`{name}` failed: {row['failed']}" for name, row in results["rows"].items() if "failed" in row]
+    if results["missing"]:
+        lines += [f"Not measured in the time of this run: {', '.join(f'`{name}`' for name in results['missing'])}.", ""]
+    unchosen = [name for name in done if name not in results["tuned"] and has_scale(name)]
+    if unchosen:
+        lines += [f"No λ was chosen in the time of this run for {', '.join(f'`{name}`' for name in unchosen)}.", ""]
+    return lines
+
+
+def verdict(results: Mapping[str, Any]) -> list[str]:
+    """Which methods help, by a rule that stands here before the figures."""
+    base, own = results["references"]["base"], individual(results)
+    done = {name: row for name, row in results["rows"].items() if "average" in row}
+    lines = [
+        "## What holds of the study of public fine-tunes",
+        "",
+        "[A study of merges of public fine-tunes of language models](https://arxiv.org/abs/2511.21437) found that task arithmetic alone gives gains over the "
+        "base reliably. The rule here: a method *helps* where its average at its defaults is above the base's and the 95 % interval of the difference excludes "
+        "0; it *falls behind* task arithmetic where that difference does.",
+        "",
+    ]
+    if "task_arithmetic" not in done or len(done) < 5:
+        return [*lines, "Too few methods were measured in this run to say anything of it.", ""]
+    helping = [name for name, row in done.items() if lower(row, base) > 0]
+    plain = done["task_arithmetic"]
+    behind = [name for name, row in done.items() if lower(plain, row) > 0]
+    ahead = [name for name, row in done.items() if lower(row, plain) > 0]
+    return [
+        *lines,
+        f"{len(helping)} of {len(done)} methods help: {listed(helping)}. Behind task arithmetic: {listed(behind)}. Ahead of it: {listed(ahead)}. "
+        f"The base answers {percent(base['average'])} % and the skills' own models {percent(own['average'])} %.",
+        "",
+        "That study merges models which learnt from much data and asks for general abilities. Here the skills are narrow, taught on purpose to one base and "
+        "apart from one another, so that there is something to gain by any sum; it is no test of their finding on their ground.",
+        "",
+    ]
+
+
+def negation(results: Mapping[str, Any]) -> list[str]:
+    """One skill subtracted from the base."""
+    found = results["negation"]
+    others = [name for name in results["examples"] if name != found["skill"]]
+    head = ("α", f"{found['skill']}, exact match", "95 % interval", *(f"{name}, perplexity" for name in others))
+    rows = []
+    for row in found["rows"]:
+        target = row["target"]
+        mark = f"**{row['alpha']:g}**" if row["alpha"] == found["alpha"] else f"{row['alpha']:g}"
+        interval = f"{percent(target['low'])} – {percent(target['high'])}"
+        rows.append((mark, percent(target["value"]), interval, *(f"{row['test'][name]:.2f}" for name in others)))
+    said = (
+        f"α = {found['alpha']:g} is chosen."
+        if found["alpha"]
+        else "No α of the grid keeps it, so that nothing could be forgotten at this price."
+    )
+    return [
+        "## One skill taken out",
+        "",
+        f"θ₀ − α τ of `{found['skill']}`. The control is the perplexity of the right answers of the other skills, which the base was not "
+        f"taught either. α is the largest at which a token of theirs keeps {100 * found['keep']:g} % of its likelihood on validation. {said}",
+        "",
+        *table(head, rows),
+    ]
+
+
+def limits(results: Mapping[str, Any]) -> list[str]:
+    """What the figures cannot say."""
+    size = results["settings"]
+    return [
+        "## What these figures cannot say",
+        "",
+        f"One model of 135 million parameters, one seed, {size['train']} examples and {size['steps']} steps a skill, {size['test']} "
+        "questions a skill. Two averages closer than the sum of their margins are not told apart. The skills are narrow and generated; other "
+        "skills, larger models and other seeds may order the methods otherwise.",
+        "",
+        f"`{results['command']}`",
+        "",
+    ]
+
+
+def individual(results: Mapping[str, Any]) -> Row:
+    """Each skill by its own model."""
+    references = results["references"]
+    own = {name: references[name]["skills"][name] for name in results["examples"]}
+    return {"skills": own, "average": sum(one["value"] for one in own.values()) / len(own)}
+
+
+def variance(row: Row) -> float:
+    """Of the average over skills, from the binomial of each with a success and a failure added, so that none is 0."""
+    parts = [((one["correct"] + 1) / (one["n"] + 2), one["n"]) for one in row["skills"].values()]
+    return sum(rate * (1 - rate) / n for rate, n in parts) / len(parts) ** 2
+
+
+def margin(row: Row) -> float:
+    """Half of the 95 % interval of an average."""
+    return _Z95 * sqrt(variance(row))
+
+
+def lower(row: Row, other: Row) -> float:
+    """The low end of the 95 % interval of the difference of two averages, as if of other questions, which is the wider one."""
+    return row["average"] - other["average"] - _Z95 * sqrt(variance(row) + variance(other))
+
+
+def values(row: Row, names: Sequence[str]) -> list[str]:
+    """Of each skill."""
+    return [percent(row["skills"][name]["value"]) for name in names]
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence."""
+    return ", ".join(f"`{name}`" for name in names) or "none"
+
+
+def called(name: str) -> str:
+    """What a reference is called."""
+    return "pre-trained" if name == "base" else f"taught {name}"
+
+
+def percent(value: float) -> str:
+    """A share in percent."""
+    return f"{100 * value:.1f}"
+
+
+def cell(text: str) -> str:
+    """A text in a cell of a table."""
+    return text.replace("\n", " ⏎ ").replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    main()
