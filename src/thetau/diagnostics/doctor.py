@@ -15,7 +15,7 @@ from thetau.diagnostics.results import Matrix, Result
 
 Topic = Literal["leave out", "conflict", "method", "scale", "cost", "check"]
 Relation = Literal[
-    "duplicate", "rescaled", "continuation", "opposed", "wrong base", "other vocabulary", "does not fit", "no change"
+    "duplicate", "rescaled", "continuation", "alike", "opposed", "wrong base", "other vocabulary", "does not fit", "no change"
 ]
 
 

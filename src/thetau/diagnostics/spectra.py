@@ -37,6 +37,34 @@ class Directions:
     shares: tuple[float, ...]
 
 
+@final
+@dataclass(frozen=True, kw_only=True)
+class Decomposition:
+    """A matrix's directions, and the leading ones themselves: at most `SHOWN` orthonormal columns on either side; none of zeros."""
+
+    directions: Directions
+    outputs: Float[Tensor, "rows r"]
+    inputs: Float[Tensor, "columns r"]
+
+
+def decomposition(matrix: Float[Tensor, "rows columns"], bits: Bits) -> Decomposition:
+    """The singular values of a float32 matrix, and its leading singular vectors; `bits` are those of the sketch, where one is needed."""
+    rows, columns = matrix.shape
+    if min(rows, columns) > WHOLE:
+        found = leading(matrix, LEADING, bits)
+        said = _described(found.values.square().tolist(), found.rest, min(rows, columns))
+        return Decomposition(
+            directions=said,
+            outputs=(found.images / found.values.to(found.images))[:, :SHOWN],
+            inputs=found.vectors[:, :SHOWN],
+        )
+    values, basis = spectrum(matrix)
+    first, count = basis[:, :SHOWN].to(matrix), min(SHOWN, len(values))
+    other = (matrix.T if rows <= columns else matrix) @ first / values[:count].to(matrix)
+    left, right = (first, other) if rows <= columns else (other, first)
+    return Decomposition(directions=_described(values.square().tolist(), 0.0, min(rows, columns)), outputs=left, inputs=right)
+
+
 def directions(matrix: Float[Tensor, "rows columns"], bits: Bits) -> Directions:
     """The singular values of a float32 matrix; `bits` are those of the sketch, where one is needed.
 

@@ -1,0 +1,329 @@
+"""`thetau doctor`: look at a base and its models from the weights alone, and say what to do with them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from thetau.checkpoint import Source
+from thetau.checkpoint.companions import compared as compare_configs
+from thetau.checkpoint.config import config_for
+from thetau.checkpoint.ties import Ties
+from thetau.diagnostics.advice import advise
+from thetau.diagnostics.doctor import Doctor, Group, Harm, Pair, Spectrum, Subject
+from thetau.diagnostics.findings import findings
+from thetau.diagnostics.inspection import Model, inspect
+from thetau.diagnostics.spectra import WHOLE
+from thetau.diagnostics.vectors import SAMPLE, SIGNS, Measured, Products, TensorFigures, measure
+from thetau.engine.executor import Engine
+from thetau.errors import CheckpointError
+from thetau.facade import Expression, as_vector
+from thetau.methods import build
+from thetau.parts import Method
+from thetau.recipes.beside import beside
+from thetau.statistics.gram import cosines
+from thetau.vectors.identity import identities
+
+TRIED: Mapping[str, tuple[str, Mapping[str, object]]] = {  # method as the result calls it → its name and fields
+    "wudi": ("wudi", {"solver": "gradient_flow"}),
+    "bilateral": ("bilateral", {}),
+}
+NEAR = 0.3  # |⟨a, b⟩/‖a‖² − 1| up to which a tensor of b holds that of a
+COUNTS = 64  # entries that a tensor must have to count there
+VOCABULARY = ("another vocabulary", "its tokenizer differs")  # words of a problem, and of a warning
+
+
+def examine(
+    base: Expression,
+    models: Sequence[Expression],
+    *,
+    candidates: Sequence[Expression] = (),
+    exclude: Sequence[str] = (),
+    engine: Engine | None = None,
+) -> Doctor:
+    """Two streaming passes over a base and its models: lengths and distances of all, then the vectors of those that fit.
+
+    Raises:
+        CheckpointError: the base itself holds NaN or infinite values; a model that does is described with that problem.
+
+    Examples:
+        >>> import thetau
+        >>> found = examine(thetau.open("base"), [thetau.open("a"), thetau.open("b")])
+        >>> found.compared, [one.kind for one in found.findings]
+        (('a', 'b'), [])
+    """
+    engine = engine or Engine()
+    seen = inspect(base, models, candidates=candidates, exclude=exclude, engine=engine)
+    names = identities(models)
+    opened = dict(zip(names, models, strict=True))
+    subjects = tuple(subject(opened[one.name], one, base) for one in seen.models)
+    home = subject(base, seen.base, base)
+    vectors = {name: as_vector(opened[name], base) for name in seen.compared}
+    tried: dict[str, Method] = (
+        {word: build(name, dict(fields)) for word, (name, fields) in TRIED.items()} if len(vectors) > 1 else {}
+    )
+    measured = (
+        measure(vectors, tried=tried, exclude=exclude, engine=engine) if vectors else Measured(tensors=(), sampled=0, dropped={})
+    )
+    compared = tuple(vectors)
+    pairs = pairs_of(measured.tensors, compared)
+    products = {one.name: one.products for one in measured.tensors if one.products is not None}
+    scale = best_scale(list(products.values()))
+    harms = harms_of(measured.tensors, len(compared), scale) if products else ()
+    vocabulary = {
+        one.name: said for one in subjects for said in (*one.problems, *one.beside) if any(word in said for word in VOCABULARY)
+    }
+    found = findings(home, subjects, pairs, seen.candidates, vocabulary)
+    return Doctor(
+        base=home,
+        models=subjects,
+        compared=compared,
+        groups=groups_of(measured.tensors),
+        spectra=spectra_of(measured.tensors, compared),
+        pairs=pairs,
+        harms=harms,
+        best_scale=scale,
+        candidates=seen.candidates,
+        findings=found,
+        advice=advise(home, subjects, vectors, pairs, harms, scale, found, engine=engine, exclude=exclude),
+        notes=tuple(_notes(measured)),
+    )
+
+
+def subject(one: Expression, seen: Model, base: Expression) -> Subject:
+    """What the files say of a model."""
+    root = next((source for source in one.sources() if source.degree == 1), one.sources()[0])
+    added = one.terms[-1][1]
+    problems, beside_it, config = list(seen.problems), [], {}
+    try:
+        config = config_for(root)
+        beside_it = _beside(base, root, seen.name)
+    except CheckpointError as error:
+        problems.append(str(error))
+    form = "vector" if one.is_vector and added.over is None else "adapter" if added.degree == 0 else "model"
+    return Subject(
+        name=seen.name,
+        path=added.label,
+        form="vector" if form == "vector" else "adapter" if form == "adapter" else "model",
+        architecture=_architecture(config),
+        dtypes=seen.dtypes,
+        quantised=root.quantised,
+        tensors=seen.tensors,
+        parameters=seen.parameters,
+        norm=seen.norm,
+        shift=seen.shift,
+        tied=tuple(f"{name} = {keeper}" for name, keeper in sorted(Ties(root).copies().items())),
+        beside=tuple(beside_it),
+        notes=seen.notes,
+        problems=tuple(problems),
+    )
+
+
+def _architecture(config: Mapping[str, object]) -> str:
+    named = config.get("architectures")
+    return str(named[0]) if isinstance(named, list) and named else str(config.get("model_type", ""))
+
+
+def _beside(base: Expression, model: Source, name: str) -> list[str]:
+    home = base.terms[0][1]
+    refused, told = compare_configs(home, model)
+    return [*([] if refused is None else [refused]), *told, *beside(home, {name: model})]
+
+
+# Figures over tensors.
+
+
+def _total(tensors: Sequence[TensorFigures]) -> Tensor:
+    return torch.stack([one.gram for one in tensors]).sum(0)
+
+
+def groups_of(tensors: Sequence[TensorFigures]) -> tuple[Group, ...]:
+    """The whole, each block and each kind."""
+    if not tensors:
+        return ()
+    found = [_group("whole", "", tensors)]
+    for by, key in (("layer", _layer), ("kind", lambda one: str(one.kind))):
+        members: dict[str, list[TensorFigures]] = {}
+        for one in tensors:
+            members.setdefault(key(one), []).append(one)
+        found += [_group(by, name, some) for name, some in members.items()]
+    return tuple(found)
+
+
+def _layer(one: TensorFigures) -> str:
+    return "outside" if one.layer is None else str(one.layer)
+
+
+def _group(by: str, name: str, members: Sequence[TensorFigures]) -> Group:
+    gram = _total(members)
+    return Group(
+        by="whole" if by == "whole" else "layer" if by == "layer" else "kind",
+        name=name,
+        tensors=len(members),
+        parameters=sum(one.elements for one in members),
+        base=math.sqrt(math.fsum(one.base for one in members)),
+        norms=tuple(gram.diagonal().clamp(min=0).sqrt().tolist()),
+        cosine=tuple(map(tuple, cosines(gram).tolist())),
+    )
+
+
+def spectra_of(tensors: Sequence[TensorFigures], names: Sequence[str]) -> tuple[Spectrum, ...]:
+    """A row for each matrix of each model."""
+    return tuple(
+        Spectrum(
+            model=name,
+            tensor=one.name,
+            kind=str(one.kind),
+            layer=one.layer,
+            full=found.full,
+            stable_rank=found.stable_rank,
+            effective_rank=found.effective_rank,
+            exact=found.exact,
+            shares=found.shares,
+        )
+        for one in tensors
+        for name, found in zip(names, one.directions, strict=False)
+    )
+
+
+def pairs_of(tensors: Sequence[TensorFigures], names: Sequence[str]) -> tuple[Pair, ...]:
+    """Every pair, the first given first."""
+    if len(names) < 2:
+        return ()
+    gram = _total(tensors)
+    cosine = cosines(gram)
+    counting = [one for one in tensors if one.elements >= COUNTS] or list(tensors)
+    grams = torch.stack([one.gram for one in counting])
+    squares = grams.diagonal(dim1=1, dim2=2)
+    holds = (grams / squares[:, :, None] - 1).abs() <= NEAR  # [tensor, a, b]: ⟨a, b⟩/‖a‖²
+    lived = squares > 0
+    least, size, against = (
+        torch.stack([getattr(one.overlap, what) for one in tensors]).sum(0) for what in ("least", "size", "against")
+    )
+    shares = [one.shares for one in tensors if one.shares is not None]
+    products = [one.products for one in tensors if one.products is not None]
+    acts = torch.stack([one.cross for one in products]).sum(0) if products else None
+
+    def mean(values: list[float]) -> float | None:
+        return math.fsum(values) / len(values) if values else None
+
+    def on(j: int, i: int) -> float | None:
+        """What j does to the rows of i, relative to what i does."""
+        return None if acts is None or not acts[i, i] > 0 else math.sqrt(float(acts[j, i] / acts[i, i]))
+
+    found = []
+    for i, a in enumerate(names):
+        for j, b in list(enumerate(names))[i + 1 :]:
+            whole = float(size[i] + size[j] - least[i, j])
+            found.append(
+                Pair(
+                    a=a,
+                    b=b,
+                    cosine=float(cosine[i, j]),
+                    projection=_ratio(float(gram[i, j]), float(gram[i, i])),
+                    back=_ratio(float(gram[i, j]), float(gram[j, j])),
+                    steady=_share(holds[:, i, j], lived[:, i]),
+                    steady_back=_share(holds[:, j, i], lived[:, j]),
+                    distance=math.sqrt(max(0.0, float(gram[i, i] + gram[j, j] - 2 * gram[i, j]))),
+                    overlap=_ratio(float(least[i, j]), whole),
+                    conflict=_ratio(float(against[i, j]), float(least[i, j])),
+                    inputs=mean([float(one.inputs[i, j]) for one in shares]),
+                    outputs=mean([float(one.outputs[i, j]) for one in shares]),
+                    inputs_by_chance=mean([one.inputs_by_chance for one in shares]),
+                    outputs_by_chance=mean([one.outputs_by_chance for one in shares]),
+                    a_on_b=on(i, j),
+                    b_on_a=on(j, i),
+                )
+            )
+    return tuple(found)
+
+
+def _ratio(above: float, below: float) -> float:
+    return above / below if below > 0 else 0.0
+
+
+def _share(holds: Tensor, lived: Tensor) -> float:
+    return _ratio(float((holds & lived).sum()), float(lived.sum()))
+
+
+# What merges would do.
+
+
+def best_scale(products: Sequence[Products]) -> float | None:
+    """λ of λ Σ τ that makes Eq. 21 least, over all matrices; None where there is none, or all are zero."""
+    along, sums = (math.fsum(float(_weighed(getattr(one, what), one.square)) for one in products) for what in ("along", "sums"))
+    return along / sums if sums > 0 else None
+
+
+def _weighed(values: Tensor, square: Tensor) -> Tensor:
+    """Σ values/‖τ_i‖², zero vectors aside."""
+    return torch.where(square > 0, values / square.clamp(min=torch.finfo(square.dtype).tiny), 0).sum()
+
+
+def harms_of(tensors: Sequence[TensorFigures], tasks: int, scale: float | None) -> tuple[Harm, ...]:
+    """Of averaging, of sums at λ = 1 and at the best λ, and of the methods that were tried."""
+    some = [one for one in tensors if one.products is not None]
+    tried = dict.fromkeys(word for one in some if one.products is not None for word in one.products.left)
+    rows: list[tuple[str, float | None, Callable[[Products], Tensor]]] = [
+        ("average", None, lambda one: one.scaled(1 / tasks)),
+        ("task_arithmetic", 1.0, lambda one: one.scaled(1.0)),
+    ]
+    if scale is not None:
+        rows.append(("task_arithmetic", scale, lambda one: one.scaled(scale)))
+    rows += [(word, None, lambda one, word=word: one.left[word]) for word in tried]  # type: ignore[misc]
+    return tuple(
+        Harm(
+            method=method,
+            scale=number,
+            whole=_relative(
+                [left(one.products) for one in some if one.products], [one.products.own for one in some if one.products]
+            ),
+            layers={
+                layer: _relative([left(one) for one in members], [one.own for one in members])
+                for layer, members in _by_layer(some).items()
+            },
+        )
+        for method, number, left in rows
+    )
+
+
+def _by_layer(tensors: Sequence[TensorFigures]) -> dict[str, list[Products]]:
+    found: dict[str, list[Products]] = {}
+    for one in tensors:
+        if one.products is not None:
+            found.setdefault(_layer(one), []).append(one.products)
+    return found
+
+
+def _relative(left: Sequence[Tensor], own: Sequence[Tensor]) -> tuple[float, ...]:
+    above, below = torch.stack(list(left)).sum(0), torch.stack(list(own)).sum(0)
+    return tuple(math.sqrt(max(0.0, float(x))) / math.sqrt(float(y)) if y > 0 else 0.0 for x, y in zip(above, below, strict=True))
+
+
+def _notes(measured: Measured) -> list[str]:
+    said = []
+    tall = [one for one in measured.tensors if one.products is not None and one.shape[0] > WHOLE]
+    if measured.sampled:
+        said.append(
+            f"overlap and sign conflict of {measured.sampled} tensors are told from evenly spaced blocks, about {SAMPLE:,} entries of each."
+        )
+    if tall:
+        said.append(
+            f"Eq. 21 of {len(tall)} matrices with more than {WHOLE:,} rows is estimated from {SIGNS} random signed sums of them."
+        )
+    sketched = sum(not one.exact for figures in measured.tensors for one in figures.directions)
+    if sketched:
+        said.append(f"{sketched} effective ranks are upper bounds, from the leading directions of a sketch.")
+    short = [one.name for one in measured.tensors if one.short]
+    if short:
+        said.append(
+            f"{len(short)} matrices are too large for the memory budget: only lengths, cosines and entries of them are told; first {short[0]!r}."
+        )
+    said += [
+        f"{name} was not tried: it takes {count:.2g} operations here. `thetau merge --dry-run` says what a merge takes."
+        for name, count in measured.dropped.items()
+    ]
+    return said
