@@ -30,21 +30,20 @@ def advise(
     pairs: Sequence[Pair],
     harms: Sequence[Harm],
     scale: float | None,
-    found: Sequence[Finding],
+    first: Sequence[Advice],
+    staying: Sequence[str],
     *,
     engine: Engine,
     exclude: Sequence[str] = (),
 ) -> tuple[Advice, ...]:
-    """Everything, in the order in which it is to be done."""
-    left_out = _left_out(base, found)
-    out = {name for one in left_out for name in one.models}
-    staying = [name for name in vectors if name not in out]
+    """Everything, in the order in which it is to be done: `first` what is left out, then what to do with those that stay."""
+    out = {name for one in first if one.topic == "leave out" for name in one.models}
     adapters = [one.name for one in models if one.form == "adapter" and one.name in staying]
-    advice = [*left_out, *_conflicts(pairs, staying)]
+    advice = [*first, *_conflicts(pairs, staying)]
     if len(staying) > 1:
         whole = len(adapters) == len(staying)
         advice += _method(staying, harms, whole, len(adapters))
-        if scale is not None and not whole and len(staying) == len(vectors):
+        if scale is not None and not whole:
             advice.append(_scale(staying, scale))
         if not whole:
             advice += _cost([vectors[name] for name in staying], staying, bool(harms), engine, exclude)
@@ -89,7 +88,11 @@ REMEDIES: Mapping[str, tuple[str, str]] = {  # finding → what to do, and what 
 }
 
 
-def _left_out(base: Subject, found: Sequence[Finding]) -> list[Advice]:
+SOFT = ("other vocabulary", "alike")  # what can be merged all the same, with care
+
+
+def left_out(found: Sequence[Finding]) -> list[Advice]:
+    """What to do about each finding; those that stay in spite of it are told as to be checked."""
     advice: list[Advice] = []
     gone: set[str] = set()
     for one in found:
@@ -97,7 +100,7 @@ def _left_out(base: Subject, found: Sequence[Finding]) -> list[Advice]:
             continue  # what is left out already needs no second word
         first, last = one.models[0], one.models[-1]
         sentence, uncertainty = REMEDIES[one.kind]
-        soft = one.kind in ("other vocabulary", "alike", "opposed")
+        soft = one.kind in SOFT
         if not soft:
             gone.add(last)
         advice.append(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,15 +14,15 @@ from thetau.checkpoint import Source
 from thetau.checkpoint.companions import compared as compare_configs
 from thetau.checkpoint.config import config_for
 from thetau.checkpoint.ties import Ties
-from thetau.diagnostics.advice import advise
-from thetau.diagnostics.doctor import Doctor, Group, Harm, Pair, Spectrum, Subject
+from thetau.diagnostics.advice import advise, left_out
+from thetau.diagnostics.doctor import Doctor, Group, Harm, Likeness, Pair, Spectrum, Subject
 from thetau.diagnostics.findings import findings
 from thetau.diagnostics.inspection import Model, inspect
 from thetau.diagnostics.spectra import WHOLE
 from thetau.diagnostics.vectors import SAMPLE, SIGNS, Measured, Products, TensorFigures, measure
 from thetau.engine.executor import Engine
 from thetau.errors import CheckpointError
-from thetau.facade import Expression, as_vector
+from thetau.facade import Expression, as_vector, grams
 from thetau.methods import build
 from thetau.parts import Method
 from thetau.recipes.beside import beside
@@ -32,7 +34,6 @@ TRIED: Mapping[str, tuple[str, Mapping[str, object]]] = {  # method as the resul
     "bilateral": ("bilateral", {}),
 }
 NEAR = 0.3  # |⟨a, b⟩/‖a‖² − 1| up to which a tensor of b holds that of a
-COUNTS = 64  # entries that a tensor must have to count there
 VOCABULARY = ("another vocabulary", "its tokenizer differs")  # words of a problem, and of a warning
 
 
@@ -62,25 +63,26 @@ def examine(
     subjects = tuple(subject(opened[one.name], one, base) for one in seen.models)
     home = subject(base, seen.base, base)
     vectors = {name: as_vector(opened[name], base) for name in seen.compared}
-    tried: dict[str, Method] = (
-        {word: build(name, dict(fields)) for word, (name, fields) in TRIED.items()} if len(vectors) > 1 else {}
-    )
-    measured = (
-        measure(vectors, tried=tried, exclude=exclude, engine=engine) if vectors else Measured(tensors=(), sampled=0, dropped={})
-    )
     compared = tuple(vectors)
-    pairs = pairs_of(measured.tensors, compared)
-    products = {one.name: one.products for one in measured.tensors if one.products is not None}
-    scale = best_scale(list(products.values()))
-    harms = harms_of(measured.tensors, len(compared), scale) if products else ()
+    likenesses = likenesses_of(grams(list(vectors.values()), exclude=exclude, engine=engine), compared) if vectors else ()
     vocabulary = {
         one.name: said for one in subjects for said in (*one.problems, *one.beside) if any(word in said for word in VOCABULARY)
     }
-    found = findings(home, subjects, pairs, seen.candidates, vocabulary)
+    found = findings(home, subjects, likenesses, seen.candidates, vocabulary)
+    first = left_out(found)
+    gone = {name for one in first if one.topic == "leave out" for name in one.models}
+    staying = tuple(name for name in compared if name not in gone)
+    tried: dict[str, Method] = {word: build(name, dict(fields)) for word, (name, fields) in TRIED.items()}
+    measured = measure(vectors, tried=tried, among=staying, exclude=exclude, engine=engine) if vectors else Measured()
+    pairs = pairs_of(measured.tensors, likenesses, compared)
+    some = [one for one in measured.tensors if one.products is not None] if len(staying) > 1 else []
+    scale = best_scale([one.products for one in some if one.products is not None], [compared.index(name) for name in staying])
+    harms = harms_of(some, [compared.index(name) for name in staying], scale) if some else ()
     return Doctor(
         base=home,
         models=subjects,
         compared=compared,
+        staying=staying,
         groups=groups_of(measured.tensors),
         spectra=spectra_of(measured.tensors, compared),
         pairs=pairs,
@@ -88,7 +90,7 @@ def examine(
         best_scale=scale,
         candidates=seen.candidates,
         findings=found,
-        advice=advise(home, subjects, vectors, pairs, harms, scale, found, engine=engine, exclude=exclude),
+        advice=advise(home, subjects, vectors, pairs, harms, scale, first, staying, engine=engine, exclude=exclude),
         notes=tuple(_notes(measured)),
     )
 
@@ -189,25 +191,47 @@ def spectra_of(tensors: Sequence[TensorFigures], names: Sequence[str]) -> tuple[
     )
 
 
-def pairs_of(tensors: Sequence[TensorFigures], names: Sequence[str]) -> tuple[Pair, ...]:
-    """Every pair, the first given first."""
+def likenesses_of(totals: Mapping[str, Tensor], names: Sequence[str]) -> tuple[Likeness, ...]:
+    """Every pair, the first given first, from inner products by tensor."""
     if len(names) < 2:
         return ()
-    gram = _total(tensors)
+    grams = torch.stack([totals[name] for name in sorted(totals)])
+    gram = grams.sum(0)
     cosine = cosines(gram)
-    counting = [one for one in tensors if one.elements >= COUNTS] or list(tensors)
-    grams = torch.stack([one.gram for one in counting])
     squares = grams.diagonal(dim1=1, dim2=2)
     holds = (grams / squares[:, :, None] - 1).abs() <= NEAR  # [tensor, a, b]: ⟨a, b⟩/‖a‖²
-    lived = squares > 0
-    least, size, against = (
-        torch.stack([getattr(one.overlap, what) for one in tensors]).sum(0) for what in ("least", "size", "against")
+    # Chance moves the share of a tensor of few entries; what is shorter than a thousandth of the vector says nothing.
+    counts = squares > 1e-6 * gram.diagonal()
+    return tuple(
+        Likeness(
+            a=a,
+            b=b,
+            cosine=float(cosine[i, j]),
+            projection=_ratio(float(gram[i, j]), float(gram[i, i])),
+            back=_ratio(float(gram[i, j]), float(gram[j, j])),
+            steady=_share(holds[:, i, j], counts[:, i]),
+            steady_back=_share(holds[:, j, i], counts[:, j]),
+            distance=math.sqrt(max(0.0, float(gram[i, i] + gram[j, j] - 2 * gram[i, j]))),
+        )
+        for i, a in enumerate(names)
+        for j, b in enumerate(names)
+        if i < j
     )
+
+
+def pairs_of(tensors: Sequence[TensorFigures], likenesses: Sequence[Likeness], names: Sequence[str]) -> tuple[Pair, ...]:
+    """Every pair, with what its entries, directions and products say."""
+    if not likenesses:
+        return ()
+    least, against = (
+        torch.stack(values).sum(0) for values in zip(*((one.overlap.least, one.overlap.against) for one in tensors), strict=True)
+    )
+    size = torch.stack([one.overlap.size for one in tensors]).sum(0)
     shares = [one.shares for one in tensors if one.shares is not None]
     products = [one.products for one in tensors if one.products is not None]
     acts = torch.stack([one.cross for one in products]).sum(0) if products else None
 
-    def mean(values: list[float]) -> float | None:
+    def mean(values: Sequence[float]) -> float | None:
         return math.fsum(values) / len(values) if values else None
 
     def on(j: int, i: int) -> float | None:
@@ -215,29 +239,21 @@ def pairs_of(tensors: Sequence[TensorFigures], names: Sequence[str]) -> tuple[Pa
         return None if acts is None or not acts[i, i] > 0 else math.sqrt(float(acts[j, i] / acts[i, i]))
 
     found = []
-    for i, a in enumerate(names):
-        for j, b in list(enumerate(names))[i + 1 :]:
-            whole = float(size[i] + size[j] - least[i, j])
-            found.append(
-                Pair(
-                    a=a,
-                    b=b,
-                    cosine=float(cosine[i, j]),
-                    projection=_ratio(float(gram[i, j]), float(gram[i, i])),
-                    back=_ratio(float(gram[i, j]), float(gram[j, j])),
-                    steady=_share(holds[:, i, j], lived[:, i]),
-                    steady_back=_share(holds[:, j, i], lived[:, j]),
-                    distance=math.sqrt(max(0.0, float(gram[i, i] + gram[j, j] - 2 * gram[i, j]))),
-                    overlap=_ratio(float(least[i, j]), whole),
-                    conflict=_ratio(float(against[i, j]), float(least[i, j])),
-                    inputs=mean([float(one.inputs[i, j]) for one in shares]),
-                    outputs=mean([float(one.outputs[i, j]) for one in shares]),
-                    inputs_by_chance=mean([one.inputs_by_chance for one in shares]),
-                    outputs_by_chance=mean([one.outputs_by_chance for one in shares]),
-                    a_on_b=on(i, j),
-                    b_on_a=on(j, i),
-                )
+    for like in likenesses:
+        i, j = names.index(like.a), names.index(like.b)
+        found.append(
+            Pair(
+                **asdict(like),
+                overlap=_ratio(float(least[i, j]), float(size[i] + size[j] - least[i, j])),
+                conflict=_ratio(float(against[i, j]), float(least[i, j])),
+                inputs=mean([float(one.inputs[i, j]) for one in shares]),
+                outputs=mean([float(one.outputs[i, j]) for one in shares]),
+                inputs_by_chance=mean([one.inputs_by_chance for one in shares]),
+                outputs_by_chance=mean([one.outputs_by_chance for one in shares]),
+                a_on_b=on(i, j),
+                b_on_a=on(j, i),
             )
+        )
     return tuple(found)
 
 
@@ -252,55 +268,57 @@ def _share(holds: Tensor, lived: Tensor) -> float:
 # What merges would do.
 
 
-def best_scale(products: Sequence[Products]) -> float | None:
-    """λ of λ Σ τ that makes Eq. 21 least, over all matrices; None where there is none, or all are zero."""
-    along, sums = (math.fsum(float(_weighed(getattr(one, what), one.square)) for one in products) for what in ("along", "sums"))
+def best_scale(products: Sequence[Products], among: Sequence[int]) -> float | None:
+    """λ of λ Σ τ that makes Eq. 21 least over all matrices, of the tasks `among`; None where there is none, or all are zero."""
+    along, sums = (math.fsum(_weighed(pick(one), one.square, among) for one in products) for pick in (_along, _sums))
     return along / sums if sums > 0 else None
 
 
-def _weighed(values: Tensor, square: Tensor) -> Tensor:
+def _along(one: Products) -> Tensor:
+    return one.along
+
+
+def _sums(one: Products) -> Tensor:
+    return one.sums
+
+
+def _weighed(values: Tensor, square: Tensor, among: Sequence[int]) -> float:
     """Σ values/‖τ_i‖², zero vectors aside."""
-    return torch.where(square > 0, values / square.clamp(min=torch.finfo(square.dtype).tiny), 0).sum()
+    return math.fsum(float(values[i]) / float(square[i]) for i in among if square[i] > 0)
 
 
-def harms_of(tensors: Sequence[TensorFigures], tasks: int, scale: float | None) -> tuple[Harm, ...]:
-    """Of averaging, of sums at λ = 1 and at the best λ, and of the methods that were tried."""
-    some = [one for one in tensors if one.products is not None]
-    tried = dict.fromkeys(word for one in some if one.products is not None for word in one.products.left)
+def harms_of(tensors: Sequence[TensorFigures], among: Sequence[int], scale: float | None) -> tuple[Harm, ...]:
+    """Of averaging, of sums at λ = 1 and at the best λ, and of the methods that were tried: what they do to the tasks `among`."""
+    layers: dict[str, list[Products]] = {}
+    for one in tensors:
+        if one.products is not None:
+            layers.setdefault(_layer(one), []).append(one.products)
+    every = [one for members in layers.values() for one in members]
     rows: list[tuple[str, float | None, Callable[[Products], Tensor]]] = [
-        ("average", None, lambda one: one.scaled(1 / tasks)),
-        ("task_arithmetic", 1.0, lambda one: one.scaled(1.0)),
+        ("average", None, partial(Products.scaled, scale=1 / len(among))),
+        ("task_arithmetic", 1.0, partial(Products.scaled, scale=1.0)),
     ]
     if scale is not None:
-        rows.append(("task_arithmetic", scale, lambda one: one.scaled(scale)))
-    rows += [(word, None, lambda one, word=word: one.left[word]) for word in tried]  # type: ignore[misc]
+        rows.append(("task_arithmetic", scale, partial(Products.scaled, scale=scale)))
+    rows += [(word, None, partial(_left, word=word)) for word in every[0].left]
     return tuple(
         Harm(
             method=method,
             scale=number,
-            whole=_relative(
-                [left(one.products) for one in some if one.products], [one.products.own for one in some if one.products]
-            ),
-            layers={
-                layer: _relative([left(one) for one in members], [one.own for one in members])
-                for layer, members in _by_layer(some).items()
-            },
+            whole=_relative(every, left, among),
+            layers={layer: _relative(members, left, among) for layer, members in layers.items()},
         )
         for method, number, left in rows
     )
 
 
-def _by_layer(tensors: Sequence[TensorFigures]) -> dict[str, list[Products]]:
-    found: dict[str, list[Products]] = {}
-    for one in tensors:
-        if one.products is not None:
-            found.setdefault(_layer(one), []).append(one.products)
-    return found
+def _left(one: Products, word: str) -> Tensor:
+    return one.left[word]
 
 
-def _relative(left: Sequence[Tensor], own: Sequence[Tensor]) -> tuple[float, ...]:
-    above, below = torch.stack(list(left)).sum(0), torch.stack(list(own)).sum(0)
-    return tuple(math.sqrt(max(0.0, float(x))) / math.sqrt(float(y)) if y > 0 else 0.0 for x, y in zip(above, below, strict=True))
+def _relative(members: Sequence[Products], left: Callable[[Products], Tensor], among: Sequence[int]) -> tuple[float, ...]:
+    above, below = (torch.stack(values).sum(0) for values in ([left(one) for one in members], [one.own for one in members]))
+    return tuple(math.sqrt(max(0.0, float(above[i])) / float(below[i])) if below[i] > 0 else 0.0 for i in among)
 
 
 def _notes(measured: Measured) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 
 from thetau.checkpoint import FLOATS
 from thetau.diagnostics.candidates import Candidates
-from thetau.diagnostics.doctor import Finding, Pair, Subject
+from thetau.diagnostics.doctor import Finding, Likeness, Subject
 from thetau.engine.guard import FAR
 
 ONE_LINE = 0.999  # |cosine| above which two vectors are one direction
@@ -27,7 +27,7 @@ OUTLYING = 5.0  # times the others' median length, from which a vector is told a
 def findings(
     base: Subject,
     models: Sequence[Subject],
-    pairs: Sequence[Pair],
+    pairs: Sequence[Likeness],
     candidates: Candidates | None,
     other_vocabulary: Mapping[str, str],
 ) -> tuple[Finding, ...]:
@@ -126,7 +126,7 @@ def rounding(*models: Subject) -> float:
     return max(steps, default=torch.finfo(torch.float32).eps) / 2
 
 
-def related(pair: Pair, a: Subject, b: Subject, base: Subject) -> Finding | None:
+def related(pair: Likeness, a: Subject, b: Subject, base: Subject) -> Finding | None:
     """How two vectors hang together, if they do."""
     apart = pair.distance <= rounding(a, b) * (base.norm or 0.0)
     figures = {"cosine": pair.cosine, "projection": pair.projection, "back": pair.back, "distance": pair.distance}
@@ -140,7 +140,7 @@ def related(pair: Pair, a: Subject, b: Subject, base: Subject) -> Finding | None
         )
         return Finding(kind="opposed", models=(pair.a, pair.b), sentence=said, figures=figures)
     if pair.cosine >= ONE_LINE:
-        said = f"{pair.a} and {pair.b} are one direction at two lengths (cosine {pair.cosine:.4f}, {1 / pair.back:.2f} to 1)."
+        said = f"{pair.a} and {pair.b} are one direction at two lengths (cosine {pair.cosine:.4f}, {pair.back:.2f} to 1)."
         return Finding(kind="rescaled", models=(pair.a, pair.b), sentence=said, figures=figures)
     ways = [
         (first, second, share, steady)

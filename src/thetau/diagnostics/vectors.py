@@ -42,7 +42,7 @@ class Products:
     """At one matrix of a block, with R_i a task's rows or signed sums of them. All in float64.
 
     - `cross[j, i]`: ‖τ_j R_iᵀ‖². `own[i]`: ‖τ_i R_iᵀ‖². `square[i]`: ‖τ_i‖².
-    - `sums[i]`, `along[i]`: ‖Σ_j τ_j R_iᵀ‖² and ⟨Σ_j τ_j R_iᵀ, τ_i R_iᵀ⟩, so that any multiple of the sum is known.
+    - `sums[i]`, `along[i]`: ‖Σ_j τ_j R_iᵀ‖² and ⟨Σ_j τ_j R_iᵀ, τ_i R_iᵀ⟩ of the sum of those that are merged, so that any multiple of it is known.
     - `left[method][i]`: ‖(τ_m − τ_i) R_iᵀ‖² of the methods that were tried.
     """
 
@@ -107,21 +107,22 @@ class TensorFigures:
 class Measured:
     """All tensors, in the order of the files. `dropped`: methods that would have taken too long, and their operations."""
 
-    tensors: tuple[TensorFigures, ...]
-    sampled: int
-    dropped: Mapping[str, float]
+    tensors: tuple[TensorFigures, ...] = ()
+    sampled: int = 0
+    dropped: Mapping[str, float] = field(default_factory=dict)
 
 
 def measure(
     vectors: Mapping[str, Combination],
     *,
     tried: Mapping[str, Method],
+    among: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
     engine: Engine | None = None,
 ) -> Measured:
     """One walk over task vectors that share a base, which may be one alone.
 
-    `tried`: methods whose reduction is fed task by task, by the name that the result gives them.
+    `tried`: methods whose reduction is fed task by task, by the name that the result gives them. `among`: those that are merged; all.
 
     Raises:
         AlignmentError: the vectors do not fit each other.
@@ -130,16 +131,16 @@ def measure(
     engine = engine or Engine()
     chain = Chain(reduction=Interference(), selection=Selection(tensors="all"), split_fused=True)
     aligned = Aligned(vectors, chain, label="the doctor", exclude=exclude)
-    walk = _Walk(aligned, list(vectors.values()), tuple(vectors), engine)
+    merged = tuple(vectors) if among is None else tuple(among)
+    walk = _Walk(aligned, list(vectors.values()), tuple(vectors), engine, merged)
     reductions = {
         name: reduction for name, method in tried.items() if isinstance(reduction := method.chain().reduction, StreamReduction)
     }
     flops = {
-        name: sum(reduction.cost(shape, len(vectors)).flops for shape in walk.matrices())
-        for name, reduction in reductions.items()
+        name: sum(reduction.cost(shape, len(merged)).flops for shape in walk.matrices()) for name, reduction in reductions.items()
     }
     dropped = {name: count for name, count in flops.items() if count > EFFORT}
-    walk.tried = {name: one for name, one in reductions.items() if name not in dropped} if len(vectors) > 1 else {}
+    walk.tried = {name: one for name, one in reductions.items() if name not in dropped} if len(merged) > 1 else {}
     steps = walk.steps()
     found = tuple(figures for _, figures in engine.run(steps, Call(walk.look), "Looking at the vectors"))
     sampled = sum(spec.elements > SAMPLE for spec in (aligned.alignment.specs[step.name] for step in steps))
@@ -154,6 +155,7 @@ class _Walk:
     vectors: list[Combination]
     names: tuple[str, ...]
     engine: Engine
+    merged: tuple[str, ...]
     tried: Mapping[str, StreamReduction] = field(default_factory=dict)
     short: frozenset[str] = frozenset()
 
@@ -217,11 +219,7 @@ class _Walk:
                     base += float(as_float(self.aligned.base(window, start, stop)).double().square().sum())
                 if held is not None:
                     held[:, start:stop] = stack
-        found = (
-            _matrices(held, site, self.names, self.tried, self.aligned)
-            if held is not None and bool(gram.isfinite().all())
-            else None
-        )
+        found = _matrices(held, site, self) if held is not None and bool(gram.isfinite().all()) else None
         return TensorFigures(
             name=name,
             kind=site.kind,
@@ -266,21 +264,19 @@ class _Entries:
 
 
 def _matrices(
-    stack: Float[Tensor, "task d_out d_in"],
-    site: Site,
-    names: Sequence[str],
-    tried: Mapping[str, StreamReduction],
-    aligned: Aligned,
+    stack: Float[Tensor, "task d_out d_in"], site: Site, walk: _Walk
 ) -> tuple[tuple[Directions, ...], Shares | None, Products | None]:
     """Directions of each, what they share, and products where the matrix stands in a block."""
+    names = walk.names
     parts = [decomposition(one, stream("doctor", name, site.name)) for name, one in zip(names, stack, strict=True)]
     products = None
     if site.kind in BLOCKS and len(stack) > 1:
-        merged = {
-            name: merged_by(reduction, stack, names, lambda task: aligned.site(site.name, 0, (task,)))
-            for name, reduction in tried.items()
+        among = [names.index(name) for name in walk.merged]
+        made = {
+            word: merged_by(reduction, stack[among], walk.merged, lambda task: walk.aligned.site(site.name, 0, (task,)))
+            for word, reduction in walk.tried.items()
         }
-        products = products_of(stack, merged, site.name)
+        products = products_of(stack, made, site.name, among)
     return tuple(part.directions for part in parts), shares_of(parts), products
 
 
@@ -319,9 +315,12 @@ def shares_of(parts: Sequence[Decomposition]) -> Shares | None:
 
 
 def products_of(
-    stack: Float[Tensor, "task d_out d_in"], merged: Mapping[str, Float[Tensor, "d_out d_in"]], name: str
+    stack: Float[Tensor, "task d_out d_in"],
+    merged: Mapping[str, Float[Tensor, "d_out d_in"]],
+    name: str,
+    among: Sequence[int] | None = None,
 ) -> Products:
-    """Eq. 21's terms at one matrix, exactly up to `WHOLE` rows.
+    """Eq. 21's terms at one matrix, exactly up to `WHOLE` rows; `among` are the tasks that are summed, by default all.
 
     Examples:
         >>> import torch
@@ -338,7 +337,7 @@ def products_of(
         rows = vector.T if sketch is None else vector.T @ sketch  # [d_in, rows]
         acts = stack @ rows
         cross[:, i] = acts.double().square().sum((1, 2))
-        total = acts.double().sum(0)
+        total = (acts if among is None else acts[list(among)]).double().sum(0)
         mine = acts[i].double()
         own[i], sums[i], along[i] = cross[i, i], total.square().sum(), (total * mine).sum()
         for word, matrix in merged.items():
