@@ -84,8 +84,8 @@ class Bench:
         """θ₀ + Σ λ_i τ_i."""
         found = {}
         for key, value in self.base.items():
-            moved = sum((scale * self.vectors[task][key] for task, scale in scales.items()), torch.zeros(()))
-            found[key] = value + moved if value.is_floating_point() else value
+            moved = [scale * self.vectors[task][key] for task, scale in scales.items() if key in self.vectors[task]]
+            found[key] = value + torch.stack(moved).sum(0) if moved else value
         return found
 
     def merged(self, tasks: Sequence[str], method: str) -> dict[str, Tensor]:

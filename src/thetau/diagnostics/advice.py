@@ -20,7 +20,9 @@ from thetau.methods import build
 LOUD = 0.5  # ‖τ_j τ_iᵀ‖/‖τ_i τ_iᵀ‖ from which one task is named as another's trouble
 WRITING = 5e8  # bytes a second that a disk keeps up when it is asked to sync
 NAMED = 3  # pairs that are named
-BY_WEIGHTS = "Told from weights alone: a task's own rows stand for the inputs of its layers, which those of short fine-tunes and of adapters do less well."
+BY_WEIGHTS = (
+    "Told from weights alone: a task's own rows stand for the inputs of its layers; those of adapters do not (docs/adapters.md)."
+)
 
 
 def advise(

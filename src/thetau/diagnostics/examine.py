@@ -105,6 +105,17 @@ def subject(one: Expression, seen: Model, base: Expression) -> Subject:
         beside_it = _beside(base, root, seen.name)
     except CheckpointError as error:
         problems.append(str(error))
+    told = {
+        added.label: seen.name,
+        root.label: seen.name,
+        base.terms[0][1].label: base.name or base.label,
+    }  # as they are called here
+
+    def called(line: str) -> str:
+        for path in sorted(told, key=len, reverse=True):
+            line = line.replace(path, told[path])
+        return line
+
     form = "vector" if one.is_vector and added.over is None else "adapter" if added.degree == 0 else "model"
     return Subject(
         name=seen.name,
@@ -118,9 +129,9 @@ def subject(one: Expression, seen: Model, base: Expression) -> Subject:
         norm=seen.norm,
         shift=seen.shift,
         tied=tuple(f"{name} = {keeper}" for name, keeper in sorted(Ties(root).copies().items())),
-        beside=tuple(beside_it),
-        notes=seen.notes,
-        problems=tuple(problems),
+        beside=tuple(map(called, beside_it)),
+        notes=tuple(map(called, seen.notes)),
+        problems=tuple(map(called, problems)),
     )
 
 
