@@ -18,6 +18,7 @@ from thetau.cli.finetune import finetune
 from thetau.cli.inspect import inspect
 from thetau.cli.merge import merge
 from thetau.cli.methods import methods
+from thetau.cli.report import report
 from thetau.cli.suite import suite_app
 from thetau.cli.sweep import sweep
 from thetau.cli.tune import tune
@@ -53,6 +54,7 @@ app.command()(merge)
 app.command()(convert)
 app.command()(verify)
 app.command()(inspect)
+app.command()(report)
 app.command()(methods)
 app.add_typer(vector_app, name="vector")
 app.add_typer(adapter_app, name="adapter")

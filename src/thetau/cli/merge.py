@@ -64,6 +64,10 @@ def merge(
             "--resume", help="Continue a begun output, to the same bits; and keep what was done if this run ends early."
         ),
     ] = False,
+    report: Annotated[
+        bool,
+        typer.Option("--report", help="Write report.html into the output too: recipe, lineage, licences, layers, checks."),
+    ] = False,
     *,
     writing: Writing,
     places: Places,
@@ -114,13 +118,35 @@ def merge(
         return
     if out is None:
         raise RecipeError(["`--out` is missing: where shall the result go?"], "options")
+    if report:
+        _check_report(out)
     if planned.seconds > LONG:
         show(planned, to_stderr=True)  # nobody should find out after an hour that a solver takes days
     if planned.download and not machine.quiet:
         typer.echo(f"downloading {gigabytes(planned.download)} into the hub's cache", err=True)
     options: dict[str, Any] = {"engine": engine, "dtype": chosen.dtype, "shard_bytes": parse_size(chosen.shard_size)}
     options |= {"quantise": chosen.quantise, "resume": resume, "config": config_folder(chosen)}
-    save(expression, out, quiet=machine.quiet, provenance={"recipe": complete(chosen), "seed": chosen.seed}, **options)
+    done = save(expression, out, quiet=machine.quiet, provenance={"recipe": complete(chosen), "seed": chosen.seed}, **options)
+    if report:
+        from thetau.report import REPORT, page_of, write
+
+        write(page_of(Path(out), said=done.warnings, engine=engine), Path(out) / REPORT)
+        if not machine.quiet:
+            typer.echo(f"{Path(out) / REPORT}", err=True)
+
+
+def _check_report(out: str) -> None:
+    """Refuse a report that could not be written, before the merge.
+
+    Raises:
+        RecipeError: the output is no folder on a disk. OutputError: jinja2 is not installed.
+    """
+    from thetau.checkpoint.remote import is_url
+    from thetau.report import check
+
+    if is_url(out) or out.endswith(".safetensors"):
+        raise RecipeError([f"`--report` is written into the output's folder, and {out} is none. Leave it out."], "options")
+    check()
 
 
 def _with_options(loaded: Recipe | MergekitRecipe, given: dict[str, Any], path: Path) -> Recipe | MergekitRecipe:
