@@ -154,7 +154,7 @@ def _assets() -> dict[str, str]:
 
     environment = _environment()
     script, style = (environment.loader.get_source(environment, name)[0].strip() for name in ("report.js", "report.css"))
-    style += "\n" + "\n".join([*_shades(), *(f"th.c{count}{{min-width:{count + 2}ch}}" for count in range(1, WIDEST + 1))])
+    style += "\n" + "\n".join([*_shades(), *(f"th.c{count}{{min-width:{count + 4}ch}}" for count in range(1, WIDEST + 1))])
     return {"script": Markup(script), "style": Markup(style), "script_hash": _hash(script), "style_hash": _hash(style)}
 
 
