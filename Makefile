@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A caller's active environment must not leak in.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: reports gguf adapters demo test processors check docs wheel hooks bench kills memory fuzz paradigms diagnose step bilateral bases bases-bounds bases-scale big-checkpoints bits fisher catalogue mergekit plans readme data clean similarity sketches
+.PHONY: reports gguf adapters demo test processors check docs wheel hooks bench kills memory fuzz paradigms diagnose step bilateral bases bases-bounds bases-scale big-checkpoints bits fisher catalogue mergekit plans readme data clean similarity sketches doctor
 
 demo: $(VENV)/.ready  ## fine-tune, merge with every method, evaluate: a table, results.json and results.png
 	$(BIN)/thetau suite run demo --out $(RUN)
@@ -110,6 +110,11 @@ big-checkpoints: $(VENV)/.ready  ## mixtures and quantised models: plans of 7B, 
 data: $(VENV)/.ready  ## merging with and without data on the demo's models; after `make demo`; resumes; writes experiments/data_methods and docs/data.md
 	$(BIN)/python -m experiments.data_methods.run --run $(RUN)
 	$(BIN)/python -m experiments.data_methods.page
+
+doctor: $(VENV)/.ready  ## the doctor on the demo's models and on a family made on purpose; after `make demo`; DATA=folder of text tasks: its prediction study too
+	$(BIN)/python -m experiments.doctor.run --demo $(RUN) $(if $(DATA),--data $(DATA)/text)
+	$(if $(DATA),$(BIN)/python -m experiments.doctor.study --data $(DATA)/text --demo $(RUN))
+	$(BIN)/python -m experiments.doctor.page
 
 plans: $(VENV)/.ready  ## docs/large.md: how merges of 7B, 70B and 405B would run
 	$(BIN)/python -m experiments.plans.page

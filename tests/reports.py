@@ -293,6 +293,7 @@ def doctor_result(models: int = 3, *, names: tuple[str, ...] = (), layers: int =
         base=subject("base"),
         models=tuple(map(subject, called)),
         compared=called,
+        staying=called[1:],
         groups=(
             group("whole", ""),
             *(group("layer", str(k)) for k in range(layers)),
@@ -302,8 +303,13 @@ def doctor_result(models: int = 3, *, names: tuple[str, ...] = (), layers: int =
         spectra=tuple(spectra),
         pairs=tuple(pairs),
         harms=(
-            Harm(method="average", scale=None, whole=(0.5,) * models, layers={str(k): (0.5,) * models for k in range(layers)}),
-            Harm(method=hostile, scale=0.3, whole=(0.2,) * models, layers={"0": (0.2,) * models}),
+            Harm(
+                method="average",
+                scale=None,
+                whole=(0.5,) * (models - 1),
+                layers={str(k): (0.5,) * (models - 1) for k in range(layers)},
+            ),
+            Harm(method=hostile, scale=0.3, whole=(0.2,) * (models - 1), layers={"0": (0.2,) * (models - 1)}),
         ),
         best_scale=0.4,
         candidates=None,

@@ -9,8 +9,10 @@ import typer
 from thetau._version import __version__
 from thetau.cli.adapter import adapter_app
 from thetau.cli.basis import basis_app
+from thetau.cli.compare import compare
 from thetau.cli.convert import convert
 from thetau.cli.diagnose import diagnose_app
+from thetau.cli.doctor import doctor
 from thetau.cli.evaluate import evaluate
 from thetau.cli.evidence import evidence_app
 from thetau.cli.export import export_app
@@ -54,6 +56,8 @@ app.command()(merge)
 app.command()(convert)
 app.command()(verify)
 app.command()(inspect)
+app.command()(doctor)
+app.command()(compare)
 app.command()(report)
 app.command()(methods)
 app.add_typer(vector_app, name="vector")

@@ -15,7 +15,7 @@ from thetau.diagnostics.results import Matrix, Result
 
 Topic = Literal["leave out", "conflict", "method", "scale", "cost", "check"]
 Relation = Literal[
-    "duplicate", "rescaled", "continuation", "opposed", "wrong base", "other vocabulary", "does not fit", "no change"
+    "duplicate", "rescaled", "continuation", "alike", "opposed", "wrong base", "other vocabulary", "does not fit", "no change"
 ]
 
 
@@ -91,12 +91,29 @@ class Spectrum:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Pair:
-    """Two task vectors.
+class Likeness:
+    """How two task vectors lie to each other, from their inner products alone.
 
     - `projection`: ⟨τ_a, τ_b⟩/‖τ_a‖², how much of τ_a stands in τ_b; near 1 in all tensors where b was trained from a. `back`: the same
       from b to a. `steady`, `steady_back`: the share of tensors in which it is within 0.3 of 1.
     - `distance`: ‖τ_a − τ_b‖.
+    """
+
+    a: str
+    b: str
+    cosine: float
+    projection: float
+    back: float
+    steady: float
+    steady_back: float
+    distance: float
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two task vectors: what `Likeness` has, and
+
     - `overlap`: Σ min(|a|, |b|) / Σ max(|a|, |b|) over entries, 1 for entries of equal sizes.
     - `conflict`: the share of Σ min(|a|, |b|) on entries whose signs are opposed; 0.5 by chance.
     - `inputs`, `outputs`: how much of the leading singular directions they share (0 to 1), at the layers' inputs and outputs, and what
@@ -131,7 +148,7 @@ class Harm:
     as little as the base.
 
     - `method`: as a recipe has it. `scale`: λ, where it has one.
-    - `whole`: over all matrices of the blocks, by model as `compared`.
+    - `whole`: over all matrices of the blocks, by model as `Doctor.staying`.
     - `layers`: block → the same there.
     """
 
@@ -188,6 +205,7 @@ class Doctor(Result):
 
     - `compared`: the models that fit the base, in the order of all matrices and tuples by model.
     - `candidates`: where other bases were given.
+    - `staying`: those of `compared` that the advice does not leave out; `harms` are of merges of these.
     - `harms`: one a method and scale; empty for a single model.
     - `best_scale`: λ of task arithmetic that makes Eq. 21 least.
     - `notes`: what was estimated from a sample, what was left out, and why.
@@ -197,6 +215,7 @@ class Doctor(Result):
     base: Subject
     models: tuple[Subject, ...]
     compared: tuple[str, ...]
+    staying: tuple[str, ...]
     groups: tuple[Group, ...]
     spectra: tuple[Spectrum, ...]
     pairs: tuple[Pair, ...]

@@ -282,7 +282,7 @@ def _harms(found: Doctor) -> Section | None:
         Heatmap(
             title="Estimated interference by method",
             rows=tuple(names),
-            columns=found.compared,
+            columns=found.staying,
             values=tuple(one.whole for one in found.harms),
             top=1.0,
             spec=".2f",

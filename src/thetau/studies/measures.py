@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from torch import Tensor
 
@@ -19,12 +20,17 @@ from thetau.diagnostics.disentanglement import Disentanglement
 from thetau.diagnostics.disentanglement import disentanglement as find_disentanglement
 from thetau.diagnostics.interference import Interference, interference
 from thetau.diagnostics.kernel import KernelTest, kernel_test
-from thetau.errors import RecipeError
+from thetau.diagnostics.layers import Layers
+from thetau.diagnostics.layers import layers as find_layers
+from thetau.errors import DataError, RecipeError
+from thetau.evaluate.merging import at_scale
 from thetau.evaluate.options import BASE, Sample
 from thetau.evaluate.session import Session
 from thetau.evaluate.tuned import one_space, open_tuned, read_vectors
-from thetau.models import load_encoder
-from thetau.studies.options import DisentanglementGrid, LossBounds
+from thetau.facade import merge
+from thetau.models import load_encoder, read_weights
+from thetau.parts import Method
+from thetau.studies.options import DisentanglementGrid, LayerSample, LossBounds
 
 
 def tau_jp(session: Session, options: Sample | None = None) -> Interference:
@@ -55,6 +61,46 @@ def disentanglement(session: Session, options: DisentanglementGrid | None = None
 def kernel(session: Session, options: Sample | None = None) -> KernelTest:
     """Each of the session's models against its own linearisation: accuracy and relative error."""
     return kernel_test(session.plain, session.linear, session.evaluator, list(session.vectors), split=(options or Sample()).split)
+
+
+def layers(
+    session: Session,
+    options: LayerSample | None = None,
+    *,
+    merged: Mapping[str, str] = MappingProxyType({}),
+    methods: Mapping[str, Method] = MappingProxyType({}),
+) -> Layers:
+    """What the session's models, merged models (name → path) and merges of the models by `methods` do at every layer.
+
+    Raises `DataError`: models of the tangent space, no model; `RecipeError`: a name that is there twice, one model to merge.
+    """
+    given = options or LayerSample()
+    if session.tangent:
+        raise DataError("layers are looked at in models of the model's own space; these belong to the tangent space.")
+    if twice := [name for name in methods if name in merged]:
+        raise RecipeError([f"two merges are called {twice[0]!r}: name one of them otherwise, as NAME=PATH."], "options")
+    if methods and len(session.models) < 2:
+        raise RecipeError(["--method merges the models: give at least two."], "options")
+    own = {task: session.plain.weights({task: 1.0}) for task in session.vectors}
+    found = {name: read_weights(path) for name, path in merged.items()}
+    vectors = session.expressions() if methods else {}
+    for name, method in methods.items():
+        vector = merge(list(vectors.values()), method, names=list(vectors)).state_dict()
+        found[name] = at_scale(session.weights, vector, 1.0)
+    return find_layers(session.evaluator, session.weights, own, found, split=given.sample.split, rows=given.rows)
+
+
+def named_merges(given: Sequence[str]) -> dict[str, str]:
+    """`NAME=PATH`, or a path under its last part. Raises `RecipeError`: a name that is there twice."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not equals or Path(text).exists():
+            name, path = Path(text).name, text
+        if name in found:
+            raise RecipeError([f"two merges are called {name!r}: name one of them otherwise, as NAME=PATH."], "options")
+        found[name] = path
+    return found
 
 
 def bounds(session: Session, options: LossBounds | None = None) -> Bounds:

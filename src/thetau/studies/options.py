@@ -271,6 +271,18 @@ class Evaluate:
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class LayerSample:
+    """What layers are looked at on."""
+
+    sample: Sample = field(default_factory=lambda: Sample(limit=100))
+    rows: Annotated[int, Option("Positions of each layer that are compared, about.", least=1)] = 256
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class DisentanglementGrid:
     """Of `disentanglement`: the error of two vectors over a grid of coefficients."""
 

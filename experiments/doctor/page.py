@@ -1,0 +1,148 @@
+"""Draw docs/doctor.md from experiments/doctor/*.json and prose.md.
+
+python -m experiments.doctor.page
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping
+from statistics import mean
+from typing import Any
+
+from experiments.common import DOCS, EXPERIMENTS, table
+
+HERE = EXPERIMENTS / "doctor"
+PAGE = DOCS / "doctor.md"
+SETS = {"demo": "the demo's tasks", "held-out": "held-out tasks"}
+
+
+def prose() -> dict[str, str]:
+    """The sections of prose.md by their names."""
+    parts = re.split(r"<!-- ([a-z ]+) -->\n", (HERE / "prose.md").read_text(encoding="utf-8"))
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def drawn(result: Mapping[str, Any], study: Mapping[str, Any] | None) -> str:
+    """The page."""
+    said, demo = prose(), result["demo"]
+    real = result["continuation"] == "fine-tuned further"
+    continuation = "the continuation was fine-tuned further on another task" if real else "the continuation is made by arithmetic"
+    findings = [[f"`{one['kind']}`", ", ".join(one["models"]), one["sentence"]] for one in result["family"]["findings"]]
+    lines = [
+        said["intro"],
+        *advice(demo),
+        "",
+        said["harms"].format(seconds=demo["seconds"]),
+        *harms(demo),
+        said["harms after"],
+        said["family"].format(continuation=continuation),
+        *table(["finding", "models", "what it says"], findings, words=3),
+        said["rules"].rstrip("\n"),
+        "",
+    ]
+    if study is not None:
+        limits, tasks = study["limits"], ", ".join(study["sets"]["held-out"]["tasks"])
+        lines.append(said["study"].format(command=study["command"], tasks=tasks, **limits))
+        lines += [
+            *predictors(study["sets"]),
+            *costs(study["sets"]),
+            "",
+            said["subsets"],
+            *subsets(study["sets"]),
+            *hits(study["hits"]),
+        ]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip("\n") + "\n"
+
+
+def advice(found: Mapping[str, Any]) -> list[str]:
+    """As the terminal shows it."""
+    lines = ["```"]
+    for number, one in enumerate(found["advice"], 1):
+        lines += [f"{number}. {one['topic']}: {one['sentence']}", f"   why: {one['evidence']}"]
+        lines += [f"   but: {one['uncertainty']}"] if one["uncertainty"] else []
+        rate = one["measured"]
+        if rate is not None:
+            interval = f"{100 * rate['low']:.0f} to {100 * rate['high']:.0f} %"
+            lines.append(f"   tried: right in {rate['hits']} of {rate['n']} ({interval}): {rate['what']}")
+    return [*lines, "```"]
+
+
+def harms(found: Mapping[str, Any]) -> list[str]:
+    """A row a merge."""
+    rows = [
+        [
+            f"`{one['method']}`" + ("" if one["scale"] is None else f", λ = {one['scale']:.2f}"),
+            *(f"{value:.2f}" for value in one["whole"]),
+            f"{mean(one['whole']):.2f}",
+        ]
+        for one in found["harms"]
+    ]
+    return table(["merge", *found["staying"], "mean"], rows)
+
+
+def predictors(sets: Mapping[str, Any]) -> list[str]:
+    """A row a figure."""
+    rows = []
+    for word in sets["demo"]["conflict"]["predictors"]:
+        cells = ["what j does to i (printed)" if word == "danger" else word]
+        for name in SETS:
+            one = sets[name]["conflict"]["predictors"][word]
+            cells += [signed(one["spearman_loss"]), signed(one["spearman_accuracy"]), f"{one['hits']} of {one['n']}"]
+        rows.append(cells)
+    return table(["figure", *(f"{said}: {what}" for said in SETS.values() for what in ("loss", "accuracy", "hits"))], rows)
+
+
+def costs(sets: Mapping[str, Any]) -> list[str]:
+    """How much there was to predict."""
+    said = []
+    for name, called in SETS.items():
+        rises = [row["rise"] for row in sets[name]["conflict"]["pairs"]]
+        lost = [100 * row["lost"] for row in sets[name]["conflict"]["pairs"]]
+        said.append(
+            f"Of {called} a partner raised the loss by {mean(rises):.3f} on average ({min(rises):.3f} to {max(rises):.3f}) and cost {mean(lost):.1f} points "
+            f"of accuracy ({min(lost):.1f} to {max(lost):.1f})."
+        )
+    return said
+
+
+def subsets(sets: Mapping[str, Any]) -> list[str]:
+    """A row a subset."""
+    rows = []
+    for name in SETS:
+        for row in sets[name]["subsets"]:
+            values = (row[key] for key in ("at_scale", "at_validated", "at_one", "wudi", "bilateral"))
+            told = [f"{row['scale']:.2f}", f"{row['validated']:g}"]
+            rows.append([", ".join(row["tasks"]), *told, *(f"{100 * value:.1f}" for value in values)])
+    return table(
+        ["models", "λ told", "λ by validation", "at λ told", "at λ by validation", "at λ = 1", "wudi", "bilateral"], rows
+    )
+
+
+def hits(found: Mapping[str, Any]) -> list[str]:
+    """What the doctor prints."""
+    listed = "; ".join(f"{word}: {found[word]['hits']} of {found[word]['n']} ({found[word]['what']})" for word in found)
+    return [
+        f"On the held-out tasks: {listed}. Pairs and subsets of one set share their models, so that they count for less than their number says.",
+        "",
+    ]
+
+
+def signed(value: float | None) -> str:
+    """A correlation."""
+    return "–" if value is None else f"{value:+.2f}"
+
+
+def main() -> None:
+    """Write the page."""
+    study = HERE / "study.json"
+    result = json.loads((HERE / "results.json").read_text(encoding="utf-8"))
+    told = json.loads(study.read_text(encoding="utf-8")) if study.is_file() else None
+    PAGE.write_text(drawn(result, told), encoding="utf-8")
+    sys.stdout.write("docs/doctor.md\n")
+
+
+if __name__ == "__main__":
+    main()

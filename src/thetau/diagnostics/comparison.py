@@ -1,0 +1,686 @@
+"""Two models, tensor by tensor: how far apart, in which direction, where most; and whether a model is what a recipe gives.
+
+Nothing needs to fit: tensors that only one of them has, or that have other shapes, are listed, and the others are compared.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from thetau.checkpoint import Alignment, Roles, Source, Spec, dtype_name, matches
+from thetau.checkpoint.names import match
+from thetau.checkpoint.ties import Ties
+from thetau.checkpoint.window import Window
+from thetau.diagnostics.beside import Beside, compare_beside
+from thetau.diagnostics.results import Result
+from thetau.diagnostics.spectra import Directions, directions, fits, working
+from thetau.engine.executor import Engine
+from thetau.engine.save import Output
+from thetau.engine.window import Reading, blocks, windows
+from thetau.engine.work import Call
+from thetau.errors import AlignmentError
+from thetau.facade import Expression
+from thetau.plan import Step
+from thetau.random import stream
+from thetau.recipes.mergekit.tokens import embedding_rows, is_vocabulary
+from thetau.vectors import Combination
+
+SHOWN = 10  # rows of a vocabulary that are kept
+WIDE = 64  # bytes an entry of a window: the sides, their differences, and sums in float64
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class TokenRow:
+    """A row of an embedding or a head, and how far it moved: ‖a − b‖ of the row, and over ‖a‖ of the row."""
+
+    row: int
+    token: str | None
+    distance: float
+    relative: float | None
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class TensorPair:
+    """One tensor of both.
+
+    - `other`: what B calls it, where that is another name.
+    - `distance`: ‖a − b‖; `relative`: the same over ‖a‖.
+    - `cosine`: of the two; with a base, of a − θ₀ and b − θ₀. None where one of them is zero.
+    - `shift_a`, `shift_b`: ‖a − θ₀‖ and ‖b − θ₀‖, with a base that has this tensor.
+    - `changed`: entries that differ. `beyond`: those that differ by more than a rounding to the coarser dtype explains.
+    - `largest`: the largest |a − b|, and `at`: where.
+    - `directions`: of matrices, by what: `difference` (b − a), and with a base `a` and `b` (their task vectors).
+    - `rows`: of a vocabulary's tensor, those that moved most.
+    - `not_finite`: entries of either that are NaN or infinite; then only `changed` counts, and the figures are None.
+    """
+
+    name: str
+    other: str | None
+    kind: str
+    layer: int | None
+    shape: tuple[int, ...]
+    dtype_a: str
+    dtype_b: str
+    norm_a: float | None
+    norm_b: float | None
+    distance: float | None
+    relative: float | None
+    cosine: float | None
+    shift_a: float | None
+    shift_b: float | None
+    changed: int
+    beyond: int
+    largest: float | None
+    at: tuple[int, ...]
+    directions: Mapping[str, Directions] = field(default_factory=dict)
+    rows: tuple[TokenRow, ...] = ()
+    not_finite: int = 0
+
+    @property
+    def elements(self) -> int:
+        """How many entries it has."""
+        return math.prod(self.shape)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Tensors of one kind or one block together; `cosine` as in `TensorPair`."""
+
+    by: str
+    name: str
+    tensors: int
+    parameters: int
+    norm_a: float
+    distance: float
+    cosine: float | None
+    changed: int
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Misfit:
+    """A tensor that both have, in other shapes."""
+
+    name: str
+    shape_a: tuple[int, ...]
+    shape_b: tuple[int, ...]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Result):
+    """Everything. `base` is None where none was given; `recipe`: whether B is what a recipe gives, computed anew.
+
+    - `distance`, `relative`, `cosine`: over all tensors that were compared.
+    - `buffers`: tensors that are no floats and differ.
+    - `beside`: None where B is a recipe's: its config and tokenizer are those of its models.
+    - `notes`: names that were told to be the same, what was not done for want of memory.
+    """
+
+    a: str
+    b: str
+    base: str | None
+    recipe: bool
+    tensors: tuple[TensorPair, ...]
+    parts: tuple[Part, ...]
+    norm_a: float
+    norm_b: float
+    distance: float
+    relative: float | None
+    cosine: float | None
+    only_a: tuple[str, ...]
+    only_b: tuple[str, ...]
+    misfits: tuple[Misfit, ...]
+    buffers: tuple[str, ...]
+    beside: Beside | None
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @property
+    def complete(self) -> bool:
+        """Whether both have the same tensors, of the same shapes."""
+        return not (self.only_a or self.only_b or self.misfits)
+
+    @property
+    def same(self) -> bool:
+        """Whether all values are the same."""
+        return self.complete and not self.buffers and not any(one.changed for one in self.tensors)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether nothing differs by more than rounding."""
+        return self.complete and not self.buffers and not any(one.beyond or one.not_finite for one in self.tensors)
+
+    def largest(self, count: int) -> list[TensorPair]:
+        """The tensors that differ most, relative to their own length."""
+        found = [one for one in self.tensors if one.changed]
+        return sorted(found, key=lambda one: -math.inf if one.relative is None else -one.relative)[:count]
+
+    def verdict(self) -> list[str]:
+        """What was found, in sentences."""
+        said = []
+        changed = [one for one in self.tensors if one.changed]
+        beyond = [one for one in changed if one.beyond or one.not_finite]
+        what = f"{self.a} is what {self.b} gives" if self.recipe else f"{self.a} and {self.b} hold the same weights"
+        if self.same:
+            said.append(f"{what}: {len(self.tensors)} tensors, every value.")
+        elif self.agrees:
+            said.append(
+                f"{what} up to rounding: {len(changed)} of {len(self.tensors)} tensors differ, by no more than a step of their dtype."
+            )
+        elif self.recipe:
+            first = f" First: {beyond[0].name!r}, by {_number(beyond[0].largest)} at {list(beyond[0].at)}." if beyond else ""
+            said.append(
+                f"{self.a} is NOT what {self.b} gives: {len(beyond)} of {len(self.tensors)} tensors differ by more than rounding.{first}"
+            )
+        else:
+            said.append(
+                f"{len(changed)} of {len(self.tensors)} tensors differ; ‖A − B‖ = {self.distance:.4g}"
+                + (f", {self.relative:.3g} of ‖A‖." if self.relative is not None else ".")
+            )
+        broken = [one for one in self.tensors if one.not_finite]
+        if broken:
+            said.append(f"{len(broken)} tensors hold NaN or infinite values, first {broken[0].name!r} ({broken[0].not_finite}).")
+        for names, label in ((self.only_a, self.a), (self.only_b, self.b)):
+            if names:
+                said.append(f"{len(names)} tensors are only in {label}: {_some(names)}.")
+        if self.misfits:
+            one = self.misfits[0]
+            said.append(
+                f"{len(self.misfits)} tensors have other shapes, first {one.name!r}: {list(one.shape_a)} and {list(one.shape_b)}."
+            )
+        if self.buffers:
+            said.append(f"{len(self.buffers)} tensors that are no floats differ: {_some(self.buffers)}.")
+        return [*said, *([] if self.beside is None else _side_files(self.beside, self.a, self.b))]
+
+
+def compare(
+    a: Expression,
+    b: Expression,
+    *,
+    base: Expression | None = None,
+    exclude: Sequence[str] = (),
+    engine: Engine | None = None,
+) -> Comparison:
+    """One streaming pass over two models, or two task vectors, and the base that cosines are taken from.
+
+    Raises:
+        AlignmentError: they have no tensor in common, or one is a model and the other a task vector.
+
+    Examples:
+        >>> import thetau
+        >>> found = compare(thetau.open("a"), thetau.open("b"), base=thetau.open("base"))
+        >>> found.tensors[0].name, abs(found.cosine) < 0.1
+        ('embeddings.word_embeddings.weight', True)
+    """
+    if a.is_model != b.is_model:
+        raise AlignmentError(
+            f"{a.label} is a {'model' if a.is_model else 'task vector'} and {b.label} is not: give two models, or two task vectors."
+        )
+    engine = engine or Engine()
+    specs = _specs(a)
+    shared = _shared(specs, _root(a), [*a.sources(), *b.sources()], base, exclude)
+    theirs = {name: spec for name, spec in _specs(b).items() if not matches(name, exclude)}
+    used = {shared.alignment.maps[source.key].get(name) for source in b.sources() for name in shared.alignment.names}
+    used |= {name for source in b.sources() for name in shared.stood[source.key]}
+    only_b = [name for name, spec in theirs.items() if name not in used and spec.dtype.is_floating_point]
+    side = _Read(Reading(shared.alignment, [a, b]), b, engine)
+    beside, common = compare_beside(_root(a), _root(b))
+    return _compared(a, side, base, shared, theirs, only_b, engine, beside=beside, common=common, label=b.label)
+
+
+def compare_with(
+    a: Expression,
+    expression: Expression,
+    *,
+    label: str,
+    base: Expression | None = None,
+    engine: Engine | None = None,
+) -> Comparison:
+    """A model beside what an expression gives, computed and rounded as `save` would: whether a merged model is what a recipe says.
+
+    Raises:
+        AlignmentError: the expression's parts do not fit each other.
+        CheckpointError: an input is damaged.
+    """
+    engine = engine or Engine()
+    output = Output.plan(expression)
+    output.fetch(engine)
+    reference = expression.reference or expression.sources()[0]
+    shared = _shared(output.specs, reference, a.sources(), base, ())
+    shared.misfits = [Misfit(name=one.name, shape_a=one.shape_b, shape_b=one.shape_a) for one in shared.misfits]
+    stored = {name: _stored(a, shared, name) for name in shared.alignment.names}
+    output = output.typed({name: spec.dtype for name, spec in stored.items() if spec is not None})
+    output.prepare()
+    used = {shared.alignment.maps[source.key].get(name) for source in a.sources() for name in output.specs}
+    only_a = [name for name, spec in _specs(a).items() if name not in used and spec.dtype.is_floating_point]
+    missing, shared.missing = shared.missing, only_a
+    return _compared(a, _Made(output, engine), base, shared, output.specs, missing, engine, beside=None, common={}, label=label)
+
+
+class _Side(ABC):
+    """What a model is compared with: its rows, window by window."""
+
+    @abstractmethod
+    def rows(self, name: str) -> Iterator[tuple[int, Tensor]]:
+        """`(first row, rows)` of a tensor; a 0-d tensor has shape `[1]`."""
+
+    @abstractmethod
+    def cost(self, name: str) -> tuple[int, int]:
+        """Bytes read, and memory."""
+
+
+class _Read(_Side):
+    def __init__(self, reading: Reading, combination: Combination, engine: Engine) -> None:
+        self.reading, self.combination, self.engine = reading, combination, engine
+
+    def rows(self, name: str) -> Iterator[tuple[int, Tensor]]:
+        spec = self.reading.alignment.specs[name]
+        for low, high in windows(spec, self.engine.reach(4)):
+            yield low, evaluated(self.reading, self.combination, name, low, high)
+
+    def cost(self, name: str) -> tuple[int, int]:
+        spec = self.reading.alignment.specs[name]
+        return sum(source.specs[theirs].nbytes for _, source, theirs in self.reading.terms(self.combination, name)), spec.nbytes
+
+
+class _Made(_Side):
+    def __init__(self, output: Output, engine: Engine) -> None:
+        self.output = output
+        self.engine = engine
+        self.steps = {step.name: step for step in output.walk(engine).steps}
+
+    def rows(self, name: str) -> Iterator[tuple[int, Tensor]]:
+        yield from self.output.rows(name, self.engine)
+
+    def cost(self, name: str) -> tuple[int, int]:
+        return self.steps[name].read, self.steps[name].memory
+
+
+def evaluated(reading: Reading, combination: Combination, name: str, low: int, high: int) -> Tensor:
+    """Rows of a combination, in the dtype of the arithmetic; a 0-d tensor has shape `[1]`."""
+    spec = reading.alignment.specs[name]
+    window = Window(name, low, high)
+    rows = torch.empty((high - low, *spec.shape[1:]), dtype=reading.dtype)
+    for start, stop in blocks(spec, low, high):
+        reading.evaluate(combination, window, start, stop, rows[start - low : stop - low])
+    return rows
+
+
+@dataclass
+class _Shared:
+    """What all have in common. `missing`: names of the reference that some complete source lacks; `stood`: a source's names that stand for
+    something of the reference, in whatever shape."""
+
+    alignment: Alignment
+    missing: list[str]
+    misfits: list[Misfit]
+    stood: dict[str, set[str]]
+    buffers: list[str]
+    notes: list[str]
+
+
+def _shared(
+    specs: Mapping[str, Spec], reference: Source, sources: Sequence[Source], base: Combination | None, exclude: Sequence[str]
+) -> _Shared:
+    """Names that every complete source has in one shape, and what of the others is left; the base may lack some."""
+    maps: dict[str, dict[str, str]] = {}
+    views: dict[str, Source] = {}
+    stood: dict[str, set[str]] = {}
+    missing: dict[str, None] = {}
+    misfits: dict[str, Misfit] = {}
+    notes: list[str] = []
+    counting = {source.key for source in sources}
+    for source in [*sources, *(base.sources() if base is not None else [])]:
+        if source.key in maps:
+            continue
+        counts = source.key in counting
+        found = match(specs, source, folder=reference.folder)
+        notes += [*found.notes, *found.problems]
+        held = (found.view or source).specs
+        if found.view is not None:
+            views[source.key] = found.view
+        mapping, ties = dict(found.names), Ties(source)
+        for name, spec in specs.items():
+            if name in mapping or source.partial or not spec.dtype.is_floating_point:
+                continue
+            keeper = ties.keeper(found.theirs(name))
+            if keeper is not None and keeper in held and held[keeper].shape == spec.shape:
+                mapping[name] = keeper
+                notes.append(f"{source.label}: has no {name!r}; it is tied to {keeper!r}, which is used for it.")
+        stood[source.key] = {*found.used, *mapping.values()}
+        for name, spec in specs.items():
+            if name not in mapping:
+                if counts and not source.partial and spec.dtype.is_floating_point:
+                    missing[name] = None
+            elif counts and held[mapping[name]].shape != spec.shape:
+                misfits[name] = Misfit(name=name, shape_a=spec.shape, shape_b=held[mapping[name]].shape)
+        maps[source.key] = {name: theirs for name, theirs in mapping.items() if held[theirs].shape == specs[name].shape}
+    out = {name for name in specs if matches(name, exclude)}
+    left = [name for name in specs if name not in missing and name not in misfits and name not in out]
+    names = tuple(name for name in left if specs[name].dtype.is_floating_point)
+    buffers = [name for name in left if not specs[name].dtype.is_floating_point]
+    alignment = Alignment(specs, names, {}, maps, views=views)
+    if not names:
+        raise AlignmentError(
+            f"{reference.label} and {sources[-1].label} have no tensor in common: {len(missing)} names and {len(misfits)} shapes differ. "
+            "Give two models of one architecture."
+        )
+    return _Shared(
+        alignment,
+        [name for name in missing if name not in out],
+        [one for name, one in misfits.items() if name not in out],
+        stood,
+        buffers,
+        notes,
+    )
+
+
+def _specs(one: Combination) -> Mapping[str, Spec]:
+    return one.specs()
+
+
+def _root(one: Combination) -> Source:
+    """The source whose folder describes it: the one that is no difference to another."""
+    whole = [source for source in one.sources() if source.degree == 1]
+    return (whole or one.sources())[0]
+
+
+def _stored(one: Combination, shared: _Shared, name: str) -> Spec | None:
+    """As the model itself has it."""
+    for source in one.sources():
+        theirs = shared.alignment.maps[source.key].get(name)
+        if theirs is not None and source.degree == 1:
+            return shared.alignment.seen(source).specs[theirs]
+    return next(
+        (
+            shared.alignment.seen(source).specs[theirs]
+            for source in one.sources()
+            if (theirs := shared.alignment.maps[source.key].get(name)) is not None
+        ),
+        None,
+    )
+
+
+@dataclass
+class _Sums:
+    """What is added up over the windows of a tensor, in float64."""
+
+    aa: float = 0.0
+    bb: float = 0.0
+    ab: float = 0.0
+    square: float = 0.0
+    pp: float = 0.0
+    qq: float = 0.0
+    pq: float = 0.0
+    changed: int = 0
+    beyond: int = 0
+    broken: int = 0
+    largest: float = 0.0
+    place: int = 0
+    distances: list[Tensor] = field(default_factory=list)
+    lengths: list[Tensor] = field(default_factory=list)
+
+    def take(self, a: Tensor, b: Tensor, first: int, step: float, by_row: bool) -> Tensor:
+        """Add a window; its difference b − a is given back."""
+        x, y = a.double(), b.double()
+        unlike = (x != y) & ~(x.isnan() & y.isnan())
+        self.changed += int(unlike.sum())
+        broken = int((~(x.isfinite() & y.isfinite())).sum())
+        self.broken += broken
+        gap = y - x
+        size = gap.abs().nan_to_num(nan=0.0, posinf=0.0)
+        if size.numel():
+            top, place = size.reshape(-1).max(0)
+            if float(top) > self.largest:
+                self.largest, self.place = float(top), first + int(place)
+        self.beyond += int((size > step * torch.maximum(x.abs(), y.abs())).sum())
+        if not broken:
+            self.aa += float(x.square().sum())
+            self.bb += float(y.square().sum())
+            self.ab += float((x * y).sum())
+            self.square += float(gap.square().sum())
+        if by_row:
+            self.distances.append(gap.square().sum(1).sqrt())
+            self.lengths.append(x.square().sum(1).sqrt())
+        return gap
+
+    def based(self, a: Tensor, b: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the same window's differences to the base."""
+        p, q = a.double() - base.double(), b.double() - base.double()
+        if not self.broken:
+            self.pp += float(p.square().sum())
+            self.qq += float(q.square().sum())
+            self.pq += float((p * q).sum())
+        return p, q
+
+
+def _cosine(ab: float, aa: float, bb: float) -> float | None:
+    return max(-1.0, min(1.0, ab / math.sqrt(aa * bb))) if aa > 0 and bb > 0 else None
+
+
+def _compared(
+    a: Expression,
+    side: _Side,
+    base: Expression | None,
+    shared: _Shared,
+    theirs: Mapping[str, Spec],
+    only_b: Sequence[str],
+    engine: Engine,
+    *,
+    beside: Beside | None,
+    common: Mapping[str, tuple[int, int]],
+    label: str,
+) -> Comparison:
+    alignment = shared.alignment
+    given = [a] if base is None else [a, base]
+    reading = Reading(alignment, [*given, *([side.combination] if isinstance(side, _Read) else [])])
+    roles = Roles.of(_root(a))
+    tokens = {here: token for token, (here, _) in common.items()}
+    vocabulary = embedding_rows(_root(a), {}) or 0
+    notes = list(shared.notes)
+    steps, shortened = [], []
+    for name in alignment.names:
+        spec = alignment.specs[name]
+        read, memory = side.cost(name)
+        window = min(spec.elements, engine.reach(4)) * WIDE
+        read += sum(source.specs[one].nbytes for part in given for _, source, one in reading.terms(part, name))
+        whole = (4 * spec.elements * (3 if base is not None else 1) + working(spec.shape)) if fits(spec.shape) else 0
+        if memory + window + whole > engine.max_memory:
+            shortened.append(name)
+            whole = 0
+        steps.append(Step(name, read, memory + window + whole))
+    short = frozenset(shortened)
+    if short:
+        notes.append(
+            f"{len(short)} matrices are larger than the memory budget allows to decompose; their directions are not counted: {_some(shortened)}."
+        )
+
+    def look(step: Step) -> TensorPair:
+        name = step.name
+        spec = alignment.specs[name]
+        rows_of = len(spec.shape) == 2 and vocabulary > 0 and is_vocabulary(name, spec.shape, vocabulary)
+        mine, other = _stored(a, shared, name) or spec, _other(side, shared, name)
+        precision = max(torch.finfo(one).eps for one in (mine.dtype, other.dtype) if one.is_floating_point)
+        based = base is not None and all(name in alignment.maps[source.key] for source in base.sources())
+        sums = _Sums()
+        kept: dict[str, Tensor] = {}
+        for low, b_rows in side.rows(name):
+            high = low + (len(b_rows) if spec.shape else 1)
+            a_rows = evaluated(reading, a, name, low, high)
+            gap = sums.take(a_rows, b_rows, low * spec.row_elements, precision, rows_of)
+            parts = {"difference": gap}
+            if base is not None and based:
+                parts["a"], parts["b"] = sums.based(a_rows, b_rows, evaluated(reading, base, name, low, high))
+            if fits(spec.shape) and name not in short:
+                for word, rows in parts.items():
+                    kept.setdefault(word, torch.empty(spec.shape))[low:high] = rows
+        good = sums.broken == 0
+        counted = {word: directions(matrix, stream("directions", name)) for word, matrix in kept.items()} if good else {}
+        cosine = _cosine(sums.ab, sums.aa, sums.bb) if base is None else _cosine(sums.pq, sums.pp, sums.qq)
+        called = other.name if other.name != name else None
+        distance = math.sqrt(sums.square) if good else None
+        return TensorPair(
+            name=name,
+            other=called,
+            kind=roles.kind(name, spec.shape).value,
+            layer=roles.layer(name, spec.shape),
+            shape=spec.shape,
+            dtype_a=dtype_name(mine.dtype),
+            dtype_b=dtype_name(other.dtype),
+            norm_a=math.sqrt(sums.aa) if good else None,
+            norm_b=math.sqrt(sums.bb) if good else None,
+            distance=distance,
+            relative=distance / math.sqrt(sums.aa) if distance is not None and sums.aa else None,
+            cosine=cosine if good else None,
+            shift_a=math.sqrt(sums.pp) if good and based else None,
+            shift_b=math.sqrt(sums.qq) if good and based else None,
+            changed=sums.changed,
+            beyond=sums.beyond,
+            largest=sums.largest,
+            at=_place(sums.place, spec.shape) if sums.changed else (),
+            directions=counted,
+            rows=_moved(sums, tokens) if rows_of and good else (),
+            not_finite=sums.broken,
+        )
+
+    found = tuple(row for _, row in engine.run(steps, Call(look), "Comparing"))
+    everything = _sum(found, "whole", "", base is not None)
+    norm_b = math.sqrt(math.fsum((one.norm_b or 0.0) ** 2 for one in found))
+    return Comparison(
+        a=a.label,
+        b=label,
+        base=base.label if base is not None else None,
+        recipe=isinstance(side, _Made),
+        tensors=found,
+        parts=(
+            *_grouped(found, "kind", lambda one: one.kind, base is not None),
+            *_grouped(found, "layer", _layer, base is not None),
+        ),
+        norm_a=everything.norm_a,
+        norm_b=norm_b,
+        distance=everything.distance,
+        relative=everything.distance / everything.norm_a if everything.norm_a else None,
+        cosine=everything.cosine,
+        only_a=tuple(shared.missing),
+        only_b=tuple(only_b),
+        misfits=tuple(shared.misfits),
+        buffers=tuple(_buffers(a, side, shared)),
+        beside=beside,
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def _other(side: _Side, shared: _Shared, name: str) -> Spec:
+    """The tensor as B has it."""
+    if isinstance(side, _Read):
+        return _stored(side.combination, shared, name) or shared.alignment.specs[name]
+    assert isinstance(side, _Made)
+    return side.output.specs[name]
+
+
+def _buffers(a: Expression, side: _Side, shared: _Shared) -> list[str]:
+    """The integer tensors that differ."""
+    differ = []
+    source = _root(a)
+    for name in shared.buffers:
+        mine = source.read(shared.alignment.maps[source.key][name])
+        if isinstance(side, _Read):
+            other = _root(side.combination)
+            theirs = other.read(shared.alignment.maps[other.key][name])
+        else:
+            theirs = torch.cat([rows for _, rows in side.rows(name)])
+        if not torch.equal(mine.reshape(-1), theirs.reshape(-1)):
+            differ.append(name)
+    return differ
+
+
+def _place(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    place = []
+    for side in reversed(shape):
+        flat, rest = divmod(flat, side)
+        place.append(rest)
+    return tuple(reversed(place))
+
+
+def _moved(sums: _Sums, tokens: Mapping[int, str]) -> tuple[TokenRow, ...]:
+    distance, length = torch.cat(sums.distances), torch.cat(sums.lengths)
+    top = distance.topk(min(SHOWN, len(distance)))
+    return tuple(
+        TokenRow(
+            row=row,
+            token=tokens.get(row),
+            distance=far,
+            relative=far / float(length[row]) if float(length[row]) else None,
+        )
+        for far, row in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+        if far > 0
+    )
+
+
+def _layer(one: TensorPair) -> str:
+    return "outside" if one.layer is None else str(one.layer)
+
+
+def _grouped(found: Sequence[TensorPair], by: str, key: Callable[[TensorPair], str], based: bool) -> list[Part]:
+    groups: dict[str, list[TensorPair]] = {}
+    for one in found:
+        groups.setdefault(key(one), []).append(one)
+    return [_sum(members, by, name, based) for name, members in groups.items()]
+
+
+def _sum(members: Sequence[TensorPair], by: str, name: str, based: bool) -> Part:
+    """Squares add up; a cosine's product is what a tensor's cosine and its two lengths say."""
+    good = [one for one in members if one.norm_a is not None]
+    lengths = [(one.shift_a or 0.0, one.shift_b or 0.0) if based else (one.norm_a or 0.0, one.norm_b or 0.0) for one in good]
+    product = math.fsum((one.cosine or 0.0) * x * y for one, (x, y) in zip(good, lengths, strict=True))
+    xx, yy = (math.fsum(pair[i] ** 2 for pair in lengths) for i in (0, 1))
+    return Part(
+        by=by,
+        name=name,
+        tensors=len(members),
+        parameters=sum(one.elements for one in members),
+        norm_a=math.sqrt(math.fsum((one.norm_a or 0.0) ** 2 for one in good)),
+        distance=math.sqrt(math.fsum((one.distance or 0.0) ** 2 for one in good)),
+        cosine=_cosine(product, xx, yy),
+        changed=sum(one.changed for one in members),
+    )
+
+
+def _side_files(beside: Beside, a: str, b: str) -> list[str]:
+    said = list(beside.problems)
+    if beside.config:
+        shown = "; ".join(f"{one.key}: {one.a or 'absent'} against {one.b or 'absent'}" for one in beside.config[:6])
+        said.append(f"Their configs differ in {len(beside.config)} entries: {shown}{' …' if len(beside.config) > 6 else ''}.")
+    tokens = beside.tokenizer
+    if tokens is not None and not tokens.same:
+        parts = [
+            f"{one.count} tokens {what} ({_some(one.first)})"
+            for one, what in ((tokens.only_a, f"only in {a}"), (tokens.only_b, f"only in {b}"), (tokens.moved, "with other ids"))
+            if one.count
+        ]
+        said.append(f"Their tokenizers differ: {', '.join(parts)}.")
+    if beside.same_template is False:
+        said.append("Their chat templates differ.")
+    return said
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
