@@ -1,4 +1,4 @@
-"""The example reports of the docs: of the demo's run, of a merge of its models, and of a bank of them. After `make demo`.
+"""The example reports of the docs: of the demo's run, of a merge of its models, of a bank of them, and of what the doctor says of them. After `make demo`.
 
     python -m experiments.reports.run --run runs/demo
 
@@ -48,8 +48,11 @@ def main(run: Path, work: Path) -> None:
         vectors = [f"{task}={path}" for task, path in models.items()]
         call("basis", "build", *vectors[:-1], "-b", base, "--max-bases", "3", "-o", str(bank))
         call("basis", "insert", str(bank), vectors[-1])
+    seen = work / "doctor.json"
+    if not seen.exists():
+        call("doctor", base, *(f"{task}={path}" for task, path in models.items()), "--json", str(seen))
     EXAMPLES.mkdir(exist_ok=True)
-    for name, what in (("suite", run), ("merged", merged), ("bank", bank)):
+    for name, what in (("suite", run), ("merged", merged), ("bank", bank), ("doctor", seen)):
         call("report", str(what), "-o", str(EXAMPLES / f"{name}.html"))
 
 

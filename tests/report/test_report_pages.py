@@ -317,6 +317,12 @@ def test_the_verb_writes_one_file(folder: Path, capsys: pytest.CaptureFixture[st
     doctor_result().save(folder / "doctor.json")
     code, printed = run(capsys, "report", "doctor.json")
     assert code == 0 and "report.html: before merging" in printed
+    code, printed = run(capsys, "doctor", "base", "a", "b", "-o", "doctor.html", "--json", "doctor.json")
+    assert code == 0, printed
+    told = (folder / "doctor.html").read_text("utf-8")
+    read_page(told)
+    assert run(capsys, "report", "doctor.json", "-o", "again.html")[0] == 0
+    assert (folder / "again.html").read_text("utf-8") == told, "the page of a result is that of its JSON"
 
 
 @pytest.mark.parametrize(

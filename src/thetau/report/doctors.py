@@ -58,16 +58,7 @@ def _advice(found: Doctor) -> Section:
     else:
         blocks.append(Notes(texts=("No duplicate, no continuation, no opposed vector, no wrong base was found.",), tone="good"))
     if found.advice:
-        blocks.append(
-            Table(
-                title="Advice",
-                columns=tuple(
-                    Column(name=name, number=False)
-                    for name in ("about", "do this", "models", "told from", "may be wrong because", "how often right")
-                ),
-                rows=tuple(_advised(one) for one in found.advice),
-            )
-        )
+        blocks.append(Notes(texts=tuple(map(_advised, found.advice))))
     if found.findings:
         blocks.append(
             Table(
@@ -92,8 +83,8 @@ def _advice(found: Doctor) -> Section:
     return Section(slug="advice", title="What to do", blocks=tuple(blocks))
 
 
-def _advised(one: Advice) -> tuple[Value, ...]:
-    return (one.topic, one.sentence, ", ".join(one.models), one.evidence, one.uncertainty, _rate(one.measured))
+def _advised(one: Advice) -> str:
+    return f"{one.topic.capitalize()}: {one.sentence}\nWhy: {one.evidence}\nBut: {one.uncertainty}\nHow often such advice was right: {_rate(one.measured)}."
 
 
 def _subjects(found: Doctor) -> Section:

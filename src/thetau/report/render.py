@@ -23,7 +23,7 @@ from thetau.report.drawing import STEPS, draw
 from thetau.report.text import Span, clean, number, shown, sort_key
 
 LIMIT = 2_000_000  # bytes of a page
-WIDEST = 26  # characters of a column of names
+WIDEST = 40  # characters of a column of names
 # Rows of each table, and of each heatmap, until the page is small enough: heatmaps are the last to be cut.
 _SIZES = ((5_000, 400), (1_500, 400), (400, 400), (100, 400), (400, 120), (100, 40))
 
