@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A caller's active environment must not leak in.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: llm gguf adapters demo test processors check docs wheel hooks bench kills memory fuzz paradigms diagnose step bilateral bases bases-bounds bases-scale big-checkpoints bits fisher catalogue mergekit plans readme data clean similarity sketches doctor
+.PHONY: llm gguf adapters demo test processors check docs wheel hooks bench kills memory fuzz paradigms diagnose step bilateral bases bases-bounds bases-scale big-checkpoints bits fisher catalogue mergekit plans readme data clean similarity sketches doctor reports
 
 demo: $(VENV)/.ready  ## fine-tune, merge with every method, evaluate: a table, results.json and results.png
 	$(BIN)/thetau suite run demo --out $(RUN)
@@ -149,6 +149,9 @@ llm: $(VENV)/.ready  ## four skills taught to SmolLM2-135M-Instruct, merged by e
 	.venv-mergekit/bin/pip install --quiet -c constraints.txt torch
 	.venv-mergekit/bin/pip install --quiet mergekit==0.1.5
 	touch $@
+
+reports: $(VENV)/.ready  ## docs/examples: reports of the demo's run, of a merge and of a bank; after `make demo`; resumes in runs/reports
+	$(BIN)/python -m experiments.reports.run --run $(RUN)
 
 readme: $(VENV)/.ready  ## put the demo's table and chart into README.md
 	$(BIN)/python -m experiments.demo.page $(RUN)

@@ -237,7 +237,14 @@ def test_the_commands_list_and_run(suite: Suite, tmp_path: Path) -> None:
     result = CliRunner().invoke(suite_app, [*arguments, "--methods", "average,task_arithmetic"])
     assert result.exit_code == 0, result.output
     assert "task_arithmetic" in result.output
-    assert {path.name for path in out.iterdir()} == {"cache", "finetuned", "results.json", "results.md", "results.png"}
+    assert {path.name for path in out.iterdir()} == {
+        "cache",
+        "finetuned",
+        "plan.json",
+        "results.json",
+        "results.md",
+        "results.png",
+    }
     facts = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert facts["quick"] is True
     assert [len(row["trials"]) for row in facts["rows"]] == [0, 0, 0, 1]

@@ -20,6 +20,7 @@ from thetau.cli.finetune import finetune
 from thetau.cli.inspect import inspect
 from thetau.cli.merge import merge
 from thetau.cli.methods import methods
+from thetau.cli.report import report
 from thetau.cli.search import search
 from thetau.cli.suite import suite_app
 from thetau.cli.sweep import sweep
@@ -58,6 +59,7 @@ app.command()(verify)
 app.command()(inspect)
 app.command()(doctor)
 app.command()(compare)
+app.command()(report)
 app.command()(methods)
 app.add_typer(vector_app, name="vector")
 app.add_typer(adapter_app, name="adapter")

@@ -168,7 +168,7 @@ def _own_memory() -> int:
     return resident + THREADS
 
 
-def save(expression: Expression, out: Path | str, *, quiet: bool, **options: Any) -> None:
+def save(expression: Expression, out: Path | str, *, quiet: bool, **options: Any) -> Report:
     """Write, and say what was done."""
     import warnings
 
@@ -178,6 +178,7 @@ def save(expression: Expression, out: Path | str, *, quiet: bool, **options: Any
         warnings.simplefilter("ignore", ThetauWarning)  # the summary shows them
         report = expression.save(out, **options)
     summary(report, quiet=quiet)
+    return report
 
 
 def summary(report: Report, *, quiet: bool) -> None:

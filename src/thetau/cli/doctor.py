@@ -30,6 +30,7 @@ def doctor(
         list[str] | None,
         typer.Option("--candidate", "-c", help="Another model that may be the true base; may be repeated. BASE is one of them."),
     ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write a page of it here: NAME.html.")] = None,
     pairs: Annotated[bool, typer.Option("--pairs", help="List every pair, not only those that stand out.")] = False,
     *,
     left_out: LeftOut,
@@ -38,7 +39,7 @@ def doctor(
 ) -> None:
     """Look at models before they are merged: what they are, how they hang together, what to leave out, which method to begin with.
 
-    thetau doctor base sst2 mnli qa=models/squad --json doctor.json
+    thetau doctor base sst2 mnli qa=models/squad -o doctor.html --json doctor.json
 
     From the weights alone, in streaming passes within --max-memory.
     """
@@ -47,6 +48,12 @@ def doctor(
     from thetau.facade import open_base
 
     json.check()
+    if out is not None:
+        from thetau.checkpoint.disk import check_file
+        from thetau.report import check
+
+        check()
+        check_file(out)
     opened = open_base(base)
     result = examine(
         opened,
@@ -56,6 +63,10 @@ def doctor(
         engine=machine.engine(),
     )
     json.save(result)
+    if out is not None:
+        from thetau.report import doctor_page, write
+
+        write(doctor_page(result), out)
     show(result, pairs=pairs)
 
 

@@ -70,6 +70,10 @@ def merge(
             "--tasks", help="Keep beside the model what emr, tall_masks or twin makes for single tasks; `evaluate` uses it."
         ),
     ] = False,
+    report: Annotated[
+        bool,
+        typer.Option("--report", help="Write report.html into the output too: recipe, lineage, licences, layers, checks."),
+    ] = False,
     *,
     writing: Writing,
     places: Places,
@@ -122,13 +126,15 @@ def merge(
         return
     if out is None:
         raise RecipeError(["`--out` is missing: where shall the result go?"], "options")
+    if report:
+        _check_report(out)
     if planned.seconds > LONG:
         show(planned, to_stderr=True)  # nobody should find out after an hour that a solver takes days
     if planned.download and not machine.quiet:
         typer.echo(f"downloading {gigabytes(planned.download)} into the hub's cache", err=True)
     options: dict[str, Any] = {"engine": engine, "dtype": chosen.dtype, "shard_bytes": parse_size(chosen.shard_size)}
     options |= {"quantise": chosen.quantise, "resume": resume, "config": config_folder(chosen)}
-    save(expression, out, quiet=machine.quiet, provenance={"recipe": complete(chosen), "seed": chosen.seed}, **options)
+    done = save(expression, out, quiet=machine.quiet, provenance={"recipe": complete(chosen), "seed": chosen.seed}, **options)
     if tasks:
         from thetau.compression import keep_parts
 
@@ -136,6 +142,12 @@ def merge(
         kept = keep_parts(chosen, out, engine=engine)
         if not machine.quiet:
             typer.echo(f"{Path(out) / 'tasks'}: for {', '.join(kept)}", err=True)
+    if report:
+        from thetau.report import REPORT, page_of, write
+
+        write(page_of(Path(out), said=done.warnings, engine=engine), Path(out) / REPORT)
+        if not machine.quiet:
+            typer.echo(f"{Path(out) / REPORT}", err=True)
 
 
 def _check_tasks(recipe: Recipe | MergekitRecipe, out: str | None) -> None:
@@ -149,6 +161,20 @@ def _check_tasks(recipe: Recipe | MergekitRecipe, out: str | None) -> None:
     if out is not None and is_url(out):
         raise RecipeError([f"goes into the model's folder on a disk. Got {out}."], "--tasks")
     check_parts(recipe)
+
+
+def _check_report(out: str) -> None:
+    """Refuse a report that could not be written, before the merge.
+
+    Raises:
+        RecipeError: the output is no folder on a disk. OutputError: jinja2 is not installed.
+    """
+    from thetau.checkpoint.remote import is_url
+    from thetau.report import check
+
+    if is_url(out) or out.endswith(".safetensors"):
+        raise RecipeError([f"`--report` is written into the output's folder, and {out} is none. Leave it out."], "options")
+    check()
 
 
 def _with_options(loaded: Recipe | MergekitRecipe, given: dict[str, Any], path: Path) -> Recipe | MergekitRecipe:

@@ -21,6 +21,7 @@ from thetau.export.licences import Commit, Licence, commit_of, inherited, licenc
 
 CARD = "README.md"
 HUB = "https://huggingface.co"
+REPORT = "report.html"  # what `thetau merge --report` writes into the folder
 BY_US = "<!-- made by thetau -->"  # a card with this line may be made again; any other is somebody's own
 
 
@@ -48,13 +49,20 @@ class Parent:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """One value of a model: the task, the metric, the value, and what it is known of (`n = 400`, `± 0.9`)."""
+    """One value of a model: the task, the metric, the value, and what it is known of (`n = 400`, `± 0.9`).
+
+    - `low`, `high`, `n`: the ends of its interval and the number of examples, where they are stated. `model`: the checkpoint that was measured.
+    """
 
     task: str
     metric: str
     value: float
     known: str
     by: str
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    model: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +84,7 @@ def card_of(folder: Path, *, evaluations: Sequence[Path] = (), name: str | None 
         CheckpointError: the folder keeps no record of a merge, or an evaluation cannot be read.
     """
     record = read_record(folder)
-    parents = _parents(record)
+    parents = parents_of(record)
     found = inherited({parent.name: parent.licence for parent in parents})
     if licence is not None:
         found = Licence(name=licence, warnings=found.warnings)
@@ -94,6 +102,7 @@ def card_of(folder: Path, *, evaluations: Sequence[Path] = (), name: str | None 
             "Evaluations",
         ),
         _files(folder),
+        _report(folder),
         "## Check it\n\n```\nthetau verify .\n```\n\ncompares every tensor with the checksums that were written with it.",
     ]
     return Card(text="\n\n".join(part for part in parts if part) + "\n", warnings=found.warnings)
@@ -125,7 +134,15 @@ def read_evaluation(path: Path) -> list[Evaluation]:
     tasks = content.get("tasks") if isinstance(content, Mapping) else None
     if isinstance(tasks, Mapping) and all(isinstance(one, Mapping) and {"metric", "value"} <= set(one) for one in tasks.values()):
         return [
-            Evaluation(task=name, metric=one["metric"], value=float(one["value"]), known=_interval(one), by="thetau evaluate")
+            Evaluation(
+                task=name,
+                metric=one["metric"],
+                value=float(one["value"]),
+                known=_interval(one),
+                by="thetau evaluate",
+                **({"low": one["low"], "high": one["high"], "n": one["n"]} if {"low", "high", "n"} <= set(one) else {}),
+                model=str(content["model"]) if "model" in content else None,
+            )
             for name, one in tasks.items()
         ]
     results = content.get("results") if isinstance(content, Mapping) else None
@@ -155,8 +172,8 @@ def _deviation(one: Mapping[str, Any], key: str) -> str:
     return f"± {error:.2g} (standard error)" if isinstance(error, int | float) else ""
 
 
-def _parents(record: Mapping[str, Any]) -> list[Parent]:
-    """The base first, then the models by the names that the recipe gives them."""
+def parents_of(record: Mapping[str, Any]) -> list[Parent]:
+    """What an output's record says that it was made of: the base first, then the models by the names that the recipe gives them."""
     recipe = record.get("recipe", {})
     members = recipe.get("models", []) if isinstance(recipe, Mapping) else []
     names = {str(one["path"]): str(one["name"]) for one in members if isinstance(one, Mapping) and one.get("name")}
@@ -241,10 +258,16 @@ def _sentence(record: Mapping[str, Any], parents: Sequence[Parent]) -> str:
 
 
 def _made(record: Mapping[str, Any], parents: Sequence[Parent]) -> str:
-    """The recipe, with the parents' names in place of this machine's paths."""
+    text = public_recipe(record, parents)
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))  # longer than any in a name
+    return f"## How it was made\n\n{fence}yaml\n{text.rstrip()}\n{fence}\n\n```\nthetau merge recipe.yaml -o merged\n```"
+
+
+def public_recipe(record: Mapping[str, Any], parents: Sequence[Parent]) -> str:
+    """The recipe in YAML, with the parents' names in place of this machine's paths."""
     import yaml
 
-    shown = {parent.path: parent.shown for parent in parents}
+    names = {parent.path: parent.shown for parent in parents}
 
     def public(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -254,13 +277,11 @@ def _made(record: Mapping[str, Any], parents: Sequence[Parent]) -> str:
         if not isinstance(value, str):
             return value
         here = value.startswith(("/", "~", ".")) or ("/" in value and Path(value).exists())
-        return shown.get(value, Path(value).name if here else value)
+        return names.get(value, Path(value).name if here else value)
 
-    text = yaml.safe_dump(
+    return yaml.safe_dump(
         public(record.get("recipe", {})), sort_keys=False, allow_unicode=True, default_flow_style=None, width=100
     )
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))  # longer than any in a name
-    return f"## How it was made\n\n{fence}yaml\n{text.rstrip()}\n{fence}\n\n```\nthetau merge recipe.yaml -o merged\n```"
 
 
 def _row(parent: Parent) -> tuple[str, ...]:
@@ -289,6 +310,13 @@ def _files(folder: Path) -> str:
         with path.open("rb") as file:
             rows.append((_safe(path.name), f"{path.stat().st_size:,}", f"`{hashlib.file_digest(file, 'sha256').hexdigest()}`"))
     return _table(("file", "bytes", "SHA-256"), rows, "Files")
+
+
+def _report(folder: Path) -> str:
+    """A link to the report, where one lies beside the weights."""
+    if not (folder / REPORT).is_file():
+        return ""
+    return f"## Look at it\n\n[{REPORT}]({REPORT}) shows lineage, layers and checks; it opens in any browser, without a network."
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> str:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from thetau._version import __version__
-from thetau.checkpoint.disk import write_text
+from thetau.checkpoint.disk import write_json, write_text
 from thetau.errors import OutputError
 from thetau.evaluate.cache import Cache
 from thetau.evaluate.evaluator import Evaluator
@@ -39,6 +39,8 @@ from thetau.studies.tables import markdown_table
 from thetau.tasks import Task, load_task
 from thetau.tasks.suite import MethodChoice, Suite
 
+PLAN = "plan.json"  # what a run is to hold, so that one that ended early can say what is missing
+
 # Work in units of one token forward. A training token costs about three; a step and a merge cost as much as these many tokens.
 _TRAINING_TOKEN, _STEP, _MERGE = 3, 350, 30_000
 
@@ -54,6 +56,17 @@ def quick_form(suite: Suite) -> Suite:
         limits=replace(suite.limits, validation=min(40, suite.limits.validation), test=min(80, suite.limits.test)),
         methods=tuple(replace(choice, scales=choice.scales[::3][:2]) for choice in suite.methods),
     )
+
+
+def plan_of(suite: Suite, *, quick: bool = False) -> dict[str, Any]:
+    """What a run of a suite is going to make: its tasks and the rows of its methods."""
+    return {
+        "suite": suite.name,
+        "backbone": suite.backbone,
+        "tasks": list(suite.tasks),
+        "methods": [choice.name for choice in suite.methods],
+        "quick": quick,
+    }
 
 
 def run_suite(
@@ -86,6 +99,7 @@ def run_suite(
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out}: the run's folder is a file. Choose another one.")
     run = _Run(suite, out, tasks, memory=memory)
+    write_json(out / PLAN, plan_of(suite, quick=quick))
     with bar("preparing", run.units(configs), "", console) as progress:
         run.bar = progress
         tuned = run.finetune(configs)

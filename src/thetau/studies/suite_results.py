@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Annotated, Any, Literal, final
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 from thetau.checkpoint.disk import write_bytes
 from thetau.errors import DataError
 from thetau.evaluate.measures import Loss, Measure
 from thetau.evaluate.search import ScaleTrial
+
+# JSON has no NaN: it is written as null, and read as what it was.
+Number = Annotated[float, BeforeValidator(lambda value: float("nan") if value is None else value)]
 
 
 @final
@@ -31,8 +34,8 @@ class TaskFacts:
     config: dict[str, Any]
     finetune_key: str
     finetune_seconds: float
-    first_loss: float
-    last_loss: float
+    first_loss: Number
+    last_loss: Number
 
 
 @final
@@ -51,8 +54,8 @@ class Row:
     name: str
     role: Literal["pretrained", "individual", "joint", "each", "merged"]
     accuracy: dict[str, Measure]
-    absolute: float
-    normalised: float
+    absolute: Number
+    normalised: Number
     method: str | None = None
     scale: float | None = None
     trials: tuple[ScaleTrial, ...] = ()

@@ -1,0 +1,355 @@
+"""The page of a doctor's result: what the models are, who gets in whose way, where, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from thetau.diagnostics.doctor import Advice, Doctor, Group, HitRate, Subject
+from thetau.report.blocks import Block, Column, Facts, Heatmap, Lines, Notes, Page, Section, Table
+from thetau.report.text import Value, number
+
+PAIRS = 12  # models up to which cosines are drawn for each layer
+
+
+def doctor_page(found: Doctor) -> Page:
+    """The page."""
+    return Page(
+        title=f"{len(found.models)} models over {found.base.name}",
+        about="before merging",
+        lead=_lead(found),
+        sections=tuple(
+            section
+            for section in (
+                _advice(found),
+                _subjects(found),
+                _likeness(found),
+                _pairs(found),
+                _layers(found),
+                _harms(found),
+                _spectra(found),
+                _notes(found),
+            )
+            if section is not None
+        ),
+    )
+
+
+def _lead(found: Doctor) -> str:
+    lost = len(found.models) - len(found.compared)
+    fits = f"{len(found.compared)} of {len(found.models)} models fit the base." if lost else "All models fit the base."
+    findings = (
+        f" {len(found.findings)} thing{'s' if len(found.findings) != 1 else ''} stand{'s' if len(found.findings) == 1 else ''} out."
+        if found.findings
+        else " Nothing stands out."
+    )
+    return fits + findings
+
+
+def _rate(measured: HitRate | None) -> str:
+    if measured is None:
+        return "not measured"
+    return f"right {measured.hits} of {measured.n} times (95 %: {100 * measured.low:.0f} – {100 * measured.high:.0f} %), {measured.what}"
+
+
+def _advice(found: Doctor) -> Section:
+    blocks: list[Block] = []
+    if found.findings:
+        blocks.append(Notes(texts=tuple(one.sentence for one in found.findings), tone="warning"))
+    else:
+        blocks.append(Notes(texts=("No duplicate, no continuation, no opposed vector, no wrong base was found.",), tone="good"))
+    if found.advice:
+        blocks.append(Notes(texts=tuple(map(_advised, found.advice))))
+    if found.findings:
+        blocks.append(
+            Table(
+                title="What stands out",
+                columns=(
+                    Column(name="what", number=False),
+                    Column(name="models", number=False),
+                    Column(name="said", number=False),
+                    Column(name="figures", number=False),
+                ),
+                rows=tuple(
+                    (
+                        one.kind,
+                        ", ".join(one.models),
+                        one.sentence,
+                        ", ".join(f"{name} {number(value)}" for name, value in one.figures.items()),
+                    )
+                    for one in found.findings
+                ),
+            )
+        )
+    return Section(slug="advice", title="What to do", blocks=tuple(blocks))
+
+
+def _advised(one: Advice) -> str:
+    return f"{one.topic.capitalize()}: {one.sentence}\nWhy: {one.evidence}\nBut: {one.uncertainty}\nHow often such advice was right: {_rate(one.measured)}."
+
+
+def _subjects(found: Doctor) -> Section:
+    facts = Facts(
+        pairs=(
+            ("Base", found.base.name),
+            ("Architecture", found.base.architecture or "not stated"),
+            ("Parameters", found.base.parameters),
+            ("‖θ₀‖", found.base.norm),
+            ("Tied", ", ".join(found.base.tied) or "nothing"),
+        )
+    )
+    table = Table(
+        title="Models",
+        columns=(
+            Column(name="model", number=False),
+            Column(name="form", number=False),
+            Column(name="architecture", number=False),
+            Column(name="dtypes", number=False),
+            Column(name="parameters"),
+            Column(name="‖τ‖"),
+            Column(name="‖τ‖/‖θ₀‖", spec=".3g"),
+            Column(name="differs beside the weights", number=False),
+            Column(name="problems and notes", number=False),
+        ),
+        rows=tuple(_subject(one) for one in found.models),
+    )
+    return Section(slug="models", title="What they are", blocks=(facts, table))
+
+
+def _subject(one: Subject) -> tuple[Value, ...]:
+    dtypes = ", ".join(f"{count} {name}" for name, count in one.dtypes.items()) + (f" ({one.quantised})" if one.quantised else "")
+    return (
+        one.name,
+        one.form,
+        one.architecture,
+        dtypes,
+        one.parameters,
+        one.norm,
+        one.shift,
+        " ".join(one.beside),
+        " ".join((*one.problems, *one.notes)),
+    )
+
+
+def _groups(found: Doctor, by: str) -> dict[str, Group]:
+    return {group.name: group for group in found.groups if group.by == by}
+
+
+def _likeness(found: Doctor) -> Section | None:
+    whole = next((group for group in found.groups if group.by == "whole"), None)
+    if whole is None or len(found.compared) < 2:
+        return None
+    blocks: list[Block] = [
+        Heatmap(
+            title="Cosines of the task vectors",
+            rows=found.compared,
+            columns=found.compared,
+            values=whole.cosine,
+            signed=True,
+            top=1.0,
+            cluster=True,
+            spec=".2f",
+            caption="Over all tensors. Models that are alike stand together.",
+        )
+    ]
+    layers = _groups(found, "layer")
+    if len(layers) > 1:
+        blocks.append(_pairwise("Mean cosine with the other models, by block", layers, found.compared))
+    kinds = _groups(found, "kind")
+    if len(kinds) > 1:
+        blocks.append(_pairwise("Mean cosine with the other models, by kind", kinds, found.compared))
+    return Section(slug="likeness", title="How alike they are", blocks=tuple(blocks))
+
+
+def _pairwise(title: str, groups: Mapping[str, Group], names: Sequence[str]) -> Heatmap:
+    count = len(names)
+    return Heatmap(
+        title=title,
+        rows=tuple(names),
+        columns=tuple(groups),
+        values=tuple(
+            tuple((sum(group.cosine[i]) - group.cosine[i][i]) / (count - 1) for group in groups.values()) for i in range(count)
+        ),
+        signed=True,
+        cluster=count > PAIRS,
+        spec=".2f",
+    )
+
+
+def _pairs(found: Doctor) -> Section | None:
+    if not found.pairs:
+        return None
+    table = Table(
+        title="Pairs",
+        columns=(
+            Column(name="first", number=False),
+            Column(name="second", number=False),
+            Column(name="cosine", spec="+.3f"),
+            Column(name="overlap", spec=".3f", meaning="Σ min(|a|, |b|) / Σ max(|a|, |b|) over entries"),
+            Column(name="sign conflict", spec=".3f", meaning="share of the overlap on entries of opposed signs; 0.5 by chance"),
+            Column(
+                name="first in second",
+                spec="+.3f",
+                meaning="⟨a, b⟩/‖a‖²: near 1 in all tensors where the second was trained from the first",
+            ),
+            Column(name="second in first", spec="+.3f"),
+            Column(name="inputs shared", spec=".3f", meaning="of the leading directions at the layers' inputs"),
+            Column(name="by chance", spec=".3f"),
+            Column(
+                name="first on second",
+                spec=".3f",
+                meaning="what the first does to the inputs of the second, over what the second does",
+            ),
+            Column(name="second on first", spec=".3f"),
+        ),
+        rows=tuple(
+            (
+                one.a,
+                one.b,
+                one.cosine,
+                one.overlap,
+                one.conflict,
+                one.projection,
+                one.back,
+                one.inputs,
+                one.inputs_by_chance,
+                one.a_on_b,
+                one.b_on_a,
+            )
+            for one in sorted(found.pairs, key=lambda one: -abs(one.cosine))
+        ),
+        caption="The most alike, or most opposed, come first.",
+    )
+    place = {name: i for i, name in enumerate(found.compared)}
+    known = [one for one in found.pairs if one.a in place and one.b in place]
+    blocks: list[Block] = [table]
+    if any(one.a_on_b is not None for one in known):
+        values: list[list[float | None]] = [[None] * len(place) for _ in place]
+        for one in known:
+            values[place[one.a]][place[one.b]] = one.a_on_b
+            values[place[one.b]][place[one.a]] = one.b_on_a
+        blocks.append(
+            Heatmap(
+                title="What each (row) does to the inputs of each (column)",
+                rows=found.compared,
+                columns=found.compared,
+                values=tuple(map(tuple, values)),
+                cluster=len(place) > PAIRS,
+                spec=".2f",
+                caption="Over what the column's own vector does to them; 0 is out of the way.",
+            )
+        )
+    return Section(slug="pairs", title="Who gets in whose way", blocks=tuple(blocks))
+
+
+def _layers(found: Doctor) -> Section | None:
+    layers, kinds = _groups(found, "layer"), _groups(found, "kind")
+    if not found.compared or not (layers or kinds):
+        return None
+    blocks = [
+        Heatmap(
+            title=f"‖τ‖/‖θ₀‖ by {by}",
+            rows=found.compared,
+            columns=tuple(groups),
+            values=tuple(
+                tuple(group.norms[i] / group.base if group.base else None for group in groups.values())
+                for i in range(len(found.compared))
+            ),
+            cluster=len(found.compared) > PAIRS,
+            spec=".2g",
+            caption="How far each model's weights moved, in shares of the base's norm.",
+        )
+        for by, groups in (("block", layers), ("kind", kinds))
+        if groups
+    ]
+    return Section(slug="layers", title="Where they moved", blocks=tuple(blocks))
+
+
+def _harms(found: Doctor) -> Section | None:
+    if not found.harms:
+        return None
+    names = [one.method if one.scale is None else f"{one.method}, λ = {one.scale:g}" for one in found.harms]
+    names = [name if names.count(name) == 1 else f"{name} ({place})" for place, name in enumerate(names, 1)]
+    blocks: list[Block] = [
+        Heatmap(
+            title="Estimated interference by method",
+            rows=tuple(names),
+            columns=found.staying,
+            values=tuple(one.whole for one in found.harms),
+            top=1.0,
+            spec=".2f",
+            caption="0: as the task's own model does to its inputs. 1: no more than the base. The vector's rows stand for the inputs (WUDI, Eq. 21).",
+        )
+    ]
+    layered = {
+        name: {layer: sum(values) / len(values) for layer, values in one.layers.items() if values}
+        for name, one in zip(names, found.harms, strict=True)
+    }
+    order = list(dict.fromkeys(layer for values in layered.values() for layer in values))
+    if len(order) > 1:
+        blocks.append(
+            Heatmap(
+                title="The same by block, mean over models",
+                rows=tuple(names),
+                columns=tuple(order),
+                values=tuple(tuple(layered[name].get(layer) for layer in order) for name in names),
+                spec=".2f",
+            )
+        )
+    lead = "" if found.best_scale is None else f"λ of task arithmetic that makes it least: {found.best_scale:.3g}."
+    return Section(slug="interference", title="What a merge would do", lead=lead, blocks=tuple(blocks))
+
+
+def _spectra(found: Doctor) -> Section | None:
+    if not found.spectra:
+        return None
+    table = Table(
+        title="Ranks of the task vectors' matrices",
+        columns=(
+            Column(name="model", number=False),
+            Column(name="tensor", number=False),
+            Column(name="kind", number=False),
+            Column(name="block"),
+            Column(name="full rank"),
+            Column(name="effective rank", spec=".1f"),
+            Column(name="stable rank", spec=".1f"),
+            Column(name="first direction's share", spec=".3f"),
+            Column(name="exact", number=False),
+        ),
+        rows=tuple(
+            (
+                one.model,
+                one.tensor,
+                one.kind,
+                one.layer,
+                one.full,
+                one.effective_rank,
+                one.stable_rank,
+                one.shares[0] if one.shares else None,
+                "yes" if one.exact else "at most",
+            )
+            for one in found.spectra
+        ),
+    )
+    means: dict[str, list[tuple[float, ...]]] = {}
+    for one in found.spectra:
+        means.setdefault(one.model, []).append(one.shares)
+    series = {model: _mean(rows) for model, rows in list(means.items())[:12]}
+    lines = Lines(
+        title="Share of ‖τ‖² by singular direction, mean over matrices",
+        x="direction",
+        y="share",
+        series=series,
+        caption="The first twelve models." if len(means) > 12 else "",
+    )
+    return Section(slug="spectra", title="Spectra", blocks=(lines, table))
+
+
+def _mean(rows: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
+    longest = max(map(len, rows), default=0)
+    return tuple(sum(row[k] if k < len(row) else 0.0 for row in rows) / len(rows) for k in range(longest))
+
+
+def _notes(found: Doctor) -> Section | None:
+    if not found.notes:
+        return None
+    return Section(slug="notes", title="How this was found", blocks=(Notes(texts=found.notes),))
