@@ -82,7 +82,7 @@ def plans(size: str, forms: list[str]) -> list[dict[str, Any]]:
                         "parameters": parameters,
                         "method": method,
                         "fields": fields,
-                        "passes": len(found.passes),
+                        "passes": sum(one.share == 1 for one in found.passes),
                         "reads_gb": round(found.read / 1e9, 2),
                         "writes_gb": round(found.written / 1e9, 2),
                         "in_flight_mb": round(found.memory / 1e6),

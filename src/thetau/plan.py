@@ -27,13 +27,17 @@ class Step:
 
 @dataclass(frozen=True)
 class Pass:
-    """One walk over the inputs. `held` bytes stay in memory from its end on; `flops` and `memory` are of what is then solved, once."""
+    """One walk over the inputs, or over one entry in `share` of them.
+
+    `held` bytes stay in memory from its end on; `flops` and `memory` are of what is then solved, once.
+    """
 
     what: str
     steps: tuple[Step, ...]
     held: int = 0
     flops: float = 0.0
     memory: int = 0
+    share: int = 1
 
     @property
     def read(self) -> int:

@@ -22,7 +22,8 @@ def show(plan: Plan, *, reading: float | None = None, to_stderr: bool = False) -
     table = Table("pass", "reads", "memory in flight", "by", box=None, pad_edge=False)
     for index, (one, memory) in enumerate(zip(plan.passes, plan.in_flight(), strict=True), 1):
         by = ", ".join(sorted({step.by for step in one.steps}))
-        table.add_row(f"{index}. {one.what}", gigabytes(one.read), gigabytes(memory), by)
+        look = f", a look at one entry in {one.share}" if one.share > 1 else ""
+        table.add_row(f"{index}. {one.what}{look}", gigabytes(one.read), gigabytes(memory), by)
     console.print(table)
     console.print(f"reads {gigabytes(plan.read)}, writes {gigabytes(plan.written)} in {plan.tensors} tensors", highlight=False)
     if plan.download:

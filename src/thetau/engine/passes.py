@@ -20,12 +20,9 @@ from thetau.engine.work import Work
 from thetau.parts import Part, State, Statistic
 from thetau.plan import Pass, Step
 
-LOOK = 1 << 22  # entries that a look at a share of whole task vectors takes, at least
-TENSOR_LOOK, TENSOR_SHARE = (
-    1 << 20,
-    8,
-)  # the smallest tensor that is looked at first where each has a result of its own, and the share
-SHARE = 32  # of entries, the largest divisor
+SHARE = 32  # a look is at one entry in so many, or at more where that would be fewer than `LOOK` entries of whole task vectors
+LOOK = 1 << 22
+TENSOR_LOOK, TENSOR_SHARE = 1 << 20, 8  # the smallest tensor that is looked at where each has a result of its own, and the share
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,6 @@ class StatisticPass:
 
     - `rounds`: those that are made of a tensor before the next one; several where each tensor has a result of its own, none for the
       round that has a guess.
-    - `share`: a look at one entry in so many, from which the guess is made.
     - `spare`: made only where the guess was wrong; the plan does not count it.
     """
 
@@ -42,13 +38,12 @@ class StatisticPass:
     rounds: range
     statistic: Statistic
     walk: Pass
-    share: int = 1
     spare: bool = False
 
     def told(self) -> str:
         """What it is, for progress and errors."""
-        if self.share > 1:
-            return f"{self.walk.what}, a look at one entry in {self.share}"
+        if self.walk.share > 1:
+            return f"{self.walk.what}, a look at one entry in {self.walk.share}"
         if len(self.rounds) != 1:
             return self.walk.what
         return f"{self.walk.what}, pass {self.rounds[0] + 1} of {self.statistic.rounds}"
@@ -67,7 +62,7 @@ def statistic_passes(aligned: Aligned, engine: Engine) -> list[StatisticPass]:
         solving = part.solving(tasks, elements)
         kept = statistic.held(tasks, elements)
         what = f"{type(statistic).__name__} for {type(part).__name__.lower()}"
-        first = not any(one.share == 1 for one in found)
+        first = not any(one.walk.share == 1 for one in found)
         every = range(statistic.rounds)
         turns = [every] if statistic.per_tensor else [every[round_ : round_ + 1] for round_ in every]
         walks = [
@@ -81,7 +76,7 @@ def statistic_passes(aligned: Aligned, engine: Engine) -> list[StatisticPass]:
         guided = bool(statistic.guided) and len(turns) > 1 and share >= 4 and all(step.by == "loop" for step in walks[0])
         if guided:
             look = tuple(replace(step, read=step.read // share) for step in walks[0])
-            found.append(StatisticPass(stage, every[:1], statistic, Pass(what, look, held=held), share=share))
+            found.append(StatisticPass(stage, every[:1], statistic, Pass(what, look, held=held, share=share)))
             made = Pass(what, walks[0], held=held + kept, flops=solving.flops, memory=solving.memory)
             found.append(StatisticPass(stage, every[:0], statistic, made))
         for turn, walk in zip(turns, walks, strict=True):
@@ -116,7 +111,7 @@ class Preparation:
 
     def _measured(self, stage: int, part: Part, states: list[State]) -> Any:
         seen: Any = None
-        full = next((one for one in self.passes if one.share == 1), None)
+        full = next((one for one in self.passes if one.walk.share == 1), None)
         for one in self.passes:
             if one.stage != stage or (one.spare and one.statistic.done(seen)):
                 continue
@@ -127,7 +122,7 @@ class Preparation:
                 seen = {step.name: result for step, result in made}
                 continue
             total = self.engine.reduce(one.walk.steps, work, one.statistic.fold, one.told(), held=one.walk.held)
-            seen = one.statistic.guess(total) if one.share > 1 else one.statistic.finish(total, seen)
+            seen = one.statistic.guess(total) if one.walk.share > 1 else one.statistic.finish(total, seen)
         return seen
 
 
@@ -149,7 +144,7 @@ class Measurement(Work):
         statistic, aligned, name = self.walk.statistic, self.apply.aligned, step.name
         if not statistic.per_tensor:
             round_ = self.walk.rounds[0] if self.walk.rounds else None
-            return self._total(step, round_, self.seen, self.apply, self.walk.share)
+            return self._total(step, round_, self.seen, self.apply, self.walk.walk.share)
         turns: list[int | None] = [*self.walk.rounds]
         seen: Any = None
         if step.by == "loop" and statistic.guided and aligned.alignment.specs[name].elements >= TENSOR_LOOK:
