@@ -225,7 +225,7 @@ class Hunt:
             said = f" Trial {next(one.number for one in trials if one.error)} failed: {faults[0]}" if faults else ""
             raise DataError(f"none of {len(trials)} trials was completed.{said}")
         start = self.space.start()
-        first = next((one.number for one in trials if one.number == 0 and one.values == start), None)
+        first = next((one.number for one in trials if one.values == start), None)
         session = self.mixture.session
         return Searched(
             recipe=_movable(self.mixture.recipe, self.mixture.identities),
