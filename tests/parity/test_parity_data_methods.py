@@ -171,8 +171,10 @@ def essential(taus: Sequence[Tensor], inputs: Sequence[Tensor], power: float, sp
 
 
 @pytest.mark.parametrize(("power", "spectrum"), [(2.0, 0.15), (0.0, 0.15), (2.0, 0.0), (1.0, 1.0)])
-def test_esm_is_the_decomposition_of_the_outputs_moves(power: float, spectrum: float) -> None:
-    base, tuned, inputs = case(d_out=6, d_in=8)
+@pytest.mark.parametrize("d_out", [6, 12])
+def test_esm_is_the_decomposition_of_the_outputs_moves(power: float, spectrum: float, d_out: int) -> None:
+    """With more outputs than inputs too, where the inputs' side is decomposed."""
+    base, tuned, inputs = case(d_out=d_out, d_in=8)
     taus = [w - base for w in tuned]
     got = merged(base, tuned, Esm(power=power, spectrum=spectrum), gram=grams(inputs))
     torch.testing.assert_close(got, 2 * essential(taus, inputs, power, spectrum).float(), rtol=2e-3, atol=1e-5)

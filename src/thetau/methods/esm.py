@@ -14,7 +14,7 @@ treated like every linear layer that has evidence, where the code takes TSV-M. F
 from the test set; here that is a choice of the evidence.
 
 Use it where a few unlabelled examples of each task are at hand and nothing can be tuned. It costs a forward pass over them once, an
-eigendecomposition of d_out a task and matrix, two more of the vectors together, and a second walk for the lengths of the merged matrices.
+eigendecomposition of the smaller side a task and matrix, two more of the vectors together, and a second walk for the lengths of the merged matrices.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from thetau.linalg.rounding import MARGIN, eps
 from thetau.linalg.svd import polar, polar_flops
@@ -101,9 +101,7 @@ class Essential(StreamReduction):
         gram = site.evidence[KIND][0].to(vector.device, torch.float64)
         check_moments(gram, KIND, site)
         wide = vector.double()
-        variances, directions = torch.linalg.eigh(wide @ gram @ wide.T)
-        variances, directions = variances.flip(0)[: total.rank], directions.flip(1)[:, : total.rank]
-        variances = torch.where(variances > variances[0] * MARGIN * len(wide) * eps(torch.float32), variances, 0).clamp(min=0)
+        variances, directions = moves(wide, gram, total.rank)
         length = float(wide.norm())
         total.lengths.append(length)
         if float(variances[0]) <= 0:
@@ -134,10 +132,32 @@ class Essential(StreamReduction):
         """Operations and working memory of one matrix."""
         d_out, d_in = shape
         width = tasks * max(1, d_out // tasks)
-        task = 2.0 * d_out * d_in * (d_in + d_out) + 14.0 * d_out**3 + 2.0 * width / tasks * d_out * d_in
+        task = 2.0 * d_out * d_in * (d_in + d_out) + 28.0 * min(d_out, d_in) ** 3 + 2.0 * width / tasks * d_out * d_in
         last = polar_flops(d_out, width) + polar_flops(width, d_in) + 2.0 * d_out * width * d_in
         held = 2 * width * (d_out + d_in) + 4 * d_out * d_in
         return Cost(flops=tasks * task + last, memory=4 * held + 8 * (d_in**2 + 3 * d_out**2 + 2 * d_out * d_in))
+
+
+def moves(
+    vector: Float[Tensor, "d_out d_in"], gram: Float[Tensor, "d_in d_in"], count: int
+) -> tuple[Float[Tensor, " count"], Float[Tensor, "d_out count"]]:
+    """The variances, falling, and principal directions of what a layer's outputs move by, uncentred; zero where there is none above rounding.
+
+    Of τGτᵀ, or where there are more outputs than inputs of RᵀτᵀτR, R a root of G: the same, at the smaller side's cost.
+    """
+    d_out, d_in = vector.shape
+    if d_out <= d_in:
+        values, directions = torch.linalg.eigh(vector @ gram @ vector.T)
+        values, directions = values.flip(0)[:count], directions.flip(1)[:, :count]
+    else:
+        sizes, basis = torch.linalg.eigh(gram)
+        moved = vector @ (basis * sizes.clamp(min=0).sqrt())
+        values, basis = torch.linalg.eigh(moved.T @ moved)
+        values, basis = values.flip(0)[:count], basis.flip(1)[:, :count]
+        directions = moved @ basis / values.clamp(min=torch.finfo(values.dtype).tiny).sqrt()
+    real = values > values[0].clamp(min=0) * MARGIN * d_out * eps(torch.float32)
+    pad = count - len(values)
+    return nn.functional.pad(values.where(real, 0), (0, pad)), nn.functional.pad(directions.where(real, 0), (0, pad))
 
 
 @dataclass(frozen=True, kw_only=True)

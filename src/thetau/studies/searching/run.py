@@ -39,7 +39,7 @@ from thetau.studies.searching.results import (
     RUNG,
     SECONDS,
     Searched,
-    TestFigures,
+    SearchFigures,
     best_of,
     plain_measures,
     read_trial,
@@ -247,7 +247,7 @@ class Hunt:
             else (),
         )
 
-    def _tested(self, chosen: Mapping[int, Mapping[str, Any] | None]) -> tuple[TestFigures, ...]:
+    def _tested(self, chosen: Mapping[int, Mapping[str, Any] | None]) -> tuple[SearchFigures, ...]:
         """The chosen trials on test, after the recipe as it is."""
         mixer = Mixer(self.mixture, Engine(workers=_threads(1)), _quiet)
         evaluator, merged = self.mixture.session.evaluator, self.mixture.tasks
@@ -260,7 +260,7 @@ class Hunt:
             values = {task: one for task, (one, _) in judged.items()}
             ours = {task: values[task] for task in merged}
             found.append(
-                TestFigures(
+                SearchFigures(
                     number=number,
                     accuracy=values,
                     loss={task: loss for task, (_, loss) in judged.items()},
