@@ -146,6 +146,7 @@ NAMES: tuple[Name, ...] = (
             "consensus_ta",
             "consensus_ties",
             "dc_merge",
+            "esm",
             "inverse_norm",
             "kfac",
             "larv",

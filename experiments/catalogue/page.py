@@ -60,7 +60,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "Matrix methods without data": ("ace", "actmat", "bilateral", "doge_ta", "optmerge", "swudi", "swudi_a", "wudi"),
     "A vector for each task": ("emr", "tall_masks", "twin"),
     "Around another method": ("awd", "consensus", "larv", "svc"),
-    "With data": ("adamerging", "fisher", "kfac", "regmean"),
+    "With data": ("adamerging", "esm", "fisher", "kfac", "regmean"),
 }
 READS = {
     "block": "any block of rows, so that a few hundred megabytes are enough for any model",

@@ -106,6 +106,9 @@ ROWS: Mapping[str, Row] = {
     "RegMean, 32, off-diagonal 1": row("regmean", "unlabelled", 32, off_diagonal=1.0),
     "RegMean and surgery, 32": Row(method="regmean", fields={}, data="unlabelled", examples=32, surgery=True),
     "bilateral": row("bilateral"),
+    "ESM, 32": row("esm", "unlabelled", 32),
+    "ESM, 8": row("esm", "unlabelled", 8),
+    "ESM, 32, without powers": row("esm", "unlabelled", 32, power=0.0, scale=1.0),
 }
 
 

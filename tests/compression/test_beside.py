@@ -112,3 +112,5 @@ def test_what_has_no_parts_is_told_before_the_merge(world: World, tmp_path: Path
     assert done.exit_code == 1
     assert "`ties` makes nothing for single tasks. `emr`, `tall_masks` and `twin` do." in str(done.exception)
     assert not (tmp_path / "merged").exists()
+    done = merge(world, tmp_path, "emr", "--tasks", name="merged.safetensors")
+    assert "goes into the model's folder on a disk" in str(done.exception)

@@ -117,6 +117,7 @@ VARIANTS: dict[str, Any] = {
     "adamerging-awd": methods.AdaMerging(then=Awd()),
     "regmean-exact": methods.RegMean(off_diagonal=1.0, unseen="mean", coefficients=by_task(1.0, 0.5, 2.0)),
     "regmean-diagonal": methods.RegMean(off_diagonal=0.0, tensors="linear", elsewhere="base"),
+    "esm-plain": methods.Esm(power=0.0, spectrum=0.0, scale=1.0, split_fused=True),
     "kfac-weights": methods.Kfac(coefficients=by_task(1.0, 0.5, 2.0), tolerance=0.0, iterations=5, tensors="matrices"),
     "doge_ta-cg": methods.DogeTa(solver="cg", tensors="all"),
     "doge_ta-split": methods.DogeTa(density=1.0, split_fused=True, elsewhere="mean"),

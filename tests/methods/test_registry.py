@@ -82,7 +82,7 @@ def test_a_method_is_a_frozen_keyword_only_dataclass_with_a_paper(name: str) -> 
 
 ACCESS = {
     **dict.fromkeys(("wudi", "bilateral", "tsv_m", "iso_c", "iso_cts", "star", "cart", "dc_merge"), "stream"),
-    **dict.fromkeys(("actmat", "ace", "swudi", "swudi_a", "optmerge", "regmean", "kfac"), "stream"),
+    **dict.fromkeys(("actmat", "ace", "swudi", "swudi_a", "optmerge", "regmean", "kfac", "esm"), "stream"),
     **dict.fromkeys(("svc", "twin", "doge_ta"), "whole"),
 }
 

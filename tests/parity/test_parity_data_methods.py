@@ -12,7 +12,7 @@ from torch import Tensor
 import thetau
 from synthetic import relative
 from thetau.errors import AlignmentError
-from thetau.methods import Kfac, PerTask, RegMean
+from thetau.methods import Esm, Kfac, PerTask, RegMean
 from thetau.methods.regmean import solved
 from tiny import one_thread as one_thread
 
@@ -145,6 +145,68 @@ def test_kfac_with_equal_outputs_is_regmean_and_alone_the_task_itself() -> None:
     assert relative(alone, tuned[0] - base) < 4 * F32
     idle = merged(base, tuned, Kfac(), gram=grams(inputs), gradients=[torch.zeros(5, 5)] * 3)
     assert relative(idle, torch.stack([w - base for w in tuned]).mean(0)) < 1e-6
+
+
+def essential(taus: Sequence[Tensor], inputs: Sequence[Tensor], power: float, spectrum: float) -> Tensor:
+    """One matrix of ESM from the examples themselves: decompositions of the outputs' moves, in float64, as the paper's code goes about it."""
+    k = len(taus[0]) // len(taus)
+    outputs, held, lengths = [], [], []
+    for tau, x in zip(taus, inputs, strict=True):
+        _, sizes, right = torch.linalg.svd(x.double() @ tau.double().T)
+        variances = sizes[:k] ** 2 / (len(x) - 1)
+        weights = (variances / variances.mean()) ** spectrum
+        weights = weights / weights.mean()
+        whole = right @ tau.double()
+        lengths.append(whole.norm())
+        outputs.append(right[:k].T * weights)
+        held.append((whole * lengths[-1] ** power)[:k] * weights[:, None])
+    left, right = torch.cat(outputs, 1), torch.cat(held) / torch.stack(lengths).mean() ** power
+    columns = right.norm(dim=0)
+    right = right * (columns / columns.mean()) ** power
+    product = torch.eye(len(left), dtype=torch.float64)
+    for matrix in (left, right):
+        u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+        product = product @ (u @ v) * s.mean()
+    return product
+
+
+@pytest.mark.parametrize(("power", "spectrum"), [(2.0, 0.15), (0.0, 0.15), (2.0, 0.0), (1.0, 1.0)])
+@pytest.mark.parametrize("d_out", [6, 12])
+def test_esm_is_the_decomposition_of_the_outputs_moves(power: float, spectrum: float, d_out: int) -> None:
+    """With more outputs than inputs too, where the inputs' side is decomposed."""
+    base, tuned, inputs = case(d_out=d_out, d_in=8)
+    taus = [w - base for w in tuned]
+    got = merged(base, tuned, Esm(power=power, spectrum=spectrum), gram=grams(inputs))
+    torch.testing.assert_close(got, 2 * essential(taus, inputs, power, spectrum).float(), rtol=2e-3, atol=1e-5)
+
+
+def test_esm_makes_a_matrix_that_is_long_for_its_kind_longer() -> None:
+    """Over the blocks: each by the square of its length over the mean length."""
+    _, tuned, inputs = case(d_out=6, d_in=8)
+    names = ["layers.0.mlp.fc1.weight", "layers.1.mlp.fc1.weight", "layers.0.attn.q_proj.weight"]
+    models = [{name: factor * w for name, factor in zip(names, (1.0, 3.0, 5.0), strict=True)} for w in tuned]
+    opened = thetau.open({name: torch.zeros(6, 8) for name in names})
+    evidence = {"gram": {task: dict.fromkeys(names, one) for task, one in zip(TASKS, grams(inputs), strict=True)}}
+    got = thetau.merge([thetau.open(m) - opened for m in models], Esm(), names=TASKS, evidence=evidence).state_dict()
+    single = {name: 2 * essential([m[name] for m in models], inputs, 2.0, 0.15) for name in names}
+    mean = (single[names[0]].norm() + single[names[1]].norm()) / 2
+    for name in names[:2]:
+        want = single[name] * (single[name].norm() / mean) ** 2
+        torch.testing.assert_close(got[name], want.float(), rtol=2e-3, atol=1e-4)
+    torch.testing.assert_close(got[names[2]], single[names[2]].float(), rtol=2e-3, atol=1e-4)
+
+
+def test_esm_with_few_examples_looks_at_what_they_say() -> None:
+    """Two examples, five outputs a task: two directions move, the others count nothing; a task that does not move is left out."""
+    base, tuned, _ = case(d_out=10, d_in=8)
+    few = [normal(70 + i, 2, 8) for i in range(2)]
+    got = merged(base, tuned[:2], Esm(power=0.0, spectrum=0.1), gram=grams(few))
+    assert int(torch.linalg.matrix_rank(got, rtol=1e-4)) == 4
+    still = merged(base, [*tuned[:2], base], Esm(power=0.0), gram=grams([*few, few[0]]))
+    assert torch.isfinite(still).all()
+    assert still.any()
+    assert not merged(base, [base, base], Esm(), gram=grams(few)).any()
+    assert not merged(base, tuned[:2], Esm(), gram=[torch.zeros(8, 8)] * 2).any()
 
 
 def test_bad_evidence_is_refused() -> None:

@@ -18,9 +18,10 @@ from thetau.diagnostics.results import load_result
 from thetau.errors import DataError, OutputError, RecipeError
 from thetau.evaluate import Session
 from thetau.evaluate.options import Reading
+from thetau.evidence import MomentConfig, collect_second_moments
 from thetau.facade import from_recipe
 from thetau.finetune import FinetuneConfig, finetune
-from thetau.models import load_encoder
+from thetau.models import load_encoder, read_weights
 from thetau.recipes import Recipe, from_mapping, load
 from thetau.studies import Search, Searched, best_recipe, search
 from thetau.studies.searching import write_best
@@ -65,8 +66,9 @@ def plainly(world: World, content: dict[str, Any], split: str = "validation") ->
         ("task_arithmetic", ("scale=0..1.5 by task by layers",)),
         ({"name": "dare_linear", "scale": 0.5}, ("drop=0..0.9 by task",)),
         ("magmax", ("scale=0.2..2",)),
+        ({"name": "linear"}, ("weights=0.1..1 by task",)),
     ],
-    ids=["ties", "by task", "by task and layer", "random drops", "one λ"],
+    ids=["ties", "by task", "by task and layer", "random drops", "one λ", "models"],
 )
 def test_a_trial_measures_what_its_recipe_merges(world: World, method: Any, space: tuple[str, ...]) -> None:
     found = run(world, recipe(world, method, seed=5), space=space, trials=3)
@@ -81,6 +83,27 @@ def test_a_trial_measures_what_its_recipe_merges(world: World, method: Any, spac
         assert one.objectives["normalised"] == pytest.approx(sum(shares) / 3)
     assert found.best[0] == max(found.trials, key=lambda one: (one.objectives["normalised"], -one.number)).number
     assert not found.test
+
+
+@pytest.mark.parametrize(
+    ("method", "space"), [("regmean", "off_diagonal=0..1"), ("esm", "spectrum=0..1")], ids=["regmean", "esm"]
+)
+def test_methods_with_evidence_are_searched_with_what_was_collected(
+    world: World, tmp_path: Path, method: str, space: str
+) -> None:
+    encoder = load_encoder(world.base)
+    config = MomentConfig(examples=8, max_length=24)
+    files = {name: tmp_path / f"{name}.safetensors" for name in NAMES}
+    for name, path in zip(NAMES, world.models, strict=True):
+        collect_second_moments(encoder, load_task(name, world.data), read_weights(path), files[name], "gram", config)
+    given = recipe(world, method, evidence={"gram": {name: str(path) for name, path in files.items()}})
+    found = run(world, given, space=(space,), trials=2)
+    for one in found.trials:
+        assert one.state == "complete", one.error
+        values, losses = plainly(world, best_recipe(found, one.number))
+        for task in NAMES:
+            assert one.accuracy[task].value == pytest.approx(values[task], abs=1 / 20 + 1e-9)
+            assert one.loss[task].value == pytest.approx(losses[task], rel=1e-3)
 
 
 def test_the_test_split_is_read_only_where_that_is_asked(world: World, tmp_path: Path) -> None:
@@ -272,6 +295,16 @@ def test_recipes_that_cannot_be_searched_are_told(world: World) -> None:
         run(world, recipe(world, {"name": "linear"}).model_copy(update={"base": None}), space=("scale=0..1",))
     with pytest.raises(DataError, match="wheather"):
         run(world, recipe(world), space=("scale=0..1",), task=("wheather",))
+
+
+def test_what_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from thetau.studies import searching
+
+    monkeypatch.setattr(searching, "find_spec", lambda name: None)
+    with pytest.raises(
+        DataError, match=r"a search needs optuna and cmaes\. Install what is missing: pip install 'thetau\[search\]'"
+    ):
+        searching.search  # noqa: B018
 
 
 def test_the_command_writes_all_that_it_found(world: World, tmp_path: Path) -> None:

@@ -302,6 +302,7 @@ def test_trials_of_a_process_that_died_do_not_count(tmp_path: Path, name: str) -
             alive.note(running, {FAULT: "a method of its own"})
             alive.tell(running, TrialState.FAIL)
             assert [one.number for one in third.ended()] == [1, 2, 3, 4], "one that failed by itself counts"
+            assert third.ended()[1].params == {"density": 0.2, "scale": 1.0}, "the recipe's own values, which died with the first"
 
 
 def test_several_at_once_make_as_many_as_were_asked(tmp_path: Path) -> None:

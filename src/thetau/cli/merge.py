@@ -158,7 +158,7 @@ def _check_tasks(recipe: Recipe | MergekitRecipe, out: str | None) -> None:
 
     if not isinstance(recipe, Recipe):
         raise RecipeError(["goes with a recipe of ours. `thetau convert` makes one."], "--tasks")
-    if out is not None and is_url(out):
+    if out is not None and (is_url(out) or out.endswith(".safetensors")):
         raise RecipeError([f"goes into the model's folder on a disk. Got {out}."], "--tasks")
     check_parts(recipe)
 

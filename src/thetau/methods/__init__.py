@@ -21,6 +21,7 @@ from thetau.methods.della import Della as Della
 from thetau.methods.della import DellaLinear as DellaLinear
 from thetau.methods.doge_ta import DogeTa as DogeTa
 from thetau.methods.emr import Emr as Emr
+from thetau.methods.esm import Esm as Esm
 from thetau.methods.fisher import Fisher as Fisher
 from thetau.methods.inverse_norm import InverseNorm as InverseNorm
 from thetau.methods.iso import IsoC as IsoC

@@ -49,7 +49,7 @@ class SearchTrial:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class TestFigures:
+class SearchFigures:
     """A chosen trial on test, where that was asked: each task's value and loss, and the means."""
 
     number: int | None
@@ -84,7 +84,7 @@ class Searched(Result):
     trials: tuple[SearchTrial, ...]
     best: tuple[int, ...]
     start: int | None
-    test: tuple[TestFigures, ...] = ()
+    test: tuple[SearchFigures, ...] = ()
 
     def trial(self, number: int) -> SearchTrial:
         """The trial of that number."""

@@ -39,7 +39,7 @@ from thetau.studies.searching.results import (
     RUNG,
     SECONDS,
     Searched,
-    TestFigures,
+    SearchFigures,
     best_of,
     plain_measures,
     read_trial,
@@ -225,7 +225,7 @@ class Hunt:
             said = f" Trial {next(one.number for one in trials if one.error)} failed: {faults[0]}" if faults else ""
             raise DataError(f"none of {len(trials)} trials was completed.{said}")
         start = self.space.start()
-        first = next((one.number for one in trials if one.number == 0 and one.values == start), None)
+        first = next((one.number for one in trials if one.values == start), None)
         session = self.mixture.session
         return Searched(
             recipe=_movable(self.mixture.recipe, self.mixture.identities),
@@ -247,7 +247,7 @@ class Hunt:
             else (),
         )
 
-    def _tested(self, chosen: Mapping[int, Mapping[str, Any] | None]) -> tuple[TestFigures, ...]:
+    def _tested(self, chosen: Mapping[int, Mapping[str, Any] | None]) -> tuple[SearchFigures, ...]:
         """The chosen trials on test, after the recipe as it is."""
         mixer = Mixer(self.mixture, Engine(workers=_threads(1)), _quiet)
         evaluator, merged = self.mixture.session.evaluator, self.mixture.tasks
@@ -260,7 +260,7 @@ class Hunt:
             values = {task: one for task, (one, _) in judged.items()}
             ours = {task: values[task] for task in merged}
             found.append(
-                TestFigures(
+                SearchFigures(
                     number=number,
                     accuracy=values,
                     loss={task: loss for task, (_, loss) in judged.items()},

@@ -91,6 +91,8 @@ class Trials:
             for one in trials:
                 if one.state == TrialState.RUNNING and self._lost(one):
                     self._study.tell(one.number, state=TrialState.FAIL)
+                    if self._start is not None and one.params == self._start:
+                        self._study.enqueue_trial(dict(self._start))
             counted = [one for one in self._study.get_trials(deepcopy=False) if counts(one) or one.state == TrialState.RUNNING]
             if len(counted) >= total:
                 return None
@@ -102,7 +104,7 @@ class Trials:
                 trial = self._study.ask({one.name: distribution(one) for one in self._space.dimensions})
             trial.set_user_attr(WORKER, self._me)
             match self._study.sampler:
-                case CmaSampler() if trial.number or self._start is None:  # the recipe's own values were not drawn
+                case CmaSampler() if trial.params != self._start:  # the recipe's own values were not drawn
                     trial.set_user_attr(GENERATION, self._study.sampler.generation)
             return trial
 
