@@ -19,6 +19,7 @@ from experiments.bilateral import page as bilateral
 from experiments.catalogue import page as catalogue
 from experiments.common import DOCS, EXPERIMENTS
 from experiments.data_methods import page as data_methods
+from experiments.llm import page as llm
 from experiments.mergekit import page as mergekit
 from experiments.paradigms import page as paradigms
 from experiments.sketches import page as sketches
@@ -82,7 +83,7 @@ def main() -> None:
     """Write every page."""
     (DOCS / "figures.md").write_text(figures_page() + "\n", encoding="utf-8")
     sys.stdout.write("docs/figures.md\n")
-    for experiment in (adapters, bases, big_checkpoints, bilateral, catalogue, data_methods, mergekit, paradigms, sketches):
+    for experiment in (adapters, bases, big_checkpoints, bilateral, catalogue, data_methods, llm, mergekit, paradigms, sketches):
         experiment.main()
 
 
