@@ -14,6 +14,7 @@ from thetau.errors import DataError, RecipeError
 from thetau.evaluate import Evaluator, harness
 from thetau.evaluate.answers import Answers
 from thetau.evaluate.harness import run_harness
+from thetau.export.card import read_evaluation
 from thetau.finetune import FinetuneConfig, finetune
 from thetau.models import load_encoder
 from thetau.tasks import load_task
@@ -104,6 +105,11 @@ def test_on_the_command_line_with_an_adapter(tmp_path: Path, tasks: Path) -> Non
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["base"] == str(tmp_path / "m")
     assert [one["n"] for one in written["tasks"]["own_choices"]] == [5, 5]
+    card = read_evaluation(tmp_path / "out.json")
+    assert [(one.task, one.metric, one.by) for one in card] == [
+        ("own_choices", metric, "lm-evaluation-harness") for metric in ("acc", "acc_norm")
+    ]
+    assert card[0].known.endswith("n = 5")
 
 
 def test_what_is_not_there_is_said(tmp_path: Path, tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
