@@ -58,7 +58,7 @@ class CausalInputs:
     @cached_property
     def hash(self) -> str:
         """A digest of all that a model sees, and of how it is judged."""
-        asked = [[one.prompt, one.answers, one.right] for one in self.questions]
+        asked = [[one.prompt, one.answers, one.right, one.before] for one in self.questions]
         return digest([asdict(self.form), asked, self.pieces, self.taught, self.units, self.context, self.max_length])
 
     @cached_property
@@ -203,13 +203,14 @@ class _Writer:
         return (() if self._form.chat else self.start) + self.plain(text)
 
     def _turns(self, question: Question) -> list[Mapping[str, str]]:
-        system = [] if self._form.system is None else [{"role": "system", "content": self._form.system}]
-        shots = [
-            turn
-            for shot in self._shots
-            for turn in ({"role": "user", "content": shot.prompt}, {"role": "assistant", "content": shot.answer})
-        ]
-        return [*system, *shots, {"role": "user", "content": question.prompt}]
+        own = (
+            []
+            if self._form.system is None or (question.before[:1] and question.before[0][0] == "system")
+            else [("system", self._form.system)]
+        )
+        shots = [turn for shot in self._shots for turn in (("user", shot.prompt), ("assistant", shot.answer))]
+        turns = [*own, *shots, *question.before, ("user", question.prompt)]
+        return [{"role": role, "content": content} for role, content in turns]
 
     def _chat(self, turns: Sequence[Mapping[str, str]], *, generate: bool) -> str:
         try:
