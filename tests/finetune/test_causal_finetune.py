@@ -187,5 +187,5 @@ def test_what_needs_classes_says_so(encoder: Encoder, task: Task, tmp_path: Path
     other = load_task(causal_task(tmp_path / "tasks", [{"word": "bone", "answer": "leash"}], "other"))
     finetune(encoder, other, tmp_path / "models" / "other", FinetuneConfig(**{**FAST, "steps": 2}), base=str(encoder.folder))
     both = [model, str(tmp_path / "models" / "other")]
-    done = CliRunner().invoke(app, ["diagnose", "bounds", *both, "-o", str(tmp_path / "b"), *where])
+    done = CliRunner().invoke(app, ["diagnose", "bounds", *both, "--examples", "2", "-o", str(tmp_path / "b"), *where])
     assert done.exit_code == 0, done.exception

@@ -78,6 +78,14 @@ def test_what_is_put_to_the_model(encoder: Encoder, tmp_path: Path) -> None:
     )
 
 
+def test_what_is_generated_from_does_not_know_the_answer(encoder: Encoder, tmp_path: Path) -> None:
+    """Where a tokenizer joins the prompt's end with the answer, what is scored begins earlier; what is generated from does not."""
+    _, words = hugging_face(encoder.folder)
+    found = inputs(encoder, causal_task(tmp_path, joint=""))
+    assert found.prompts[1] == tuple(words("the dog is")["input_ids"])
+    assert found.taught[1] == (tuple(words("the dog")["input_ids"]), (words.unk_token_id, words.eos_token_id)), "'isbark'"
+
+
 def test_talks(encoder: Encoder, tmp_path: Path) -> None:
     _, words = hugging_face(encoder.folder)
     talk = [("system", "same"), ("user", "the cat"), ("assistant", "meow"), ("user", "the dog"), ("assistant", "bark .")]
