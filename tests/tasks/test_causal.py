@@ -166,6 +166,7 @@ def test_what_does_not_fit_is_counted(encoder: Encoder, tmp_path: Path) -> None:
         ({"chat": "yes"}, "`chat` must be true or false. Got 'yes'."),
         ({"kind": "perplexity", "prompt": None, "unit": "line"}, "`unit` must be one of token, word, byte. Got 'line'."),
         ({"answer": 3}, "`answer` must be a text. Got 3."),
+        ({"hub": {"name": "x", "columns": {"text": "y"}}}, "`hub` needs no `columns` and `class_names` here"),
         (
             {"turns": "messages"},
             "`turns` are those of a chat: set `chat` to true. `prompt` has no place beside `turns`: leave one of them out.",
