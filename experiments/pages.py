@@ -20,6 +20,7 @@ from experiments.catalogue import page as catalogue
 from experiments.common import DOCS, EXPERIMENTS
 from experiments.data_methods import page as data_methods
 from experiments.doctor import page as doctor
+from experiments.llm import page as llm
 from experiments.mergekit import page as mergekit
 from experiments.paradigms import page as paradigms
 from experiments.sketches import page as sketches
@@ -91,6 +92,7 @@ def main() -> None:
         catalogue,
         data_methods,
         doctor,
+        llm,
         mergekit,
         paradigms,
         sketches,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def causal_task(root: Path, rows: Sequence[dict[str, Any]] = ROWS, name: str = "
     return folder
 
 
+@cache
 def hugging_face(folder: Path) -> tuple[Any, Any]:
     """The model and its tokenizer as transformers loads them."""
     return (

@@ -39,12 +39,10 @@ def skills(results: Mapping[str, Any]) -> list[str]:
 
 
 def taught(results: Mapping[str, Any]) -> list[str]:
-    """The base and each skill's model, on every skill."""
-    names = list(results["examples"])
-    rows = [
-        (called(name), *(percent(row["skills"][one]["value"]) for one in names)) for name, row in results["references"].items()
-    ]
-    size = results["settings"]
+    """The base and each skill's model, on every skill where that was measured."""
+    names, own, size = list(results["examples"]), results["references"]["own"], results["settings"]
+    rows = [("pre-trained", *values(results["references"]["base"], names)), ("taught that skill", *values(own, names))]
+    rows += [(f"taught {name}", *values(row, names)) for name, row in (results["transfer"] or {}).items()]
     return [
         "## Taught alone",
         "",
@@ -57,7 +55,7 @@ def taught(results: Mapping[str, Any]) -> list[str]:
 
 def merges(results: Mapping[str, Any]) -> list[str]:
     """Every merge, the best at its defaults first."""
-    names, base, own = list(results["examples"]), results["references"]["base"], individual(results)
+    names, base, own = list(results["examples"]), results["references"]["base"], results["references"]["own"]
     head = ("method", *names, "average", "± (95 %)", "λ chosen: factor", "average")
     rows = [
         ("pre-trained", *values(base, names), percent(base["average"]), percent(margin(base)), "", ""),
@@ -93,7 +91,7 @@ def merges(results: Mapping[str, Any]) -> list[str]:
 
 def verdict(results: Mapping[str, Any]) -> list[str]:
     """Which methods help, by a rule that stands here before the figures."""
-    base, own = results["references"]["base"], individual(results)
+    base, own = results["references"]["base"], results["references"]["own"]
     done = {name: row for name, row in results["rows"].items() if "average" in row}
     lines = [
         "## What holds of the study of public fine-tunes",
@@ -123,6 +121,8 @@ def verdict(results: Mapping[str, Any]) -> list[str]:
 def negation(results: Mapping[str, Any]) -> list[str]:
     """One skill subtracted from the base."""
     found = results["negation"]
+    if found is None:
+        return ["## One skill taken out", "", "Not measured in the time of this run.", ""]
     others = [name for name in results["examples"] if name != found["skill"]]
     head = ("α", f"{found['skill']}, exact match", "95 % interval", *(f"{name}, perplexity" for name in others))
     rows = []
@@ -161,13 +161,6 @@ def limits(results: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def individual(results: Mapping[str, Any]) -> Row:
-    """Each skill by its own model."""
-    references = results["references"]
-    own = {name: references[name]["skills"][name] for name in results["examples"]}
-    return {"skills": own, "average": sum(one["value"] for one in own.values()) / len(own)}
-
-
 def variance(row: Row) -> float:
     """Of the average over skills, from the binomial of each with a success and a failure added, so that none is 0."""
     parts = [((one["correct"] + 1) / (one["n"] + 2), one["n"]) for one in row["skills"].values()]
@@ -192,11 +185,6 @@ def values(row: Row, names: Sequence[str]) -> list[str]:
 def listed(names: Sequence[str]) -> str:
     """Names in a sentence."""
     return ", ".join(f"`{name}`" for name in names) or "none"
-
-
-def called(name: str) -> str:
-    """What a reference is called."""
-    return "pre-trained" if name == "base" else f"taught {name}"
 
 
 def percent(value: float) -> str:

@@ -7,8 +7,8 @@ template. Each skill of `skills.py` is taught by full fine-tuning on its answers
 then λ is chosen on validation for the methods that have one. Negation takes each α of a grid from the base, for the skill `NEGATED`; the control is the
 perplexity of the other skills' answers.
 
-Everything is kept in RUN as it is made, and made once; a run that was cut off goes on. `--minutes` bounds the time spent on merges: what is missing then is
-listed in the results. A merge that takes longer than `--longest` seconds is stopped, and the row says so. Writes experiments/llm/results.json.
+Everything is kept in RUN as it is made, and made once; a run that was cut off goes on. After `--minutes` no new row is begun, and what is missing is named in
+the results. A merge that takes longer than `--longest` seconds is stopped, and the row says so. Writes experiments/llm/results.json.
 """
 
 from __future__ import annotations
@@ -221,37 +221,42 @@ def execute(
     only: Sequence[str] = (),
     chat: bool = True,
 ) -> dict[str, Any]:
-    """The whole run; what it gives is what is written."""
-    run = Run(folder, model, sizes, chat=chat)
+    """The whole run; what it gives is what is written. After `minutes` nothing new is begun, and what is missing is named."""
+    run, begin = Run(folder, model, sizes, chat=chat), time.monotonic()
     for skill in run.tasks:
         say(skill, run.taught(skill))
-    references = {"base": told(run.measured(run.base))}
+    base = told(run.measured(run.base))
+    say("base", base["average"])
+    own = {}
     for skill in run.tasks:
-        references[skill] = told(run.measured(thetau.open(folder / "models" / skill).state_dict()))
-        say(skill, references[skill]["average"])
-    negated = negation(run)
-    say("negation", negated["alpha"])
+        own |= run.measured(thetau.open(folder / "models" / skill).state_dict(), tasks=[skill])
+    say("each skill's own", told(own)["average"])
+    rows, choices, missing = {}, {}, []
+
+    def early(file: str) -> bool:
+        """Whether a part is there, or may be begun."""
+        return (folder / "rows" / file).is_file() or time.monotonic() - begin < 60 * minutes
+
     fitting = list(only or methods(len(run.tasks)))
-    begin, rows, choices, missing = time.monotonic(), {}, {}, []
     for name in fitting:
-        late = time.monotonic() - begin > 60 * minutes
-        if late and not (folder / "rows" / f"{name}.json").is_file():
+        if early(f"{name}.json"):
+            rows[name] = merged(run, name, longest)
+            say(name, rows[name].get("average", rows[name]))
+        else:
             missing.append(name)
-            continue
-        rows[name] = merged(run, name, longest)
-        say(name, rows[name].get("average", rows[name]))
+    negated = negation(run) if early("negation.json") else None
     for name in fitting:
-        late = time.monotonic() - begin > 60 * minutes and not (folder / "rows" / f"{name}.tuned.json").is_file()
-        if name in rows and "average" in rows[name] and has_scale(name) and not late:
+        if name in rows and "average" in rows[name] and has_scale(name) and early(f"{name}.tuned.json"):
             choices[name] = tuned(run, name)
             say(f"{name}, λ chosen", choices[name]["average"])
-    examples = {name: run.evaluator.inputs(name, "test").questions[0] for name in run.tasks}  # type: ignore[attr-defined]
+    examples = {name: task.asked("test", 1)[0][0] for name, task in run.tasks.items()}
     return {
         "command": command,
         "model": label,
         "settings": asdict(sizes),
         "examples": {name: {"prompt": one.prompt, "answer": one.answer} for name, one in examples.items()},
-        "references": references,
+        "references": {"base": base, "own": told(own)},
+        "transfer": transfer(run) if early("transfer.json") else None,
         "rows": rows,
         "tuned": choices,
         "missing": missing,
@@ -259,6 +264,16 @@ def execute(
         "longest": longest,
         "machine": machine(),
     }
+
+
+def transfer(run: Run) -> dict[str, Any]:
+    """Each skill's model on every skill, kept."""
+    kept = run.folder / "rows" / "transfer.json"
+    if kept.is_file():
+        return json.loads(kept.read_text(encoding="utf-8"))
+    found = {skill: told(run.measured(thetau.open(run.folder / "models" / skill).state_dict())) for skill in run.tasks}
+    write_row(kept, found)
+    return found
 
 
 def say(name: str, value: object) -> None:
@@ -277,7 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--plain", action="store_true", help="without the chat template")
     parser.add_argument("--quick", action="store_true", help="very small, to see that it runs")
     parser.add_argument("--set", nargs="*", default=(), metavar="FIELD=NUMBER", help="other sizes than those of `Sizes`")
-    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--minutes", type=float, default=120.0)
     parser.add_argument("--longest", type=float, default=300.0)
     parser.add_argument("--only", nargs="*", default=())
     given = parser.parse_args(arguments)

@@ -31,7 +31,10 @@ def test_a_quick_run(made: tuple[Path, list[str]]) -> None:
     assert list(results["rows"]) == ["task_arithmetic", "karcher"]
     assert all(set(row["skills"]) == set(SKILLS) for row in results["rows"].values()), results["rows"]
     assert list(results["tuned"]) == ["task_arithmetic"], "a mean on the sphere has no λ"
-    assert list(results["references"]) == ["base", *SKILLS]
+    assert list(results["references"]) == ["base", "own"]
+    assert list(results["transfer"]) == list(SKILLS)
+    for skill in SKILLS:
+        assert results["transfer"][skill]["skills"][skill] == results["references"]["own"]["skills"][skill]
     assert [row["alpha"] for row in results["negation"]["rows"]] == [0.0, *driver.ALPHAS]
     assert results["negation"]["rows"][0]["kept"], "nothing taken out changes nothing"
 
@@ -63,6 +66,7 @@ def test_the_page(made: tuple[Path, list[str]]) -> None:
     text = drawing.page(results)
     assert "| [`karcher`](methods/karcher.md) |" in text
     assert "Too few methods were measured in this run" in text
+    assert "Not measured in the time of this run." in drawing.page(results | {"negation": None, "transfer": None})
     many = dict.fromkeys(("task_arithmetic", "ties", "average", "sce", "ram"), results["rows"]["karcher"])
     assert "0 of 6 methods help: none. Behind task arithmetic: none. Ahead of it: none." in drawing.page(
         results | {"rows": results["rows"] | many, "missing": ["ties"]}

@@ -162,3 +162,30 @@ def test_merged_models_are_measured_and_the_pages_python_runs(
     for block in re.findall(r"^```python\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE):
         exec(block, {})
     assert "()" in capsys.readouterr().out, "nothing was counted besides"
+
+
+def test_what_needs_classes_says_so(encoder: Encoder, task: Task, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from thetau.cli.app import app
+
+    finetune(encoder, task, tmp_path / "models" / "sounds", FinetuneConfig(**{**FAST, "steps": 2}), base=str(encoder.folder))
+    model, where = str(tmp_path / "models" / "sounds"), ["--data", str(tmp_path / "tasks"), "--base", str(encoder.folder)]
+    for arguments, message in (
+        (
+            ["evidence", "fisher", "-m", model, "-o", str(tmp_path / "f.safetensors")],
+            "is of kind generation, whose answers are texts",
+        ),
+        (["evidence", "adamerging", model, "-o", str(tmp_path / "a")], "is of kind generation, whose answers are texts"),
+        (["diagnose", "kernel", model, "-o", str(tmp_path / "k")], "a causal language model is measured as itself"),
+    ):
+        done = CliRunner().invoke(app, [*arguments, *where])
+        assert isinstance(done.exception, DataError), arguments
+        assert message in str(done.exception)
+    done = CliRunner().invoke(app, ["evidence", "gram", "-m", model, "-o", str(tmp_path / "g.safetensors"), *where])
+    assert done.exit_code == 0, "which needs inputs alone"
+    other = load_task(causal_task(tmp_path / "tasks", [{"word": "bone", "answer": "leash"}], "other"))
+    finetune(encoder, other, tmp_path / "models" / "other", FinetuneConfig(**{**FAST, "steps": 2}), base=str(encoder.folder))
+    both = [model, str(tmp_path / "models" / "other")]
+    done = CliRunner().invoke(app, ["diagnose", "bounds", *both, "--examples", "2", "-o", str(tmp_path / "b"), *where])
+    assert done.exit_code == 0, done.exception

@@ -78,6 +78,43 @@ def test_what_is_put_to_the_model(encoder: Encoder, tmp_path: Path) -> None:
     )
 
 
+def test_what_is_generated_from_does_not_know_the_answer(encoder: Encoder, tmp_path: Path) -> None:
+    """Where a tokenizer joins the prompt's end with the answer, what is scored begins earlier; what is generated from does not."""
+    _, words = hugging_face(encoder.folder)
+    found = inputs(encoder, causal_task(tmp_path, joint=""))
+    assert found.prompts[1] == tuple(words("the dog is")["input_ids"])
+    assert found.taught[1] == (tuple(words("the dog")["input_ids"]), (words.unk_token_id, words.eos_token_id)), "'isbark'"
+
+
+def test_talks(encoder: Encoder, tmp_path: Path) -> None:
+    _, words = hugging_face(encoder.folder)
+    talk = [("system", "same"), ("user", "the cat"), ("assistant", "meow"), ("user", "the dog"), ("assistant", "bark .")]
+    turns = [{"role": role, "content": content} for role, content in talk]
+    found = inputs(
+        encoder, causal_task(tmp_path, [{"messages": turns}], prompt=None, turns="messages", chat=True, system="other")
+    )
+    assert len(found) == 2
+    for example, end in ((0, 2), (1, 4)):
+        prompt = words.apply_chat_template(turns[:end], add_generation_prompt=True)["input_ids"]
+        assert found.taught[example] == (tuple(prompt), (*words(turns[end]["content"])["input_ids"], words.eos_token_id))
+
+
+@pytest.mark.parametrize(
+    ("turns", "message"),
+    [
+        ("hello", "`messages` must be a list of turns with a `role` and a `content` that is not blank. Got 'hello'."),
+        ([{"role": "user", "content": " "}], "must be a list of turns with a `role` and a `content`"),
+        ([{"role": "assistant", "content": "a"}], "turn 1 is the assistant's and must follow one of the user's"),
+        ([{"role": "user", "content": "a"}], "`messages` has no turn of the assistant's"),
+    ],
+)
+def test_bad_talks(encoder: Encoder, tmp_path: Path, turns: Any, message: str) -> None:
+    folder = causal_task(tmp_path, [{"messages": turns}], prompt=None, turns="messages", chat=True)
+    with pytest.raises(DataError, match=re.escape(message)) as caught:
+        inputs(encoder, folder)
+    assert "test.jsonl: line 1" in str(caught.value)
+
+
 def test_choices(encoder: Encoder, tmp_path: Path) -> None:
     rows = [
         {"word": "cat", "options": ["bark", "meow purr"], "right": 1},
@@ -129,6 +166,11 @@ def test_what_does_not_fit_is_counted(encoder: Encoder, tmp_path: Path) -> None:
         ({"chat": "yes"}, "`chat` must be true or false. Got 'yes'."),
         ({"kind": "perplexity", "prompt": None, "unit": "line"}, "`unit` must be one of token, word, byte. Got 'line'."),
         ({"answer": 3}, "`answer` must be a text. Got 3."),
+        ({"hub": {"name": "x", "columns": {"text": "y"}}}, "`hub` needs no `columns` and `class_names` here"),
+        (
+            {"turns": "messages"},
+            "`turns` are those of a chat: set `chat` to true. `prompt` has no place beside `turns`: leave one of them out.",
+        ),
     ],
 )
 def test_bad_descriptions(tmp_path: Path, meta: dict[str, Any], message: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from thetau.cli.common import Json
 from thetau.cli.options import with_options
+from thetau.errors import RecipeError
 from thetau.evaluate.options import Backbone, Reading
 from thetau.studies.options import Evaluate
 
@@ -20,17 +22,55 @@ if TYPE_CHECKING:
 @with_options
 def evaluate(
     model: Annotated[str, typer.Option("--model", "-m", help="The checkpoint: folder, file, packaged model or hub id.")],
-    task: Annotated[list[str], typer.Option("--task", "-t", help="Name of a task, or its folder; may be given again.")],
     backbone: Backbone,
     options: Evaluate,
     reading: Reading,
     json: Json,
+    task: Annotated[
+        list[str] | None, typer.Option("--task", "-t", help="Name of a task, or its folder; may be given again.")
+    ] = None,
+    harness: Annotated[
+        list[str] | None,
+        typer.Option(help="A task of lm-evaluation-harness, for causal language models, by its rules; may be given again."),
+    ] = None,
+    harness_tasks: Annotated[
+        Path | None, typer.Option(help="--harness: folder of task files (YAML) of your own, looked at first.")
+    ] = None,
 ) -> None:
     """Measure a checkpoint on tasks, with n and a 95 % interval, by its own classifier, or heads trained with it, or made from the base.
 
     thetau evaluate --model merged --task sms_spam --task qnli
     """
     json.check()
+    if bool(task) == bool(harness):
+        raise RecipeError(["what is measured must be named: --task, or --harness, one of the two."], "thetau evaluate")
+    if harness:
+        _harness(model, harness, harness_tasks, backbone, options, json)
+    else:
+        _tasks(model, task or [], backbone, options, reading, json)
+
+
+def _harness(model: str, names: list[str], folder: Path | None, backbone: Backbone, options: Evaluate, json: Json) -> None:
+    from thetau.cli.tables import show, table
+    from thetau.studies.harness import evaluate_harness
+
+    found = evaluate_harness(model, names, options, base=backbone.base, folder=folder)
+    json.save(found)
+    made = table(f"{found.model} by lm-evaluation-harness {found.version}", "task", "metric", "n", "value", "95 % interval")
+    for name, scores in found.tasks.items():
+        for one in scores:
+            interval = "" if one.low is None or one.high is None else f"{one.low:.3f} – {one.high:.3f}"
+            made.add_row(
+                name,
+                one.metric if one.filter == "none" else f"{one.metric} ({one.filter})",
+                str(one.n),
+                f"{one.value:.3f}",
+                interval,
+            )
+    show(made)
+
+
+def _tasks(model: str, task: list[str], backbone: Backbone, options: Evaluate, reading: Reading, json: Json) -> None:
     from rich.console import Console
 
     from thetau.evaluate.session import Session

@@ -24,7 +24,7 @@ from thetau.models import Encoder
 from thetau.models.dual import math_attention
 from thetau.tasks.encoding import ordered_batches
 from thetau.tasks.head import AnyHead
-from thetau.tasks.inputs import Inputs, label_tensor
+from thetau.tasks.inputs import Inputs
 
 TOLERANCE, MAX_ITERATIONS = 1e-3, 100
 _STEADY = 2  # small changes in a row: a single one may be chance
@@ -95,14 +95,13 @@ class LossOperator:
     def _sum(self, derivative: Callable[[Sequence[Tensor], Tensor], Sequence[Tensor]]) -> list[Tensor]:
         """A derivative of the mean loss, batch after batch; no batch's graph outlives it."""
         total = [torch.zeros_like(value) for value in self._values]
-        labels = label_tensor(self._inputs.labels)
         for indices in ordered_batches(self._inputs.lengths):
             leaves = [value.detach().requires_grad_() for value in self._values]
             # Fused attention has no second derivative.
             with torch.enable_grad(), math_attention():
                 given = dict(zip(self._names, leaves, strict=True))
                 features = functional_call(self._module, given, (), self._inputs.batch(indices))
-                loss = self._head.loss(features.float(), labels[indices]) * (len(indices) / len(labels))
+                loss = self._head.loss(features.float(), self._inputs.targets(indices)) * (len(indices) / len(self._inputs))
                 found = derivative(leaves, loss)
             for sum_, part in zip(total, found, strict=True):
                 sum_.add_(part.detach())

@@ -8,6 +8,7 @@ from thetau._lazy import lazy
 
 if TYPE_CHECKING:
     from thetau.evaluate.accuracy import Accuracy as Accuracy
+    from thetau.evaluate.answers import Answers as Answers
     from thetau.evaluate.evaluator import Evaluator as Evaluator
     from thetau.evaluate.means import average as average
     from thetau.evaluate.means import normalised as normalised
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Accuracy": "thetau.evaluate.accuracy",
+    "Answers": "thetau.evaluate.answers",
     "Backbone": "thetau.evaluate.options",
     "Evaluator": "thetau.evaluate.evaluator",
     "Limits": "thetau.evaluate.options",
@@ -38,6 +40,7 @@ _HOMES = {
 }
 __all__ = [
     "Accuracy",
+    "Answers",
     "Backbone",
     "Evaluator",
     "Limits",

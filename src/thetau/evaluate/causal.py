@@ -115,7 +115,7 @@ def generations(
 ) -> list[tuple[str, bool] | None]:
     """What is said to each prompt, up to a stop string, and whether it came to an end; None where the prompt does not fit the context."""
     form, tokenizer, ends = inputs.form, encoder.tokenizer, end_tokens(encoder)
-    prompts = [prompt for prompt, _ in inputs.taught]
+    prompts = inputs.prompts
     fitting = [number for number, long in enumerate(inputs.too_long) if not long]
 
     def text_of(tokens: Sequence[int]) -> str:

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from thetau.checkpoint import Roles
 from thetau.engine.executor import Engine
 from thetau.errors import AlignmentError, CheckpointError, DataError, OutputError
-from thetau.evidence.collecting import file_of, key_of, stored_names
+from thetau.evidence.collecting import check_classes, file_of, key_of, stored_names
 from thetau.evidence.config import CoefficientConfig
 from thetau.evidence.files import read_facts, save_evidence
 from thetau.facade import Expression, transform
@@ -125,6 +125,7 @@ def learn_coefficients(
     sizes: dict[str, Any] = {"max_length": config.max_length, "image_size": config.image_size}
     lessons = []
     for name in names:
+        check_classes(tasks[name])
         inputs = encode(encoder, tasks[name], config.split, limit=config.examples, **sizes)
         if not len(inputs):
             raise DataError(

@@ -63,8 +63,18 @@ def existing(path: Path, evidence: str, key: str, what: str) -> dict[str, Any] |
     return told
 
 
+def check_classes(task: Task) -> None:
+    """Raise `DataError` for a task of a causal language model, whose answers are texts."""
+    if task.form is not None:
+        raise DataError(
+            f"task {task.name!r}: is of kind {task.kind}, whose answers are texts, and this needs a task with classes. What needs inputs alone "
+            "(thetau evidence gram) reads it."
+        )
+
+
 def check_head(encoder: Encoder, head: AnyHead, inputs: Inputs, task: Task) -> None:
     """Raise `DataError` where the head reads other features than the model gives, or has other classes than the task."""
+    check_classes(task)
     parameter = next(encoder.module.parameters())
     with torch.no_grad():
         features: Tensor = encoder.module(**to_device(inputs.batch([0]), parameter.device))

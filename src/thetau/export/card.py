@@ -122,7 +122,7 @@ def write_card(folder: Path, card: Card) -> Path:
 
 
 def read_evaluation(path: Path) -> list[Evaluation]:
-    """The values in a result file of `thetau evaluate --json` or of lm-evaluation-harness.
+    """The values in a result file of `thetau evaluate --json`, with `--harness` or without, or of lm-evaluation-harness.
 
     Raises:
         CheckpointError: it is neither.
@@ -145,6 +145,14 @@ def read_evaluation(path: Path) -> list[Evaluation]:
             )
             for name, one in tasks.items()
         ]
+    if isinstance(tasks, Mapping) and "version" in content and all(isinstance(one, list) for one in tasks.values()):
+        return [
+            Evaluation(
+                task=task, metric=one["metric"], value=float(one["value"]), known=_interval(one), by="lm-evaluation-harness"
+            )
+            for task, scores in tasks.items()
+            for one in scores
+        ]
     results = content.get("results") if isinstance(content, Mapping) else None
     if isinstance(results, Mapping):
         return [
@@ -163,7 +171,9 @@ def read_evaluation(path: Path) -> list[Evaluation]:
 
 
 def _interval(one: Mapping[str, Any]) -> str:
-    return f"95 %: {one['low']:.4g} – {one['high']:.4g}, n = {one['n']}" if {"low", "high", "n"} <= set(one) else ""
+    if not {"low", "high", "n"} <= set(one):
+        return ""
+    return f"n = {one['n']}" if one["low"] is None else f"95 %: {one['low']:.4g} – {one['high']:.4g}, n = {one['n']}"
 
 
 def _deviation(one: Mapping[str, Any], key: str) -> str:

@@ -21,6 +21,7 @@ from thetau.models.language import load_language_model
 from thetau.models.library import quiet, reason_of, transformers
 
 NOWHERE = -1
+_PART = 1 << 24  # logits that are looked at together
 Side = Literal["left", "right"]
 Pair = tuple[tuple[int, ...], tuple[int, ...]]
 """Tokens of a prompt, and of what follows it."""
@@ -108,9 +109,19 @@ def likelihoods(
         raise DataError("the model's logits must be finite; these weights give NaN or Inf, so no figure would mean anything.")
     there = columns["places"] != NOWHERE
     asked = answer_tokens(pairs, 0)
-    told = logits.double().log_softmax(-1).gather(-1, asked.unsqueeze(-1)).squeeze(-1)
+    step = max(
+        1, _PART // (logits.shape[0] * logits.shape[-1])
+    )  # so that long texts and large vocabularies need no second copy of the logits
+    parts = zip(torch.split(logits, step, 1), torch.split(asked, step, 1), strict=True)
+    told = torch.cat([_told(one, tokens) for one, tokens in parts], 1)
     greedy = (logits.argmax(-1) == asked) | ~there
     return (told * there).sum(-1), [bool(one) for one in greedy.all(-1)]
+
+
+def _told(logits: Tensor, tokens: Tensor) -> Tensor:
+    """log p of tokens, in float64."""
+    exact = logits.double()
+    return exact.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - exact.logsumexp(-1)
 
 
 @final

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from thetau.studies.by_paradigm import single_tasks as single_tasks
     from thetau.studies.checkpoints import CheckpointMeasured as CheckpointMeasured
     from thetau.studies.checkpoints import evaluate_checkpoint as evaluate_checkpoint
+    from thetau.studies.harness import HarnessMeasured as HarnessMeasured
+    from thetau.studies.harness import evaluate_harness as evaluate_harness
     from thetau.studies.measures import bounds as bounds
     from thetau.studies.measures import cosines as cosines
     from thetau.studies.measures import disentanglement as disentanglement
@@ -119,7 +121,9 @@ _HOMES = {
     "cosines": "thetau.studies.measures",
     "costs": "thetau.studies.by_paradigm",
     "disentanglement": "thetau.studies.measures",
+    "HarnessMeasured": "thetau.studies.harness",
     "evaluate_checkpoint": "thetau.studies.checkpoints",
+    "evaluate_harness": "thetau.studies.harness",
     "kernel": "thetau.studies.measures",
     "load_paradigm_results": "thetau.studies.paradigms",
     "load_results": "thetau.studies.suite_results",
@@ -154,6 +158,7 @@ __all__ = [
     "Evaluate",
     "Family",
     "Finding",
+    "HarnessMeasured",
     "LossBounds",
     "MixedBases",
     "NegateBasis",
@@ -186,6 +191,7 @@ __all__ = [
     "costs",
     "disentanglement",
     "evaluate_checkpoint",
+    "evaluate_harness",
     "kernel",
     "load_paradigm_results",
     "load_results",

@@ -205,11 +205,12 @@ def evaluate_checkpoint(
 
 def base_for(model: str | Path, base: str) -> str:
     """What a checkpoint is measured with: the `base` that was named, or for a causal language model, where none was, the model itself, and for an
-    adapter that thetau trained the base of its record.
+    adapter that thetau trained the base of its record. Raises `CheckpointError` for a model that is nowhere.
     """
     where = _where(model)
-    if base != BASE or not where.is_dir():
+    if base != BASE or where.is_file():
         return base
+    where = where if where.is_dir() else locate(str(model))
     if (where / "config.json").is_file():
         return str(model) if kind_of(where) == "causal" else base
     record = read_record(where)

@@ -204,8 +204,12 @@ def features(
 ) -> Float[Tensor, "example feature"]:
     """What the head reads of each example, in the order of `inputs`, or of `rows`; `tick` is called with the number of tokens or patches done.
 
-    Raises `DataError` when the weights that `encoder` runs with give NaN or Inf.
+    Raises `DataError` when the weights that `encoder` runs with give NaN or Inf, and for a causal model, whose answers differ in length.
     """
+    if encoder.kind == "causal":
+        raise DataError(
+            f"{encoder.folder}: a causal language model has no features of one length, which this needs. Give an encoder and tasks with classes."
+        )
     places = range(len(inputs)) if rows is None else rows
     done: list[tuple[int, Tensor]] = []
     encoder.module.eval()

@@ -131,6 +131,10 @@ def _causal(path: Path, meta: dict[str, Any], data: Path | None) -> Task:
     problems: list[str] = []
     form = read_form(meta, _COMMON, problems)
     hub = _hub(meta.get("hub"), problems)
+    if hub is not None and (hub.columns or hub.class_names != "same"):
+        problems.append(
+            "`hub` needs no `columns` and `class_names` here: the templates name the data set's own columns. Leave them out."
+        )
     if form is None or problems:
         raise DataError(f"{path}: " + " ".join(problems))
     return Task(

@@ -27,6 +27,7 @@ from thetau.tasks.prompted import digest
 class CausalInputs:
     """A split as a causal model reads it.
 
+    - `prompts`: the tokens of each prompt by itself, after which something is generated.
     - `pieces`: of each example what is scored: its choices, or the windows of its text; none where something is generated, or nothing fits.
     - `taught`: of each example the prompt and the right answer with the token that ends it, which is what training reads, up to `max_length` tokens.
     - `units`: what a choice's log-likelihood is divided by, or how many units a text has. `too_long`: examples that do not fit the context.
@@ -34,6 +35,7 @@ class CausalInputs:
 
     form: Form
     questions: tuple[Question, ...]
+    prompts: tuple[tuple[int, ...], ...]
     pieces: tuple[tuple[Pair, ...], ...]
     taught: tuple[Pair, ...]
     units: tuple[tuple[int, ...], ...]
@@ -58,13 +60,15 @@ class CausalInputs:
     @cached_property
     def hash(self) -> str:
         """A digest of all that a model sees, and of how it is judged."""
-        asked = [[one.prompt, one.answers, one.right] for one in self.questions]
-        return digest([asdict(self.form), asked, self.pieces, self.taught, self.units, self.context, self.max_length])
+        asked = [[one.prompt, one.answers, one.right, one.before] for one in self.questions]
+        return digest(
+            [asdict(self.form), asked, self.prompts, self.pieces, self.taught, self.units, self.context, self.max_length]
+        )
 
     @cached_property
     def unlabelled(self) -> str:
         """A digest of the prompts' tokens alone."""
-        return digest([self.pieces, [prompt for prompt, _ in self.taught]])
+        return digest([self.pieces, self.prompts])
 
     @cached_property
     def truncated(self) -> int:
@@ -98,6 +102,7 @@ def encode_questions(
     Raises `DataError`: a chat template is asked for and there is none, or it cannot take these turns; a choice without tokens.
     """
     writer = _Writer(tokenizer, form, shots)
+    prompts: list[tuple[int, ...]] = []
     pieces: list[tuple[Pair, ...]] = []
     taught: list[Pair] = []
     units: list[tuple[int, ...]] = []
@@ -107,10 +112,12 @@ def encode_questions(
         if form.kind == "perplexity":
             own = windows(writer.start or _first(tokenizer), writer.plain(question.answer), context)
             units.append((_units(form.unit, question.answer, own),))
+            prompts.append(own[0][0])
             taught.append((own[0][0], (*(token for _, answer in own for token in answer), *writer.end)))
             too_long.append(len(own) > 1)
         else:
             prompt = writer.prompt(question)
+            prompts.append(writer.tokens(prompt) or _first(tokenizer))
             taught.append(writer.solved(question, prompt))
             if form.kind == "choices":
                 own = tuple(writer.pair(prompt, answer) for answer in question.answers)
@@ -118,13 +125,14 @@ def encode_questions(
                 fits = all(len(before) + len(after) <= context for before, after in own)
             else:
                 units.append((1,))
-                fits = len(taught[-1][0]) < context
+                fits = len(prompts[-1]) < context
             too_long.append(not fits)
             own = own if fits else ()
         pieces.append(own)
     return CausalInputs(
         form=form,
         questions=tuple(asked),
+        prompts=tuple(prompts),
         pieces=tuple(pieces),
         taught=tuple(taught),
         units=tuple(units),
@@ -190,7 +198,7 @@ class _Writer:
         return before, (*after, *self.end)
 
     def _cut(self, prompt: str, whole: str) -> Pair:
-        before, tokens = self._tokens(prompt), self._tokens(whole)
+        before, tokens = self.tokens(prompt), self.tokens(whole)
         common = next((i for i, (a, b) in enumerate(zip(before, tokens, strict=False)) if a != b), min(len(before), len(tokens)))
         start = tokens[:common]
         if not start:
@@ -199,17 +207,19 @@ class _Writer:
             raise DataError(f"the answer {whole[len(prompt) :]!r} gives no token of its own after its prompt. Give it a text.")
         return start, tokens[common:]
 
-    def _tokens(self, text: str) -> tuple[int, ...]:
+    def tokens(self, text: str) -> tuple[int, ...]:
+        """The tokens of a whole text, from its first one on."""
         return (() if self._form.chat else self.start) + self.plain(text)
 
     def _turns(self, question: Question) -> list[Mapping[str, str]]:
-        system = [] if self._form.system is None else [{"role": "system", "content": self._form.system}]
-        shots = [
-            turn
-            for shot in self._shots
-            for turn in ({"role": "user", "content": shot.prompt}, {"role": "assistant", "content": shot.answer})
-        ]
-        return [*system, *shots, {"role": "user", "content": question.prompt}]
+        own = (
+            []
+            if self._form.system is None or (question.before[:1] and question.before[0][0] == "system")
+            else [("system", self._form.system)]
+        )
+        shots = [turn for shot in self._shots for turn in (("user", shot.prompt), ("assistant", shot.answer))]
+        turns = [*own, *shots, *question.before, ("user", question.prompt)]
+        return [{"role": role, "content": content} for role, content in turns]
 
     def _chat(self, turns: Sequence[Mapping[str, str]], *, generate: bool) -> str:
         try:

@@ -18,7 +18,7 @@ Unit = Literal["token", "word", "byte"]
 SLOT = re.compile(r"\{(\w+)\}")
 _KEYS: Mapping[CausalKind, tuple[str, ...]] = {
     "choices": ("prompt", "choices", "label", "length"),
-    "generation": ("prompt", "answer", "stop", "max_new_tokens", "extract", "normalise"),
+    "generation": ("prompt", "answer", "turns", "stop", "max_new_tokens", "extract", "normalise"),
     "perplexity": ("text", "unit"),
 }
 _TEXTS = ("prompt", "answer", "text", "separator", "joint", "label")
@@ -35,6 +35,8 @@ class Form:
     - `joint`: between a prompt and its answer, in plain text.
     - `choices`: the templates of the answers to choose from, or the column that lists them; `label`: the column that has the right one's number,
       or the text itself. `length`: what a log-likelihood is divided by.
+    - `turns`: the column that lists the turns of a talk, `{role, content}` each, in the place of `prompt` and `answer`: each turn of the assistant is a
+      question, after what was said before it.
     - `answer`: the template of the right answer. `stop`: strings that end what is generated, of at most `max_new_tokens` tokens.
     - `extract`: `last_number`, `gsm8k`, or a regular expression; `normalise`: what is put aside before answers are compared, beside spaces.
     - `text`: the template of what a perplexity is of. `unit`: of what it is the mean.
@@ -52,6 +54,7 @@ class Form:
     label: str = "label"
     length: Length = "none"
     answer: str = "{answer}"
+    turns: str | None = None
     stop: tuple[str, ...] = ()
     max_new_tokens: Annotated[int, Option("At most so many tokens are generated.", least=1)] = 64
     extract: str | None = None
@@ -78,11 +81,17 @@ def read_form(meta: Mapping[str, Any], others: tuple[str, ...], problems: list[s
         if key not in (*known, *others)
     ]
     given: dict[str, Any] = {key: meta[key] for key in known if key in meta}
-    for keys, kinds, rule in ((_TEXTS, str, "a text"), (("system", "extract"), str | None, "a text, or null")):
+    for keys, kinds, rule in ((_TEXTS, str, "a text"), (("system", "extract", "turns"), str | None, "a text, or null")):
         problems += [
             f"`{key}` must be {rule}. Got {given[key]!r}." for key in keys if key in given and not isinstance(given[key], kinds)
         ]
-    if kind != "perplexity" and "prompt" not in given:
+    if given.get("turns") is not None:
+        if given.get("chat") is not True:
+            problems.append("`turns` are those of a chat: set `chat` to true.")
+        problems += [
+            f"`{key}` has no place beside `turns`: leave one of them out." for key in ("prompt", "answer") if key in given
+        ]
+    elif kind != "perplexity" and "prompt" not in given:
         problems.append('`prompt` is needed: a template of the rows\' columns, such as "Question: {question}\\nAnswer:".')
     if kind == "choices":
         _check_choices(given, problems)

@@ -41,11 +41,15 @@ class Rows:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One row as its form has it: what is given, the answers that there may be, and the number of the right one."""
+    """One row as its form has it: what is given, the answers that there may be, and the number of the right one.
+
+    `before`: what was said before the prompt in a talk, role and content.
+    """
 
     prompt: str
     answers: tuple[str, ...]
     right: int
+    before: tuple[tuple[str, str], ...] = ()
 
     @property
     def answer(self) -> str:
@@ -54,7 +58,10 @@ class Question:
 
 
 def questions(form: Form, rows: Rows) -> list[Question]:
-    """Each row as its form has it. Raises `DataError` naming the file and the line."""
+    """Each row as its form has it; of a talk one for each turn of the assistant. Raises `DataError` naming the file and the line."""
+    if form.turns is not None:
+        told = zip(rows.rows, rows.lines, strict=True)
+        return [one for row, line in told for one in _talk(form.turns, row, f"{rows.where}: line {line}")]
     return [_question(form, row, f"{rows.where}: line {line}") for row, line in zip(rows.rows, rows.lines, strict=True)]
 
 
@@ -70,6 +77,31 @@ def _question(form: Form, row: Mapping[str, Any], where: str) -> Question:
     return Question(
         prompt=prompt, answers=tuple(listed), right=_right(_column(form.label, row, where), listed, form.label, where)
     )
+
+
+def _talk(column: str, row: Mapping[str, Any], where: str) -> list[Question]:
+    turns = _column(column, row, where)
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) and _said(turn) for turn in turns):
+        raise DataError(
+            f"{where}: `{column}` must be a list of turns with a `role` and a `content` that is not blank. Got {str(turns)[:80]!r}."
+        )
+    said = [(str(turn["role"]), str(turn["content"])) for turn in turns]
+    made = []
+    for number, (role, content) in enumerate(said):
+        if role != "assistant":
+            continue
+        if number == 0 or said[number - 1][0] != "user":
+            raise DataError(
+                f"{where}: `{column}`: turn {number + 1} is the assistant's and must follow one of the user's. Correct the row."
+            )
+        made.append(Question(prompt=said[number - 1][1], answers=(content,), right=0, before=tuple(said[: number - 1])))
+    if not made:
+        raise DataError(f"{where}: `{column}` has no turn of the assistant's, whose answers are what is asked. Drop the row.")
+    return made
+
+
+def _said(turn: Mapping[str, Any]) -> bool:
+    return all(isinstance(turn.get(key), str) and turn[key].strip() for key in ("role", "content"))
 
 
 def _right(given: Any, listed: list[str], column: str, where: str) -> int:
