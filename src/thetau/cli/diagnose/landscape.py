@@ -46,24 +46,27 @@ def landscape(
 
 def _show(result: Landscape) -> None:
     a, b = result.tasks
-    middle = {value: place for place, value in enumerate(result.grid)}
-    points = [("base", 0.0, 0.0), (a, 1.0, 0.0), (b, 0.0, 1.0), ("both", 1.0, 1.0), ("least on the grid", *result.least)]
+    places = {value: place for place, value in enumerate(result.grid)}
+    ends = {"base": (result.lines[0], 0), a: (result.lines[0], -1), b: (result.lines[1], -1)}
     rows = []
-    for name, x, y in points:
-        if x in middle and y in middle:
-            i, j = middle[x], middle[y]
+    for name, x, y in (
+        ("base", 0.0, 0.0),
+        (a, 1.0, 0.0),
+        (b, 0.0, 1.0),
+        ("both", 1.0, 1.0),
+        ("least on the grid", *result.least),
+    ):
+        shares = ["–", "–"]  # what the lines do not tell
+        if x in places and y in places:
+            i, j = places[x], places[y]
             values = [result.loss[task][i][j] for task in result.tasks]
-            shares = [result.accuracy[task][i][j] for task in result.tasks]
-            rows.append(
-                [
-                    name,
-                    f"{x:.2f}",
-                    f"{y:.2f}",
-                    "–",
-                    *(f"{one:.4f}" for one in (*values, sum(values))),
-                    *(f"{100 * one:.1f}" for one in shares),
-                ]
-            )
+            shares = [f"{100 * result.accuracy[task][i][j]:.1f}" for task in result.tasks]
+        elif name in ends:
+            line, place = ends[name]
+            values = [line.loss[task][place] for task in result.tasks]
+        else:
+            continue
+        rows.append([name, f"{x:.2f}", f"{y:.2f}", "–", *(f"{one:.4f}" for one in (*values, sum(values))), *shares])
     for mark in result.marks:
         values = [mark.loss[task] for task in result.tasks]
         places = [f"{mark.at[0]:.2f}", f"{mark.at[1]:.2f}", f"{100 * mark.outside:.0f} %"]
