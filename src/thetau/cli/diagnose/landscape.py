@@ -69,11 +69,11 @@ def _show(result: Landscape) -> None:
         rows.append([name, f"{x:.2f}", f"{y:.2f}", "–", *(f"{one:.4f}" for one in (*values, sum(values))), *shares])
     for mark in result.marks:
         values = [mark.loss[task] for task in result.tasks]
-        places = [f"{mark.at[0]:.2f}", f"{mark.at[1]:.2f}", f"{100 * mark.outside:.0f} %"]
+        lies = [f"{mark.at[0]:.2f}", f"{mark.at[1]:.2f}", f"{100 * mark.outside:.0f} %"]
         rows.append(
             [
                 mark.name,
-                *places,
+                *lies,
                 *(f"{one:.4f}" for one in (*values, sum(values))),
                 *(f"{100 * mark.accuracy[task]:.1f}" for task in result.tasks),
             ]
