@@ -5,6 +5,7 @@ python -m experiments.doctor.page
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import sys
@@ -30,7 +31,10 @@ def drawn(result: Mapping[str, Any], study: Mapping[str, Any] | None) -> str:
     said, demo = prose(), result["demo"]
     real = result["continuation"] == "fine-tuned further"
     continuation = "the continuation was fine-tuned further on another task" if real else "the continuation is made by arithmetic"
-    findings = [[f"`{one['kind']}`", ", ".join(one["models"]), one["sentence"]] for one in result["family"]["findings"]]
+    findings = [
+        [f"`{one['kind']}`", ", ".join(one["models"]), html.escape(one["sentence"], quote=False)]
+        for one in result["family"]["findings"]
+    ]
     lines = [
         said["intro"],
         *advice(demo),
@@ -83,22 +87,27 @@ def harms(found: Mapping[str, Any]) -> list[str]:
     return table(["merge", *found["staying"], "mean"], rows)
 
 
+def shown(sets: Mapping[str, Any]) -> dict[str, str]:
+    """The sets that were measured, and what they are called."""
+    return {name: said for name, said in SETS.items() if name in sets}
+
+
 def predictors(sets: Mapping[str, Any]) -> list[str]:
     """A row a figure."""
     rows = []
-    for word in sets["demo"]["conflict"]["predictors"]:
+    for word in sets["held-out"]["conflict"]["predictors"]:
         cells = ["what j does to i (printed)" if word == "danger" else word]
-        for name in SETS:
+        for name in shown(sets):
             one = sets[name]["conflict"]["predictors"][word]
             cells += [signed(one["spearman_loss"]), signed(one["spearman_accuracy"]), f"{one['hits']} of {one['n']}"]
         rows.append(cells)
-    return table(["figure", *(f"{said}: {what}" for said in SETS.values() for what in ("loss", "accuracy", "hits"))], rows)
+    return table(["figure", *(f"{said}: {what}" for said in shown(sets).values() for what in ("loss", "accuracy", "hits"))], rows)
 
 
 def costs(sets: Mapping[str, Any]) -> list[str]:
     """How much there was to predict."""
     said = []
-    for name, called in SETS.items():
+    for name, called in shown(sets).items():
         rises = [row["rise"] for row in sets[name]["conflict"]["pairs"]]
         lost = [100 * row["lost"] for row in sets[name]["conflict"]["pairs"]]
         said.append(
@@ -111,7 +120,7 @@ def costs(sets: Mapping[str, Any]) -> list[str]:
 def subsets(sets: Mapping[str, Any]) -> list[str]:
     """A row a subset."""
     rows = []
-    for name in SETS:
+    for name in shown(sets):
         for row in sets[name]["subsets"]:
             values = (row[key] for key in ("at_scale", "at_validated", "at_one", "wudi", "bilateral"))
             told = [f"{row['scale']:.2f}", f"{row['validated']:g}"]
