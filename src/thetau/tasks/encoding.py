@@ -17,6 +17,7 @@ from torch import Tensor
 
 from thetau.errors import DataError
 from thetau.models import Encoder
+from thetau.pace import counted
 from thetau.tasks.images import ImageSplit, preprocess
 from thetau.tasks.inputs import Inputs
 from thetau.tasks.prompted import label_inputs, mask_inputs
@@ -156,13 +157,14 @@ def ordered_batches(lengths: Sequence[int]) -> Iterator[list[int]]:
 
 
 def features(encoder: Encoder, inputs: Inputs, tick: Callable[[int], None] | None = None) -> Float[Tensor, "example feature"]:
-    """What the head reads of each example, in the order of `inputs`; `tick` is called with the number of tokens or patches done.
+    """What the head reads of each example, in the order of `inputs`; `tick` is called with the number of tokens or patches done, in
+    the place of whoever watches (`thetau.pace`).
 
     Raises `DataError` when the weights that `encoder` runs with give NaN or Inf.
     """
     rows: list[tuple[int, Tensor]] = []
     encoder.module.eval()
-    with torch.inference_mode():
+    with torch.inference_mode(), counted(sum(inputs.lengths), "tokens") as advance:
         for indices in ordered_batches(inputs.lengths):
             output = encoder.module(**inputs.batch(indices))
             if not torch.isfinite(output).all():
@@ -170,6 +172,5 @@ def features(encoder: Encoder, inputs: Inputs, tick: Callable[[int], None] | Non
                     "the model's features must be finite; these weights give NaN or Inf, so no accuracy would mean anything."
                 )
             rows.extend(zip(indices, output, strict=True))
-            if tick is not None:
-                tick(sum(inputs.lengths[i] for i in indices))
+            (tick or advance)(sum(inputs.lengths[i] for i in indices))
         return torch.stack([row for _, row in sorted(rows, key=lambda pair: pair[0])])
