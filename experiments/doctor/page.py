@@ -5,6 +5,7 @@ python -m experiments.doctor.page
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import sys
@@ -30,7 +31,10 @@ def drawn(result: Mapping[str, Any], study: Mapping[str, Any] | None) -> str:
     said, demo = prose(), result["demo"]
     real = result["continuation"] == "fine-tuned further"
     continuation = "the continuation was fine-tuned further on another task" if real else "the continuation is made by arithmetic"
-    findings = [[f"`{one['kind']}`", ", ".join(one["models"]), one["sentence"]] for one in result["family"]["findings"]]
+    findings = [
+        [f"`{one['kind']}`", ", ".join(one["models"]), html.escape(one["sentence"], quote=False)]
+        for one in result["family"]["findings"]
+    ]
     lines = [
         said["intro"],
         *advice(demo),

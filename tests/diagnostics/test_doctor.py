@@ -347,6 +347,29 @@ def test_what_is_left_out_takes_no_part_in_the_sums(folder: Path) -> None:
         assert one.whole == pytest.approx(other.whole, rel=1e-6)
 
 
+def test_many_models_are_looked_at_on_fewer_places(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"m{number}" for number in range(18)]
+    for number, name in enumerate(names):
+        write_model(folder / name, shifted(weights(0), 200 + number))
+    opened = {name: as_vector(thetau.open(name), thetau.open("base")) for name in names}
+    whole = {one.name: one for one in measure(dict(list(opened.items())[:3]), tried={}).tensors}
+    monkeypatch.setattr("thetau.diagnostics.vectors.PAIRED", 1)
+    for one in measure(opened, tried={}).tensors:
+        assert torch.allclose(one.gram[:3, :3], whole[one.name].gram, rtol=1e-9)
+        if one.elements > 1024:
+            assert 0 < float(one.overlap.size[0]) < float(whole[one.name].overlap.size[0])
+        if one.products is not None:
+            wanted = whole[one.name].products
+            assert wanted is not None
+            # 24 or more signed sums of a matrix whose spectrum is that of noise: √(2/24) of a sum over about 12 directions
+            assert torch.allclose(one.products.cross[:3, :3], wanted.cross, rtol=0.5)
+    code, text = run(capsys, "doctor", "base", *names, "-q")
+    assert code == 0 and "pairs that do most to each other" in text
+    assert "random signed sums of their rows" in text and max(map(len, text.splitlines())) < 400
+
+
 # What is said.
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from thetau.diagnostics.doctor import Advice, Doctor
 
 PAIRS = 15  # pairs that are printed
-WIDEST = 12  # models up to which a matrix of cosines is printed
+WIDEST = 12  # models up to which tables with a column a model are printed
 
 
 @with_options
@@ -123,6 +123,8 @@ def _groups(result: Doctor) -> None:
 
     if not result.compared:
         return
+    if len(result.compared) > WIDEST:
+        return
     made = table("‖τ‖/‖θ₀‖ by kind and block", "", "tensors", *result.compared)
     for group in result.groups:
         name = group.name or "all"
@@ -138,7 +140,7 @@ def _groups(result: Doctor) -> None:
             share = median(one.effective_rank / one.full for one in found)
             ranks.add_row(name, str(len(found)), f"{median(one.effective_rank for one in found):.1f}", f"{100 * share:.1f} %")
         print_table(ranks)
-    if 1 < len(result.compared) <= WIDEST:
+    if len(result.compared) > 1:
         cosine = table("cosine of the task vectors", "", *result.compared)
         for name, row in zip(result.compared, result.groups[0].cosine, strict=True):
             cosine.add_row(name, *(f"{value:+.3f}" for value in row))
@@ -184,12 +186,16 @@ def _harms(result: Doctor) -> None:
 
     if not result.harms:
         return
-    made = table(
-        "estimated interference: 0 as the task's own model, 1 as the base (Eq. 21 of WUDI)", "merge", *result.compared, "mean"
-    )
-    for one in result.harms:
-        label = one.method if one.scale is None else f"{one.method}, λ = {one.scale:.2f}"
-        made.add_row(label, *_shown(one.whole), f"{sum(one.whole) / len(one.whole):.2f}")
+    caption = "estimated interference: 0 as the task's own model, 1 as the base (Eq. 21 of WUDI)"
+    labels = [one.method if one.scale is None else f"{one.method}, λ = {one.scale:.2f}" for one in result.harms]
+    if len(result.staying) > WIDEST:
+        made = table(caption, "model", *labels)
+        for name, *values in zip(result.staying, *(one.whole for one in result.harms), strict=True):
+            made.add_row(name, *_shown(values))
+    else:
+        made = table(caption, "merge", *result.staying, "mean")
+        for label, one in zip(labels, result.harms, strict=True):
+            made.add_row(label, *_shown(one.whole), f"{sum(one.whole) / len(one.whole):.2f}")
     print_table(made)
 
 

@@ -18,8 +18,7 @@ from thetau.diagnostics.advice import advise, left_out
 from thetau.diagnostics.doctor import Doctor, Group, Harm, Likeness, Pair, Spectrum, Subject
 from thetau.diagnostics.findings import findings
 from thetau.diagnostics.inspection import Model, inspect
-from thetau.diagnostics.spectra import WHOLE
-from thetau.diagnostics.vectors import SAMPLE, SIGNS, Measured, Products, TensorFigures, measure
+from thetau.diagnostics.vectors import Measured, Products, TensorFigures, entries_for, measure, sums_for
 from thetau.engine.executor import Engine
 from thetau.errors import CheckpointError
 from thetau.facade import Expression, as_vector, grams
@@ -91,7 +90,7 @@ def examine(
         candidates=seen.candidates,
         findings=found,
         advice=advise(home, subjects, vectors, pairs, harms, scale, first, staying, engine=engine, exclude=exclude),
-        notes=tuple(_notes(measured)),
+        notes=tuple(_notes(measured, len(compared))),
     )
 
 
@@ -332,17 +331,18 @@ def _relative(members: Sequence[Products], left: Callable[[Products], Tensor], a
     return tuple(math.sqrt(max(0.0, float(above[i])) / float(below[i])) if below[i] > 0 else 0.0 for i in among)
 
 
-def _notes(measured: Measured) -> list[str]:
+def _notes(measured: Measured, tasks: int) -> list[str]:
     said = []
-    tall = [one for one in measured.tensors if one.products is not None and one.shape[0] > WHOLE]
     if measured.sampled:
         said.append(
-            f"overlap and sign conflict of {measured.sampled} tensors are told from evenly spaced blocks, about {SAMPLE:,} entries of each."
+            f"overlap and sign conflict of {measured.sampled} tensors are told from evenly spaced places, about {entries_for(tasks):,} entries of each."
         )
-    if tall:
-        said.append(
-            f"Eq. 21 of {len(tall)} matrices with more than {WHOLE:,} rows is estimated from {SIGNS} random signed sums of them."
-        )
+    counts = [
+        count for one in measured.tensors if one.products is not None and (count := sums_for(one.shape[0], tasks)) is not None
+    ]
+    if counts:
+        sums = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+        said.append(f"Eq. 21 of {len(counts)} matrices is estimated from {sums} random signed sums of their rows.")
     sketched = sum(not one.exact for figures in measured.tensors for one in figures.directions)
     if sketched:
         said.append(f"{sketched} effective ranks are upper bounds, from the leading directions of a sketch.")

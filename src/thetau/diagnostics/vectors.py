@@ -2,7 +2,8 @@ r"""What task vectors are to each other, tensor by tensor, in one walk: products
 
 The last is WUDI's objective (Cheng et al., ICML 2025, <https://arxiv.org/abs/2503.08099>, Eq. 21) as an estimate: a task's own rows stand for
 the inputs of its layer, so $\lVert(\tau_m - \tau_i)\,\tau_i^\top\rVert$ is how far a merge τ_m is from doing to them what τ_i does. Of matrices with
-more than `WHOLE` rows the norm is estimated from `SIGNS` random signed sums of rows (Hutchinson); numerator and denominator share them.
+more than `WHOLE` rows the norm is estimated from `SIGNS` random signed sums of rows (Hutchinson); numerator and denominator share them. Of more
+than `MANY` tasks, whose pairs are what costs, all matrices are, from fewer sums, and entries are compared on fewer places.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from thetau.checkpoint.window import Window
 from thetau.diagnostics.spectra import WHOLE, Decomposition, Directions, decomposition, fits, working
 from thetau.engine.aligned import Aligned
 from thetau.engine.executor import Engine
-from thetau.engine.window import blocks, windows
+from thetau.engine.window import BLOCK, blocks, windows
 from thetau.engine.work import Call
 from thetau.linalg.sketch import signs
 from thetau.methods.wudi_solvers import Interference
@@ -31,6 +32,8 @@ from thetau.vectors import Combination
 
 SIGNS = 64  # signed sums of rows that stand for all rows of a tall matrix
 SAMPLE = 1 << 22  # entries of a tensor that signs and sizes are compared on, at most about
+PAIRED = 1 << 28  # the same times the number of tasks squared
+MANY, FEWEST = 16, 8  # tasks up to which small matrices are taken whole, and signed sums that are always made
 MATRICES = (Kind.ATTENTION, Kind.MLP, Kind.LINEAR)
 BLOCKS = (Kind.ATTENTION, Kind.MLP)
 EFFORT = 2e13  # operations that trying one method may take
@@ -143,8 +146,26 @@ def measure(
     walk.tried = {name: one for name, one in reductions.items() if name not in dropped} if len(merged) > 1 else {}
     steps = walk.steps()
     found = tuple(figures for _, figures in engine.run(steps, Call(walk.look), "Looking at the vectors"))
-    sampled = sum(spec.elements > SAMPLE for spec in (aligned.alignment.specs[step.name] for step in steps))
+    most = entries_for(len(vectors))
+    sampled = sum(spec.elements > most for spec in (aligned.alignment.specs[step.name] for step in steps))
     return Measured(tensors=found, sampled=sampled, dropped=dropped)
+
+
+def entries_for(tasks: int) -> int:
+    """How many entries of a tensor are compared, about."""
+    return max(1024, min(SAMPLE, PAIRED // (tasks * tasks)))
+
+
+def sums_for(d_out: int, tasks: int) -> int | None:
+    """How many signed sums stand for a matrix's rows; None where the rows themselves do.
+
+    Examples:
+        >>> sums_for(384, 6), sums_for(4096, 6), sums_for(384, 64)
+        (None, 64, 16)
+    """
+    if tasks <= MANY:
+        return SIGNS if d_out > WHOLE else None
+    return min(d_out, max(FEWEST, SIGNS * MANY // tasks))
 
 
 @dataclass
@@ -178,7 +199,7 @@ class _Walk:
             beside = max((source.demand(theirs).memory for source, theirs in self.aligned.readers(name)), default=0)
             whole = 0
             if self.wanted(name):
-                rows = min(spec.shape[0], SIGNS if spec.shape[0] > WHOLE else WHOLE)
+                rows = sums_for(spec.shape[0], tasks) or spec.shape[0]
                 products = 4 * (2 * tasks * spec.shape[0] * rows + 2 * spec.shape[1] * rows)
                 merges = max((one.cost((spec.shape[0], spec.shape[1]), tasks).memory for one in self.tried.values()), default=0)
                 whole = 4 * (tasks + 2) * spec.elements + max(working(spec.shape), products, merges)
@@ -201,7 +222,9 @@ class _Walk:
         held = torch.empty((tasks, *spec.shape)) if keep else None
         gram = torch.zeros(tasks, tasks, dtype=torch.float64)
         overlap = _Entries.empty(tasks)
-        base, every = 0.0, -(-spec.elements // SAMPLE)
+        base, most = 0.0, entries_for(tasks)
+        every = max(1, min(-(-spec.elements // most), spec.elements // BLOCK))  # of blocks
+        within = max(1, -(-spec.elements // (every * most)))  # of the entries of a block
         nested = any(source.whole(theirs) for source, theirs in self.aligned.readers(name))
         reach = spec.elements if nested else self.engine.reach(len(self.aligned.sources))
         number = 0
@@ -213,7 +236,7 @@ class _Walk:
                 exact = rows.double()
                 gram += exact @ exact.T
                 if number % every == 0:
-                    overlap.take(rows)
+                    overlap.take(rows[:, ::within])
                 number += 1
                 if self.aligned.reference is not None and name in self.aligned.alignment.maps[self.aligned.reference.key]:
                     base += float(as_float(self.aligned.base(window, start, stop)).double().square().sum())
@@ -250,12 +273,11 @@ class _Entries:
         """Add some entries."""
         sizes = rows.abs()
         self.size += sizes.double().sum(1)
-        for i in range(len(rows)):
-            for j in range(i):
-                least = torch.minimum(sizes[i], sizes[j])
-                opposed = least * (rows[i] * rows[j] < 0)
-                self.least[i, j] += float(least.double().sum())
-                self.against[i, j] += float(opposed.double().sum())
+        below = rows < 0
+        for i in range(1, len(rows)):
+            least = torch.minimum(sizes[i], sizes[:i])
+            self.least[i, :i] += least.double().sum(1)
+            self.against[i, :i] += (least * (below[i] ^ below[:i])).double().sum(1)  # where one is 0 the least is
 
     def done(self) -> Overlap:
         """Symmetric; a vector lies over itself."""
@@ -329,7 +351,8 @@ def products_of(
         ([[2.0, 8.0], [8.0, 32.0]], [8.0, 8.0])
     """
     tasks, d_out, _ = stack.shape
-    sketch = signs(d_out, SIGNS, stream("doctor-rows", name)) / SIGNS**0.5 if d_out > WHOLE else None
+    count = sums_for(d_out, tasks)
+    sketch = signs(d_out, count, stream("doctor-rows", name)) / count**0.5 if count is not None else None
     cross = torch.zeros(tasks, tasks, dtype=torch.float64)
     own, sums, along = (torch.zeros(tasks, dtype=torch.float64) for _ in range(3))
     left = {word: torch.zeros(tasks, dtype=torch.float64) for word in merged}

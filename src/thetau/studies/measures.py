@@ -20,6 +20,8 @@ from thetau.diagnostics.disentanglement import Disentanglement
 from thetau.diagnostics.disentanglement import disentanglement as find_disentanglement
 from thetau.diagnostics.interference import Interference, interference
 from thetau.diagnostics.kernel import KernelTest, kernel_test
+from thetau.diagnostics.landscape import Landscape
+from thetau.diagnostics.landscape import landscape as find_landscape
 from thetau.diagnostics.layers import Layers
 from thetau.diagnostics.layers import layers as find_layers
 from thetau.errors import DataError, RecipeError
@@ -30,7 +32,7 @@ from thetau.evaluate.tuned import one_space, open_tuned, read_vectors
 from thetau.facade import merge
 from thetau.models import load_encoder, read_weights
 from thetau.parts import Method
-from thetau.studies.options import DisentanglementGrid, LayerSample, LossBounds
+from thetau.studies.options import DisentanglementGrid, LayerSample, LossBounds, Plane
 
 
 def tau_jp(session: Session, options: Sample | None = None) -> Interference:
@@ -77,17 +79,52 @@ def layers(
     given = options or LayerSample()
     if session.tangent:
         raise DataError("layers are looked at in models of the model's own space; these belong to the tangent space.")
+    own = {task: session.plain.weights({task: 1.0}) for task in session.vectors}
+    found = merges(session, merged, methods)
+    return find_layers(session.evaluator, session.weights, own, found, split=given.sample.split, rows=given.rows)
+
+
+def landscape(
+    session: Session,
+    options: Plane | None = None,
+    *,
+    merged: Mapping[str, str] = MappingProxyType({}),
+    methods: Mapping[str, Method] = MappingProxyType({}),
+) -> Landscape:
+    """Loss and accuracy on the plane of the session's two models, with merges marked.
+
+    Raises `DataError`: not two models, merges of models of the tangent space; `RecipeError`: a name that is there twice.
+    """
+    given = options or Plane()
+    if session.tangent and (merged or methods):
+        raise DataError("merged models are marked in the model's own space; these belong to the tangent space.")
+    return find_landscape(
+        session.space,
+        session.evaluator,
+        session.vectors,
+        grid=given.grid,
+        steps=given.steps,
+        merged=merges(session, merged, methods),
+        base=session.weights,
+        split=given.sample.split,
+    )
+
+
+def merges(session: Session, merged: Mapping[str, str], methods: Mapping[str, Method]) -> dict[str, Mapping[str, Tensor]]:
+    """The weights of merged models (name → path), and of merges of the session's models, by name.
+
+    Raises `RecipeError`: a name that is there twice, one model to merge.
+    """
     if twice := [name for name in methods if name in merged]:
         raise RecipeError([f"two merges are called {twice[0]!r}: name one of them otherwise, as NAME=PATH."], "options")
     if methods and len(session.models) < 2:
         raise RecipeError(["--method merges the models: give at least two."], "options")
-    own = {task: session.plain.weights({task: 1.0}) for task in session.vectors}
-    found = {name: read_weights(path) for name, path in merged.items()}
+    found: dict[str, Mapping[str, Tensor]] = {name: read_weights(path) for name, path in merged.items()}
     vectors = session.expressions() if methods else {}
     for name, method in methods.items():
         vector = merge(list(vectors.values()), method, names=list(vectors)).state_dict()
         found[name] = at_scale(session.weights, vector, 1.0)
-    return find_layers(session.evaluator, session.weights, own, found, split=given.sample.split, rows=given.rows)
+    return found
 
 
 def named_merges(given: Sequence[str]) -> dict[str, str]:

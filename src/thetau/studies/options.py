@@ -283,6 +283,28 @@ class LayerSample:
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class Plane:
+    """Of `landscape`: the plane of two vectors."""
+
+    points: Annotated[int, Option("Values of each coefficient; those of an even spacing from --low to --high.", least=2)] = 9
+    low: Annotated[float, Option("The least coefficient.")] = -0.5
+    high: Annotated[float, Option("The largest coefficient.")] = 1.5
+    steps: Annotated[int, Option("Points of each line between base and models.", least=3)] = 11
+    sample: Sample = field(default_factory=lambda: Sample(limit=100))
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if not self.low < self.high:
+            raise RecipeError([f"`--low` must be less than `--high`. Got {self.low:g} and {self.high:g}."], "options")
+
+    @property
+    def grid(self) -> list[float]:
+        """The coefficients."""
+        return [round(self.low + (self.high - self.low) * i / (self.points - 1), 12) for i in range(self.points)]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class DisentanglementGrid:
     """Of `disentanglement`: the error of two vectors over a grid of coefficients."""
 

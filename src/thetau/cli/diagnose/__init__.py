@@ -10,14 +10,15 @@ from thetau.cli.diagnose.cosine import cosine
 from thetau.cli.diagnose.cost import cost
 from thetau.cli.diagnose.disentanglement import disentanglement
 from thetau.cli.diagnose.kernel import kernel
+from thetau.cli.diagnose.landscape import landscape
 from thetau.cli.diagnose.layers import layers
 from thetau.cli.diagnose.single import single
 from thetau.cli.diagnose.tau_jp import tau_jp
 
 diagnose_app = typer.Typer(
-    help="Measure what the papers measure: τJp, disentanglement, kernel behaviour, cosines, α, cost, layers.",
+    help="Measure what the papers measure: τJp, disentanglement, kernel behaviour, cosines, α, cost, layers, landscapes.",
     no_args_is_help=True,
 )
 diagnose_app.command("tau-jp")(tau_jp)
-for verb in (disentanglement, kernel, cosine, alpha, single, cost, bounds, layers):
+for verb in (disentanglement, kernel, cosine, alpha, single, cost, bounds, layers, landscape):
     diagnose_app.command()(verb)

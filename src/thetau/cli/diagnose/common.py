@@ -13,6 +13,7 @@ from thetau.evaluate.options import Backbone, Reading
 if TYPE_CHECKING:
     from thetau.diagnostics.results import Correlation
     from thetau.evaluate.session import Session
+    from thetau.parts import Method
 
 Models = Annotated[
     list[str] | None,
@@ -20,6 +21,11 @@ Models = Annotated[
         help="Fine-tuned models, whose records name their tasks, or TASK=MODEL; folders or files. "
         "RUN:ROW takes those of a row of a comparison of paradigms, RUN:ROW:1 those of its seed 1, RUN:ROW:0:A,B those of tasks A and B."
     ),
+]
+Merged = Annotated[list[str] | None, typer.Option("--merged", "-m", help="A merged model, PATH or NAME=PATH; may be repeated.")]
+Methods = Annotated[
+    list[str] | None,
+    typer.Option("--method", help="Merge the models by this method, as wudi or wudi,solver=gradient_flow; may be repeated."),
 ]
 Results = Annotated[Path, typer.Argument(help="The paradigms.json of `thetau suite run --paradigm`.")]
 
@@ -30,6 +36,18 @@ def session_of(models: Sequence[str] | None, backbone: Backbone, limits: dict[st
     from thetau.studies.paradigms import named_models
 
     return Session.open(named_models(models or []), base=backbone.base, limits=limits, reading=reading, exact=True)
+
+
+def built(given: Sequence[str]) -> dict[str, Method]:
+    """Methods by what was said: a name, or a name and its fields, with commas. Raises `RecipeError`."""
+    from thetau.cli.options import parse_fields
+    from thetau.methods import build
+
+    found = {}
+    for said in given:
+        name, _, fields = said.partition(",")
+        found[said] = build(name, parse_fields(fields.split(","), "--method") if fields else {})
+    return found
 
 
 def write(result: Any, chart: Callable[[Any, Path], None], out: Path, name: str) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from statistics import mean
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from thetau.cli.common import Charts
-from thetau.cli.diagnose.common import Models, session_of, show_rows, write
-from thetau.cli.options import parse_fields, with_options
+from thetau.cli.diagnose.common import Merged, Methods, Models, built, session_of, show_rows, write
+from thetau.cli.options import with_options
 from thetau.evaluate.options import Backbone, Reading
 from thetau.studies.options import LayerSample
 
@@ -20,13 +18,8 @@ if TYPE_CHECKING:
 @with_options
 def layers(
     models: Models = None,
-    merged: Annotated[
-        list[str] | None, typer.Option("--merged", "-m", help="A merged model, PATH or NAME=PATH; may be repeated.")
-    ] = None,
-    method: Annotated[
-        list[str] | None,
-        typer.Option("--method", help="Merge the models by this method, as wudi or wudi,solver=gradient_flow; may be repeated."),
-    ] = None,
+    merged: Merged = None,
+    method: Methods = None,
     *,
     out: Charts,
     backbone: Backbone,
@@ -37,16 +30,11 @@ def layers(
 
     thetau diagnose layers models/sst2 models/mnli --merged merged --method task_arithmetic,scale=0.4 -o diagnostics
     """
-    from thetau.methods import build
     from thetau.plots.layers import layers_chart
     from thetau.studies import measures
 
-    methods = {}
-    for said in method or []:
-        name, _, fields = said.partition(",")
-        methods[said] = build(name, parse_fields(fields.split(","), "--method") if fields else {})
     session = session_of(models, backbone, options.sample.by_split(), reading)
-    result = measures.layers(session, options, merged=measures.named_merges(merged or []), methods=methods)
+    result = measures.layers(session, options, merged=measures.named_merges(merged or []), methods=built(method or []))
     write(result, layers_chart, out, "layers")
     _show(result)
 
