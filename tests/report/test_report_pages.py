@@ -301,6 +301,9 @@ def test_a_bank(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0, printed
     told = words(read_page(render(page_of(folder / "bank"))))
     assert "All 2 files hold what was written." in told and "<a>" in told and "History" in told
+    code, printed = run(capsys, "basis", "forget", "bank", "<c>", "--json", "state.json")
+    assert code == 0, printed
+    assert sorted(json.loads((folder / "state.json").read_text())["members"]) == ["<a>", "<b>"]
     next(iter(sorted((folder / "bank").glob("*.safetensors")))).write_bytes(b"no")
     assert "cannot be read" in words(read_page(render(page_of(folder / "bank"))))
 

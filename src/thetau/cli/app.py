@@ -31,8 +31,7 @@ from thetau.cli.verify import verify
 app = typer.Typer(
     name="thetau",
     help="Task arithmetic on real checkpoints: create, refine, merge, negate and diagnose task vectors.",
-    no_args_is_help=True,
-    add_completion=False,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -44,13 +43,31 @@ def _version(wanted: bool | None) -> None:
         raise typer.Exit
 
 
+FIRST = """thetau merges models that were fine-tuned from one base. What to do first:
+
+  thetau doctor BASE MODEL MODEL       are they of that base, will they get on?
+  thetau merge -b BASE -m MODEL -m MODEL --method ties -o merged
+  thetau report merged -o merged.html  look at it, and hand it on
+
+Models are folders, files or names on the hub; LoRA adapters too.
+Nothing is written over.
+
+  thetau methods                       what to merge with, by need and cost
+  thetau merge recipe.yaml -o merged   a recipe, mergekit's too; or --dry-run
+  thetau suite run demo -o runs/demo   all of it, on small models
+  thetau --help                        every command, each with an example"""
+
+
 @app.callback()
 def root(
+    context: typer.Context,
     version: Annotated[
         bool | None, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = None,
 ) -> None:
     """Task arithmetic on real checkpoints."""
+    if context.invoked_subcommand is None:
+        typer.echo(FIRST)
 
 
 app.command()(merge)

@@ -13,6 +13,7 @@ import typer
 
 from thetau.errors import RecipeError
 from thetau.options import Option
+from thetau.pace import silence
 
 if TYPE_CHECKING:
     from thetau.diagnostics.results import Result
@@ -59,6 +60,8 @@ class Machine:
         from thetau.recipes.schema import parse_size
 
         _give_back_memory()
+        if self.quiet:
+            silence()
         given: dict[str, Any] = dict(others)
         if self.workers is not None:
             given["workers"] = self.workers
@@ -190,11 +193,11 @@ def summary(report: Report, *, quiet: bool) -> None:
 
     console = Console(stderr=True, soft_wrap=True)
     for warning in report.warnings:
-        console.print(Text("warning: ", style="bold yellow") + Text(warning, style="default"))
+        console.print(Text("warning: ", style="bold magenta") + Text(warning, style="default"))
     if quiet:
         return
     for note in report.notes:
-        console.print(Text("· " + note, style="dim"))
+        console.print(Text("· " + note))
     console.print(Text(f"{report.path}: {report.tensors} tensors, {gigabytes(report.nbytes)}", style="bold"))
 
 

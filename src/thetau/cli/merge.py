@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from thetau.cli.common import Machine, Places, Writing, save
+from thetau.cli.common import Json, Machine, Places, Writing, save
 from thetau.cli.options import parse_fields, with_options
 from thetau.errors import RecipeError
 
@@ -77,6 +77,7 @@ def merge(
     *,
     writing: Writing,
     places: Places,
+    json: Annotated[Path | None, typer.Option("--json", help="With --dry-run: write the plan here as JSON too.")] = None,
     machine: Machine,
 ) -> None:
     """Merge models that were fine-tuned from one base.
@@ -85,13 +86,16 @@ def merge(
 
     prints what was left out, what is tied, norms that look wrong, and: merged: 103 tensors, 90.9 MB
     """
-    from thetau.cli.plan import show
+    from thetau.cli.plan import described, show
     from thetau.engine.planning import plan, reading_rate
     from thetau.engine.work import gigabytes
     from thetau.facade import complete, config_folder, dtype_of, from_recipe
     from thetau.recipes import Recipe, from_mapping, load
     from thetau.recipes.schema import parse_size
 
+    if json is not None and not dry_run:
+        raise RecipeError(["`--json` writes the plan of `--dry-run`. What a merge did stands in its `thetau.json`."], "options")
+    Json(json=json).check()
     given: dict[str, Any] = {
         "base": base,
         "models": [_entry(entry) for entry in model] if model else None,
@@ -122,7 +126,9 @@ def merge(
     expression = from_recipe(chosen, engine=engine)
     planned = plan(expression, engine=engine, dtype=dtype_of(chosen.dtype), quantise=chosen.quantise)
     if dry_run:
-        show(planned, reading=reading_rate(expression))
+        reading = reading_rate(expression)
+        Json(json=json).write(described(planned, reading=reading))
+        show(planned, reading=reading)
         return
     if out is None:
         raise RecipeError(["`--out` is missing: where shall the result go?"], "options")

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from thetau.fields import Field
 
+COSTS = """In each part what costs least comes first: passes over the inputs, and what is in memory of a tensor.
+  rows     any block of rows: a few hundred megabytes for any model
+  stream   one matrix, a task after the other
+  whole    one matrix of all tasks
+thetau methods NAME shows fields and paper; --for filters; docs/catalogue.md has all of them on the same models."""
+_READS = {"block": "rows", "stream": "stream", "whole": "whole"}
 PURPOSES = "lora, no-base, data, data-free, many, by-task, around, block, one-pass"
 
 
@@ -21,7 +30,7 @@ def methods(
 ) -> None:
     """List the methods, those of installed packages too, or show one.
 
-    `reads` says what is in memory of a tensor: any block of rows, a stream of one task after the other, or the whole of all tasks.
+    The list is by what methods need, and by cost in each part.
 
     thetau methods --for lora --for data-free
     """
@@ -45,12 +54,8 @@ def methods(
         if json:
             typer.echo(dumps(rows, indent=2, ensure_ascii=False))
             return
-        table = Table("method", "what it does", "passes", "reads", "needs", box=None, pad_edge=False)
-        for row in rows:
-            told = row["summary"] + (f" ({row['package']})" if row["package"] else "")
-            cells = ("", "", "") if row["passes"] is None else (str(row["passes"]), row["reads"], row["needs"])
-            table.add_row(row["name"], row["problem"] or told, *cells)
-        console.print(table)
+        console.print(_listed(rows))
+        console.print(COSTS, markup=False, highlight=False)
         return
     fields = registry.describe(name)
     if json:
@@ -67,6 +72,54 @@ def methods(
         told = f"{needs}; passes over the inputs: {its.passes}; reads: {its.access}"
         console.print(told, markup=False, highlight=False)
     console.print(f"paper: {registry.paper(name)}", markup=False, highlight=False)
+
+
+def _part(row: Mapping[str, Any]) -> int:
+    """The part of the list that a method belongs to, by what it needs."""
+    if row["problem"] or row["passes"] is None:
+        return 5
+    if row["evidence"]:
+        return 3
+    if not row["base"]:
+        return 2
+    return 4 if row["around"] else 0 if row["models"][1] is None else 1
+
+
+_PARTS = (
+    "over a base, any number of models, nothing else",
+    "over a base, a fixed number of models",
+    "models as they are, without a base",
+    "with what is known of each task's data (thetau evidence)",
+    "around another method (`then`)",
+    "with fields that have no default, or of a package that cannot be had",
+)
+
+
+def _listed(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The list by need, and by cost in each part."""
+    from rich.table import Table
+    from rich.text import Text
+
+    order = list(_READS)
+    table = Table("method", "what it does", "passes", "reads", "needs", box=None, pad_edge=False)
+    for part, title in enumerate(_PARTS):
+        members = [row for row in rows if _part(row) == part]
+        members.sort(
+            key=lambda row: (order.index(row["reads"]) if row["reads"] in order else len(order), row["passes"] or 0, row["name"])
+        )
+        if members:
+            if table.row_count:
+                table.add_row()
+            table.add_row("", Text(f"{title}:", style="bold"))
+        for row in members:
+            told = row["summary"] + (f" ({row['package']})" if row["package"] else "")
+            cells = (
+                ("", "", "")
+                if row["passes"] is None
+                else (str(row["passes"]), _READS.get(row["reads"], row["reads"]), row["needs"])
+            )
+            table.add_row(row["name"], Text(row["problem"] or told), *cells)
+    return table
 
 
 def _text(name: str) -> str:
@@ -97,6 +150,7 @@ def _row(name: str) -> dict[str, Any]:
         "base": None,
         "evidence": [],
         "suits": [],
+        "around": False,
     }
     try:
         cls = registry.get(name)
@@ -112,6 +166,7 @@ def _row(name: str) -> dict[str, Any]:
             "base": its.needs_base,
             "evidence": list(its.evidence),
             "suits": list(its.suits),
+            "around": its.around,
         }
         if its is not None
         else unknown

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from thetau.plan import Plan
@@ -38,6 +38,26 @@ def show(plan: Plan, *, reading: float | None = None, to_stderr: bool = False) -
         console.print(f"matrix solvers: {plan.flops:.2g} operations, {duration(plan.seconds)} on this machine", highlight=False)
         for name, flops in plan.alternatives:
             console.print(f"  {name}: {flops:.2g} operations, {duration(flops / plan.rate)}", highlight=False, markup=False)
+
+
+def described(plan: Plan, *, reading: float | None) -> dict[str, Any]:
+    """A plan as plain values: bytes, operations, seconds on this machine."""
+    return {
+        "passes": [
+            {"what": one.what, "read": one.read, "memory": memory, "by": sorted({step.by for step in one.steps})}
+            for one, memory in zip(plan.passes, plan.in_flight(), strict=True)
+        ],
+        "read": plan.read,
+        "written": plan.written,
+        "tensors": plan.tensors,
+        "memory": plan.memory,
+        "download": plan.download,
+        "operations": plan.flops,
+        "solver_seconds": plan.seconds,
+        "reading_rate": reading,
+        "seconds": None if reading is None else plan.duration(reading, min(reading, WRITING)),
+        "alternatives": {name: {"operations": flops, "solver_seconds": flops / plan.rate} for name, flops in plan.alternatives},
+    }
 
 
 def duration(seconds: float) -> str:

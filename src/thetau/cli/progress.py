@@ -1,30 +1,82 @@
-"""A progress bar over bytes, with rate and time left."""
+"""What a command says while it works: a bar with rate and time left on a terminal, a plain line now and then elsewhere; on stderr."""
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+import time
+from typing import Any, final
 
 from thetau.engine.work import Progress
+from thetau.pace import Plain, Watcher, console
+
+SHORT = 1.0  # seconds of work that are not worth a bar
 
 
 def bar() -> Progress:
-    """A bar on stderr; nothing where stderr is not a terminal."""
-    return _Bar()
+    """The engine's work, in bytes."""
+    return _Bytes()
 
 
+def watcher() -> Watcher:
+    """All other work."""
+    return _Bar() if sys.stderr.isatty() else Plain(say)
+
+
+def say(line: str) -> None:
+    """A line on stderr, at once."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+@final
 class _Bar:
-    """One bar a pass."""
+    """A bar that is gone when the work is done; none for work that takes no time."""
 
     def __init__(self) -> None:
         self._live: Any = None
         self._task: Any = None
+        self._waiting: tuple[str, float, str] | None = None
+        self._done, self._start = 0.0, 0.0
+
+    def begin(self, text: str, total: float, unit: str) -> None:
+        self._waiting, self._done, self._start = (text, total, unit), 0.0, time.monotonic()
+
+    def advance(self, done: float) -> None:
+        self._done += done
+        if self._live is not None:
+            self._live.update(self._task, completed=self._done)
+        elif self._waiting is not None and time.monotonic() - self._start > SHORT:
+            self._show(*self._waiting)
+
+    def _show(self, text: str, total: float, unit: str) -> None:
+        from rich.progress import Progress as Bars
+
+        from thetau.finetune.progress import columns_of
+
+        self._live = Bars(*columns_of(unit), console=console(), transient=True, speed_estimate_period=120)
+        self._live.start()
+        self._task = self._live.add_task(text, total=total, completed=self._done)
+
+    def end(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+        self._live = self._waiting = None
+
+
+@final
+class _Bytes:
+    """One bar a pass over tensors."""
+
+    def __init__(self) -> None:
+        self._live: Any = None
+        self._task: Any = None
+        self._plain: Plain | None = None
 
     def begin(self, description: str, total: int) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
         from rich.progress import Progress as Bars
 
-        console = Console(stderr=True)
+        terminal = console()
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -33,12 +85,17 @@ class _Bar:
             TimeRemainingColumn(),
             TextColumn("left"),
         )
-        self._live = Bars(*columns, console=console, disable=not console.is_terminal)
+        if not terminal.is_terminal:
+            self._plain = self._plain or Plain(say)
+            self._plain.begin(description, total, "B")
+        self._live = Bars(*columns, console=terminal, disable=not terminal.is_terminal)
         self._live.start()
         self._task = self._live.add_task(description, total=total)
 
     def advance(self, done: int) -> None:
         self._live.update(self._task, advance=done)
+        if self._plain is not None:
+            self._plain.advance(done)
 
     def end(self) -> None:
         self._live.stop()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from thetau.cli.common import Machine
+from thetau.cli.common import Json, Machine
 from thetau.cli.options import with_options
 
 
@@ -19,6 +19,7 @@ def verify(
         bool, typer.Option("--again", help="Make the merge again and compare every bit; the inputs must be there.")
     ] = False,
     *,
+    json: Json,
     machine: Machine,
 ) -> None:
     """Check an output: every tensor there, with its shape, dtype and checksum, and finite.
@@ -27,12 +28,16 @@ def verify(
 
     exits with 1 and says what is wrong, tensor by tensor, if something is.
     """
+    from dataclasses import asdict
+
     from thetau.engine.work import gigabytes
     from thetau.facade import verify as check
     from thetau.recipes import load
 
+    json.check()
     wanted = load(recipe) if recipe is not None else None
     found = check(out, recipe=wanted, again=again, engine=machine.engine())
+    json.write({**asdict(found), "path": str(found.path), "good": found.good})
     for problem in found.problems:
         typer.echo(problem, err=True)
     if not found.good:

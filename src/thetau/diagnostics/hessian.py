@@ -22,6 +22,7 @@ from torch.func import functional_call
 from thetau.errors import DataError
 from thetau.models import Encoder
 from thetau.models.dual import math_attention
+from thetau.pace import counted, doing
 from thetau.tasks.encoding import ordered_batches
 from thetau.tasks.head import AnyHead
 from thetau.tasks.inputs import Inputs
@@ -95,17 +96,19 @@ class LossOperator:
     def _sum(self, derivative: Callable[[Sequence[Tensor], Tensor], Sequence[Tensor]]) -> list[Tensor]:
         """A derivative of the mean loss, batch after batch; no batch's graph outlives it."""
         total = [torch.zeros_like(value) for value in self._values]
-        for indices in ordered_batches(self._inputs.lengths):
-            leaves = [value.detach().requires_grad_() for value in self._values]
-            # Fused attention has no second derivative.
-            with torch.enable_grad(), math_attention():
-                given = dict(zip(self._names, leaves, strict=True))
-                features = functional_call(self._module, given, (), self._inputs.batch(indices))
-                loss = self._head.loss(features.float(), self._inputs.targets(indices)) * (len(indices) / len(self._inputs))
-                found = derivative(leaves, loss)
-            for sum_, part in zip(total, found, strict=True):
-                sum_.add_(part.detach())
-            del features, loss, found  # before the next batch's graph is made
+        with doing("a derivative of the loss"), counted(sum(self._inputs.lengths), "tokens") as advance:
+            for indices in ordered_batches(self._inputs.lengths):
+                leaves = [value.detach().requires_grad_() for value in self._values]
+                # Fused attention has no second derivative.
+                with torch.enable_grad(), math_attention():
+                    given = dict(zip(self._names, leaves, strict=True))
+                    features = functional_call(self._module, given, (), self._inputs.batch(indices))
+                    loss = self._head.loss(features.float(), self._inputs.targets(indices)) * (len(indices) / len(self._inputs))
+                    found = derivative(leaves, loss)
+                for sum_, part in zip(total, found, strict=True):
+                    sum_.add_(part.detach())
+                del features, loss, found  # before the next batch's graph is made
+                advance(sum(self._inputs.lengths[i] for i in indices))
         if not all(bool(torch.isfinite(part).all()) for part in total):
             raise DataError("a derivative of the loss is NaN or infinite at these weights, so that no bound follows from it.")
         return total

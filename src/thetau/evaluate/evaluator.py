@@ -17,6 +17,7 @@ from thetau.evaluate.cache import Cache
 from thetau.evaluate.causal import causal_loss, examine
 from thetau.evaluate.measures import Loss, Measure, measure
 from thetau.models import Encoder, weights_hash
+from thetau.pace import counted, doing
 from thetau.tasks import Task, encode, make_head
 from thetau.tasks.causal.encode import CausalInputs
 from thetau.tasks.encoding import features
@@ -58,12 +59,14 @@ class Evaluator:
             raise DataError(f"tasks must have different names. Got {', '.join(task.name for task in listed)}.")
         self._max_length, self._image_size = max_length, image_size
         given = dict(heads or {})
-        self.heads: dict[str, AnyHead] = {
-            name: given[name]
-            if name in given
-            else make_head(encoder, task, max_length=max_length, image_size=image_size, cache=cache)
-            for name, task in self.tasks.items()
-        }
+        self.heads: dict[str, AnyHead] = {}
+        for place, (name, task) in enumerate(self.tasks.items(), 1):
+            with doing(f"head of {name} ({place} of {len(listed)})"):
+                self.heads[name] = (
+                    given[name]
+                    if name in given
+                    else make_head(encoder, task, max_length=max_length, image_size=image_size, cache=cache)
+                )
         self._base = encoder.weights(exact=True)
         self._limits = {name: dict((limits_of or {}).get(name, limits or {})) for name in self.tasks}
         self._cache = Cache(folder=cache)
@@ -105,10 +108,11 @@ class Evaluator:
                     self.encoder.load(weights, origin)
                     loaded = True
                 if isinstance(inputs, CausalInputs):
-                    found = examine(self.encoder, inputs, self.done)
+                    with doing(f"evaluate {origin} on {name}, {split}"), counted(sum(inputs.lengths), "tokens") as advance:
+                        found = examine(self.encoder, inputs, self.on_tokens or advance)
                 else:
-                    with torch.inference_mode():
-                        read = features(self.encoder, inputs, self.done)
+                    with torch.inference_mode(), doing(f"evaluate {origin} on {name}, {split}"):
+                        read = features(self.encoder, inputs, self.on_tokens)
                         told = head.predict(read)
                         if self._cache.folder is not None:  # the loss comes for nothing with the features
                             loss = Loss(value=float(head.loss(read.float(), label_tensor(inputs.labels))), n=len(inputs))
@@ -142,10 +146,11 @@ class Evaluator:
                     self.encoder.load(weights, origin)
                     loaded = True
                 if isinstance(inputs, CausalInputs):
-                    found = causal_loss(self.encoder, inputs, self.done)
+                    with doing(f"loss of {origin} on {name}, {split}"), counted(sum(inputs.lengths), "tokens") as advance:
+                        found = causal_loss(self.encoder, inputs, self.on_tokens or advance)
                 else:
-                    with torch.inference_mode():
-                        value = head.loss(features(self.encoder, inputs, self.done).float(), label_tensor(inputs.labels))
+                    with torch.inference_mode(), doing(f"loss of {origin} on {name}, {split}"):
+                        value = head.loss(features(self.encoder, inputs, self.on_tokens).float(), label_tensor(inputs.labels))
                     found = Loss(value=float(value), n=len(inputs))
                 self._cache.put(found, parts)
             else:
@@ -156,7 +161,8 @@ class Evaluator:
     def features(self, weights: Mapping[str, Tensor], task: str, split: str, *, origin: str = "weights") -> Tensor:
         """What the head of a task reads, `[example, feature]`, from `weights`. Raises `DataError` for a causal model."""
         self.encoder.load(weights, origin)
-        return features(self.encoder, self.inputs(task, split), self.done)
+        with doing(f"features of {origin} on {task}, {split}"):
+            return features(self.encoder, self.inputs(task, split), self.on_tokens)
 
     def load(self, weights: Mapping[str, Tensor], origin: str) -> None:
         """Run with these weights (the base's names) until others are loaded; `origin` is what errors call them."""

@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
 
+from thetau.pace import Plain, watched
+from thetau.pace import console as terminal
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -17,10 +20,13 @@ class Bar:
     progress: Any
     row: Any
     total: int | float
+    plain: Plain | None = None
 
     def advance(self, units: int | float, text: str | None = None) -> None:
         """Count `units` as done."""
         self.progress.update(self.row, advance=units, **({} if text is None else {"description": text}))
+        if self.plain is not None:
+            self.plain.advance(units, text)
 
     def finish(self, text: str) -> None:
         """All the work is done, however it was estimated."""
@@ -38,14 +44,25 @@ def is_first() -> bool:
 
 @contextmanager
 def bar(text: str, total: int | float, unit: str, console: Any = None) -> Iterator[Bar]:
-    """A bar on stderr (or `console`) while the block runs, shown where that is a terminal, and of several processes by the first alone.
-    `unit` names what is counted in the rate; an empty one shows percent.
+    """A bar on stderr (or `console`) while the block runs, a plain line now and then where that is no terminal, and of several processes by
+    the first alone. `unit` names what is counted in the rate; an empty one shows percent. Work inside is not told apart.
     """
-    from rich.console import Console
+    from rich.progress import Progress
+
+    console = console or terminal()
+    shown, plain = console.is_terminal and is_first(), None
+    if not console.is_terminal and is_first():
+        plain = Plain(lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
+        plain.begin(text, total, unit)
+    with watched(None), Progress(*columns_of(unit), console=console, speed_estimate_period=120, disable=not shown) as progress:
+        yield Bar(progress=progress, row=progress.add_task(text, total=total), total=total, plain=plain)
+
+
+def columns_of(unit: str) -> list[Any]:
+    """The columns of a bar that counts in `unit`; an empty one shows percent."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
-        Progress,
         ProgressColumn,
         TaskProgressColumn,
         TextColumn,
@@ -58,9 +75,4 @@ def bar(text: str, total: int | float, unit: str, console: Any = None) -> Iterat
             return Text(f"{task.speed:.1f} {unit}/s" if task.speed else f"– {unit}/s", style="progress.data.speed")
 
     counted = [MofNCompleteColumn(), Rate()] if unit else [TaskProgressColumn()]
-    columns = [TextColumn("{task.description}"), BarColumn(), *counted, TimeRemainingColumn(compact=True), TextColumn("left")]
-    console = console or Console(stderr=True)
-    with Progress(
-        *columns, console=console, speed_estimate_period=120, disable=not (console.is_terminal and is_first())
-    ) as progress:
-        yield Bar(progress=progress, row=progress.add_task(text, total=total), total=total)
+    return [TextColumn("{task.description}"), BarColumn(), *counted, TimeRemainingColumn(compact=True), TextColumn("left")]

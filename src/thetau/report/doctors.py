@@ -84,7 +84,8 @@ def _advice(found: Doctor) -> Section:
 
 
 def _advised(one: Advice) -> str:
-    return f"{one.topic.capitalize()}: {one.sentence}\nWhy: {one.evidence}\nBut: {one.uncertainty}\nHow often such advice was right: {_rate(one.measured)}."
+    parts = {"Why": one.evidence, "But": one.uncertainty, "How often such advice was right": _rate(one.measured)}
+    return "\n".join([f"{one.topic.capitalize()}: {one.sentence}", *(f"{name}: {text}" for name, text in parts.items() if text)])
 
 
 def _subjects(found: Doctor) -> Section:

@@ -18,6 +18,7 @@ from torch import Tensor
 from thetau.errors import DataError
 from thetau.models import Encoder
 from thetau.models.causal import padding_of
+from thetau.pace import counted
 from thetau.tasks.causal.encode import CausalInputs, encode_questions
 from thetau.tasks.images import ImageSplit, preprocess
 from thetau.tasks.inputs import Inputs, label_tensor
@@ -202,7 +203,8 @@ def ordered_batches(lengths: Sequence[int]) -> Iterator[list[int]]:
 def features(
     encoder: Encoder, inputs: Inputs, tick: Callable[[int], None] | None = None, rows: Sequence[int] | None = None
 ) -> Float[Tensor, "example feature"]:
-    """What the head reads of each example, in the order of `inputs`, or of `rows`; `tick` is called with the number of tokens or patches done.
+    """What the head reads of each example, in the order of `inputs`, or of `rows`; `tick` is called with the number of tokens or patches
+    done, in the place of whoever watches (`thetau.pace`).
 
     Raises `DataError` when the weights that `encoder` runs with give NaN or Inf, and for a causal model, whose answers differ in length.
     """
@@ -213,7 +215,7 @@ def features(
     places = range(len(inputs)) if rows is None else rows
     done: list[tuple[int, Tensor]] = []
     encoder.module.eval()
-    with torch.inference_mode():
+    with torch.inference_mode(), counted(sum(inputs.lengths[place] for place in places), "tokens") as advance:
         for batch in ordered_batches([inputs.lengths[place] for place in places]):
             indices = [places[i] for i in batch]
             output = encoder.module(**inputs.batch(indices))
@@ -222,6 +224,5 @@ def features(
                     "the model's features must be finite; these weights give NaN or Inf, so no accuracy would mean anything."
                 )
             done.extend(zip(batch, output, strict=True))
-            if tick is not None:
-                tick(sum(inputs.lengths[i] for i in indices))
+            (tick or advance)(sum(inputs.lengths[i] for i in indices))
         return torch.stack([row for _, row in sorted(done, key=lambda pair: pair[0])])

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from thetau.cli.basis.common import BankFolder, Changing, Given, Moved
-from thetau.cli.basis.report import report
-from thetau.cli.common import Machine
+from thetau.cli.basis.report import report, write_state
+from thetau.cli.common import Json, Machine
 from thetau.cli.options import with_options
 
 
@@ -23,6 +23,7 @@ def forget(
     *,
     moved: Moved,
     change: Changing,
+    json: Json,
     machine: Machine,
 ) -> None:
     """Take a task out of the bank, and say how exact that is.
@@ -31,6 +32,7 @@ def forget(
     """
     from thetau.bases import forget as drop
 
+    json.check()
     opened = moved.open(bank)
     done = drop(
         opened,
@@ -42,3 +44,5 @@ def forget(
         engine=machine.engine(),
     )
     report(done, quiet=machine.quiet)
+    if json.json is not None:
+        write_state(done, json.json)

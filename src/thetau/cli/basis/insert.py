@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from thetau.cli.basis.common import AllowFar, BankFolder, Changing, Moved
-from thetau.cli.basis.report import report
-from thetau.cli.common import Machine
+from thetau.cli.basis.report import report, write_state
+from thetau.cli.common import Json, Machine
 from thetau.cli.options import with_options
 
 
@@ -21,6 +21,7 @@ def insert(
     moved: Moved,
     allow_far: AllowFar = False,
     change: Changing,
+    json: Json,
     machine: Machine,
 ) -> None:
     """Add a task vector under the bank's budget: it joins a basis, opens one, or two others make room.
@@ -30,6 +31,7 @@ def insert(
     from thetau.bases import insert as put
     from thetau.evaluate.tuned import task_vectors
 
+    json.check()
     opened = moved.open(bank)
     names, vectors = task_vectors([vector], opened.base())
     done = put(
@@ -43,3 +45,5 @@ def insert(
         engine=machine.engine(),
     )
     report(done, quiet=machine.quiet)
+    if json.json is not None:
+        write_state(done, json.json)

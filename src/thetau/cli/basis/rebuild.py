@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from thetau.cli.basis.common import BankFolder, Changing, Clusters, Given, Moved
-from thetau.cli.basis.report import report
-from thetau.cli.common import Machine
+from thetau.cli.basis.report import report, write_state
+from thetau.cli.common import Json, Machine
 from thetau.cli.options import with_options
 
 
 @with_options
-def rebuild(bank: BankFolder, clusters: Clusters, given: Given, moved: Moved, change: Changing, machine: Machine) -> None:
+def rebuild(
+    bank: BankFolder, clusters: Clusters, given: Given, moved: Moved, change: Changing, json: Json, machine: Machine
+) -> None:
     """Cluster anew: from the tasks' vectors where they are still at hand, from the stored bases where not.
 
     thetau basis rebuild bank -k 3
     """
     from thetau.bases import rebuild as make
 
+    json.check()
     opened = moved.open(bank)
     done = make(
         opened,
@@ -28,3 +31,5 @@ def rebuild(bank: BankFolder, clusters: Clusters, given: Given, moved: Moved, ch
         engine=machine.engine(),
     )
     report(done, quiet=machine.quiet)
+    if json.json is not None:
+        write_state(done, json.json)

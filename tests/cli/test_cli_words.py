@@ -1,0 +1,181 @@
+"""What the command line says: at first, as JSON, while it works, and where something is wrong that is nobody's bug."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import thetau.facade
+from commands import folder as folder
+from commands import run
+from thetau.cli.methods import _PARTS
+from thetau.cli.progress import bar as engine_bar
+from thetau.evaluate import Evaluator
+from thetau.finetune.progress import bar
+from thetau.models import load_encoder
+from thetau.pace import Plain, counted, doing, watched
+from thetau.tasks import load_task
+from tiny import make_model, make_task
+
+
+def test_alone_it_says_what_to_do_first(capsys: pytest.CaptureFixture[str]) -> None:
+    code, text = run(capsys)
+    assert code == 0
+    assert all(f"thetau {verb}" in text for verb in ("doctor", "merge", "report", "methods", "--help"))
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_methods_stand_by_need_and_cost(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    _, text = run(capsys, "methods")
+    places = [text.index(f"{part}:") for part in _PARTS if f"{part}:" in text]
+    assert places == sorted(places) and len(places) == 5
+    order = [
+        text.index(f"\n{name} ")
+        for name in ("average", "ties", "wudi", "doge_ta", "slerp", "karcher", "fisher", "regmean", "awd")
+    ]
+    assert order == sorted(order), "rows before streams before whole tensors, few passes before many"
+
+
+def test_what_is_printed_can_be_had_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def written(*arguments: str) -> Any:
+        code, text = run(capsys, *arguments, "--json", "told.json")
+        assert code == 0, text
+        return json.loads((folder / "told.json").read_text())
+
+    assert written("suite", "list")["demo"]["tasks"][0] == "clinc_domain"
+    models = ("-b", "base", "-m", "a", "-m", "b", "--method", "ties")
+    planned = written("merge", *models, "--dry-run")
+    assert (
+        planned["tensors"] == 17
+        and len(planned["passes"]) == 3
+        and planned["read"] == sum(one["read"] for one in planned["passes"])
+    )
+    assert run(capsys, "merge", *models, "-o", "merged", "-q")[0] == 0
+    assert written("verify", "merged")["good"] is True
+    path = folder / "merged" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
+    code, text = run(capsys, "verify", "merged", "--json", "told.json")
+    told = json.loads((folder / "told.json").read_text())
+    assert code == 1 and told["good"] is False and told["problems"][0] in text
+    assert run(capsys, "vector", "extract", "-b", "base", "-m", "a", "-o", "a.safetensors", "-q")[0] == 0
+    told = written("vector", "info", "a.safetensors")
+    assert told["form"] == "dense" and told["norm"] == pytest.approx(
+        (thetau.facade.open("a") - thetau.facade.open("base")).norm()
+    )
+    code, text = run(capsys, "merge", *models, "-o", "x", "--json", "told.json")
+    assert code == 1 and "`--json` writes the plan of `--dry-run`" in text
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (PermissionError(13, "Permission denied", "/models/x"), "error: /models/x: Permission denied."),
+        (OSError(28, "No space left on device"), "error: No space left on device."),
+        (MemoryError(), "error: out of memory. Give `--max-memory`"),
+    ],
+)
+def test_what_the_machine_refuses_is_said_in_words(
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    raised: Exception,
+    said: str,
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr(thetau.facade, "open_base", refuse)
+    code, text = run(capsys, "inspect", "base", "a")
+    assert code == 1 and said in text and "Traceback" not in text
+
+
+def test_a_reader_may_leave_early() -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    for reader in ("head -1", "true"):
+        command = f"{sys.executable} -m thetau methods | {reader}"
+        done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        assert done.stderr == ""
+
+
+# Progress.
+
+
+def ticking(*times: float) -> Any:
+    return iter(times).__next__
+
+
+def test_plain_lines_come_now_and_then() -> None:
+    said: list[str] = []
+    plain = Plain(said.append, clock=ticking(0, 0, 5, 12, 20, 75, 80, 90))
+    plain.begin("merging", 4e9, "B")
+    for _ in range(3):  # at 5, 12 and 20 seconds
+        plain.advance(1e9)
+    assert said == ["merging: 50 % (167 MB/s, 12 s left)"]
+    plain.advance(5e8)  # at 75
+    assert said[1:] == ["merging: 88 % (46.7 MB/s, 11 s left)"]
+    plain.end()
+    plain.begin("verifying", 0, "")
+    plain.advance(1)
+    assert len(said) == 2, "a new work of the same command does not begin to count anew"
+
+
+class Recorder:
+    """Writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[Any, ...]] = []
+
+    def begin(self, text: str, total: float, unit: str) -> None:
+        self.told.append((text, total, unit, 0.0))
+
+    def advance(self, done: float) -> None:
+        self.told[-1] = (*self.told[-1][:3], self.told[-1][3] + done)
+
+    def end(self) -> None:
+        self.told[-1] = (*self.told[-1], "ended")
+
+
+def test_nobody_watches_a_library() -> None:
+    with counted(3) as advance:
+        advance(1)
+    seen = Recorder()
+    with watched(seen), doing("outer"), counted(2, "x") as advance:
+        with doing("inner"), counted(5) as within:
+            within(5)
+        advance(2)
+    assert seen.told == [("outer", 2, "x", 2.0, "ended")]
+
+
+def test_heads_and_evaluations_are_told(tmp_path: Path) -> None:
+    make_task(tmp_path / "data", "animals")
+    encoder, task = load_encoder(make_model(tmp_path / "base")), load_task("animals", tmp_path / "data")
+    seen = Recorder()
+    with watched(seen):
+        evaluator = Evaluator(encoder, [task])
+        heads = len(seen.told)
+        evaluator.evaluate(encoder.weights(), "test", origin="average, λ = 0.5")
+    assert heads >= 1 and all(text == f"head of {task.name} (1 of 1)" for text, *_ in seen.told[:heads])
+    assert seen.told[heads][0] == f"evaluate average, λ = 0.5 on {task.name}, test"
+    assert all(done == total > 0 and ended == "ended" for _, total, _, done, ended in seen.told)
+    with watched(seen), bar("own", 3, "tokens"):
+        evaluator.features(encoder.weights(), task.name, "test")
+    assert len(seen.told) == heads + 1, "a bar of one's own is enough"
+
+
+def test_bars_are_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("thetau.pace.FIRST", -1.0)
+    with bar("fine-tune sst2", 4, "steps") as progress:
+        progress.advance(1, "fine-tune sst2, loss 0.30")
+    working = engine_bar()
+    working.begin("Merging", 8)
+    working.advance(2)
+    working.end()
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" (")[0] for line in lines] == ["fine-tune sst2, loss 0.30: 25 %", "Merging: 25 %"]
