@@ -28,6 +28,7 @@ LISTED = [
     ["diagnose", "bounds", "--help"],
     ["vector", "localize", "--help"],
     ["suite", "run", "--help"],
+    ["search", "--help"],
 ]
 
 

@@ -244,6 +244,26 @@ def test_linear_models_are_searched_for_nothing(world: World, tmp_path: Path, mo
     run(world, given, space=("scale=0..2 by task",), trials=9)
     assert len(ran) == few > 0
 
+    ran.clear()
+    found = run(world, given.model_copy(update={"method": "ties"}), space=("density=0.2..1", "scale=0.5..1.5"), trials=3)
+    assert [one.state for one in found.trials] == ["complete"] * 3
+    assert len(ran) > few, "another method's vector is another one for each trial"
+
+
+def test_a_task_to_keep_is_an_objective_of_its_own(world: World) -> None:
+    """The third task has no model among those that are merged, counts in no mean, and is measured first where tasks are halved."""
+    two = recipe(world, "task_arithmetic")
+    two = two.model_copy(update={"models": [one for one in two.models if "weather" not in str(one)]})
+    options: dict[str, Any] = {"space": ("scale=0..2",), "trials": 6, "task": ("weather",), "objective": ("mean", "weather")}
+    found = run(world, two, **options)
+    assert found.tasks == ("animals", "third", "weather")
+    assert set(found.individual) == {"animals", "third"}
+    for one in found.trials:
+        assert one.objectives["weather"] == one.accuracy["weather"].value
+        assert one.objectives["mean"] == pytest.approx((one.accuracy["animals"].value + one.accuracy["third"].value) / 2)
+    halved = run(world, two, **options, halving="tasks", rungs=2, factor=3)
+    assert halved.rungs == ({"weather": 20}, {"weather": 20, "animals": 20, "third": 20})
+
 
 def test_the_same_command_again_goes_on_and_another_search_is_refused(world: World, tmp_path: Path) -> None:
     options: dict[str, Any] = {"space": ("density=0.1..1", "scale=0.2..2"), "storage": tmp_path / "t.journal"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,12 +23,13 @@ from torch import Tensor
 from thetau.checkpoint.disk import write_text
 from thetau.checkpoint.remote import is_url
 from thetau.engine.executor import Engine
-from thetau.errors import DataError, RecipeError
+from thetau.errors import DataError, RecipeError, ThetauError
 from thetau.evaluate.means import average, normalised
 from thetau.evaluate.measures import Loss, Measure
 from thetau.evaluate.options import Reading
 from thetau.evaluate.spaces import Reader
 from thetau.facade import complete
+from thetau.facade import open as open_weights
 from thetau.methods import plain
 from thetau.recipes import Recipe
 from thetau.studies.options import Search
@@ -108,11 +110,25 @@ def _helpers(recipe: Recipe, options: Search, reading: Reading, say: Say) -> Ite
 
 
 def _help(recipe: Recipe, options: Search, reading: Reading) -> None:
-    """What another process does."""
-    torch.set_num_threads(_threads(options.jobs))
-    hunt = Hunt.of(recipe, options, reading)
-    with hunt.trials:
-        hunt.work(_quiet)
+    """What another process does; the first one says what may be wrong."""
+    try:
+        torch.set_num_threads(_threads(options.jobs))
+        hunt = Hunt.of(recipe, options, reading)
+        with hunt.trials:
+            hunt.work(_quiet)
+    except (ThetauError, KeyboardInterrupt):
+        sys.exit(1)
+
+
+def _content(recipe: Recipe, mixture: Mixture) -> dict[str, Any]:
+    """A recipe by what its files hold, wherever they lie."""
+    said = complete(recipe) | {"models": dict(mixture.hashes), "base": mixture.session.encoder.base_hash}
+    if recipe.evidence:
+        said["evidence"] = {
+            kind: {task: open_weights(path).terms[0][1].fingerprint() for task, path in given.items()}
+            for kind, given in recipe.evidence.items()
+        }
+    return said
 
 
 def _threads(jobs: int) -> int:
@@ -145,7 +161,7 @@ class Hunt:
         counts = {task: len(session.evaluator.inputs(task, "validation")) for task in order}
         ladder = ladder_of(counts, options.halving, options.rungs, options.factor, options.seed)
         facts = {
-            "the recipe": complete(recipe) | {"models": dict(mixture.hashes), "base": session.encoder.base_hash},
+            "the recipe": _content(recipe, mixture),
             "the space": [str(one) for one in space.dimensions],
             "the objectives": [one.name for one in objectives],
             "the data": {task: session.evaluator.inputs(task, "validation").hash for task in sorted(order)},
