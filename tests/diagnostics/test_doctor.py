@@ -473,6 +473,18 @@ def test_names_with_markup_are_text(folder: Path, capsys: pytest.CaptureFixture[
     assert code == 0 and "[red]x[/red]" in text and "<script>" in text
 
 
+def test_hit_rates_stand_beside_the_advice_and_say_where_they_are_chance(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {one.topic: one for one in seen(*"abc").advice}
+    for topic in ("conflict", "method", "scale"):
+        rate = said[topic].measured
+        assert rate is not None and 0 <= rate.hits <= rate.n and rate.low <= rate.hits / rate.n <= rate.high and rate.what
+    doubtful = said["conflict"].measured
+    assert doubtful is not None
+    assert ("no better than a coin" in said["conflict"].uncertainty) == (doubtful.low <= 0.5)
+    monkeypatch.setattr("thetau.diagnostics.advice.measured", lambda topic: None)
+    assert all(one.measured is None for one in seen(*"abc").advice)
+
+
 def test_wilson_is_the_textbook_interval() -> None:
     """Brown, Cai and DasGupta (2001): p̂ ± solves (p̂ − p)² = z² p(1 − p)/n."""
     for hits, n in ((0, 5), (3, 7), (9, 9)):
