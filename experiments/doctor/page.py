@@ -14,6 +14,7 @@ from statistics import mean
 from typing import Any
 
 from experiments.common import DOCS, EXPERIMENTS, table
+from thetau.diagnostics.predictions import wilson
 
 HERE = EXPERIMENTS / "doctor"
 PAGE = DOCS / "doctor.md"
@@ -131,10 +132,17 @@ def subsets(sets: Mapping[str, Any]) -> list[str]:
 
 
 def hits(found: Mapping[str, Any]) -> list[str]:
-    """What the doctor prints."""
-    listed = "; ".join(f"{word}: {found[word]['hits']} of {found[word]['n']} ({found[word]['what']})" for word in found)
+    """What the doctor prints, and whether the interval excludes a coin."""
+    rows = []
+    for word, one in found.items():
+        low, high = wilson(one["hits"], one["n"])
+        verdict = "better than a coin" if low > 0.5 else "no better than a coin"
+        rows.append([word, one["what"], f"{one['hits']} of {one['n']}", f"{100 * low:.0f} to {100 * high:.0f} %", verdict])
     return [
-        f"On the held-out tasks: {listed}. Pairs and subsets of one set share their models, so that they count for less than their number says.",
+        "On the held-out tasks:",
+        "",
+        *table(["advice", "a hit", "hits", "95 % interval", "verdict"], rows, words=2),
+        "Pairs and subsets of one set share their models, so that they count for less than their number says, and the intervals are narrower than they should be.",
         "",
     ]
 
