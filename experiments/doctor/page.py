@@ -18,6 +18,7 @@ from thetau.diagnostics.predictions import wilson
 
 HERE = EXPERIMENTS / "doctor"
 PAGE = DOCS / "doctor.md"
+ENOUGH = 20  # trials from which a verdict is given
 SETS = {"demo": "the demo's tasks", "held-out": "held-out tasks"}
 
 
@@ -136,13 +137,13 @@ def hits(found: Mapping[str, Any]) -> list[str]:
     rows = []
     for word, one in found.items():
         low, high = wilson(one["hits"], one["n"])
-        verdict = "better than a coin" if low > 0.5 else "no better than a coin"
+        verdict = "no better than a coin" if low <= 0.5 else "better than a coin" if one["n"] >= ENOUGH else "too few to call"
         rows.append([word, one["what"], f"{one['hits']} of {one['n']}", f"{100 * low:.0f} to {100 * high:.0f} %", verdict])
     return [
         "On the held-out tasks:",
         "",
         *table(["advice", "a hit", "hits", "95 % interval", "verdict"], rows, words=2),
-        "Pairs and subsets of one set share their models, so that they count for less than their number says, and the intervals are narrower than they should be.",
+        "Pairs and subsets of one set share their models, so that they count for less than their number says: the true intervals are wider.",
         "",
     ]
 
