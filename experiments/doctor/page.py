@@ -157,9 +157,10 @@ def beside(sets: Mapping[str, Any]) -> list[str]:
     danger, rows = sets["demo"]["conflict"]["predictors"]["danger"], sets["demo"]["subsets"]
     scale = sum(row["at_scale"] >= row["at_validated"] - POINT for row in rows)
     method = sum(row["bilateral"] > row["at_validated"] for row in rows)
-    return [
-        f"On the demo's own tasks it was {danger['hits']} of {danger['n']} for conflict, {scale} of {len(rows)} for scale and {method} of {len(rows)} for method."
-    ]
+    told = (
+        f"{danger['hits']} of {danger['n']} for conflict, {scale} of {len(rows)} for scale and {method} of {len(rows)} for method"
+    )
+    return [f"On the demo's own tasks it was {told}."]
 
 
 def signed(value: float | None) -> str:
