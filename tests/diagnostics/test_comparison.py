@@ -294,6 +294,15 @@ def test_a_merge_is_what_its_recipe_gives(merged: Path, capsys: pytest.CaptureFi
     assert found.recipe and found.same and {one.dtype_a for one in found.tensors} == {"bfloat16"}
 
 
+def test_a_recipe_of_mergekits_is_computed_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    entries = "".join(f"  - {{model: {name}, parameters: {{weight: 0.5}}}}\n" for name in "ab")
+    Path("mergekit.yml").write_text(f"merge_method: linear\nmodels:\n{entries}dtype: float32\n")
+    code, text = run(capsys, "merge", "mergekit.yml", "-o", "mean", "-q")
+    assert code == 0, text
+    code, text = run(capsys, "compare", "mean", "--against-recipe", "mergekit.yml", "-q")
+    assert code == 0 and "mean is what mergekit.yml gives" in text
+
+
 def test_a_copy_in_another_dtype_agrees_up_to_rounding(merged: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("recipe32.yaml").write_text(RECIPE.replace("bfloat16", "float32"))
     code, _ = run(capsys, "merge", "recipe32.yaml", "-o", "wide", "-q")
