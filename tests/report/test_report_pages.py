@@ -254,6 +254,25 @@ def test_a_merged_model_with_its_card(folder: Path, capsys: pytest.CaptureFixtur
     assert run(capsys, "verify", "merged")[0] == 0, "the report is no part of what is verified"
 
 
+def test_other_ways_to_make_a_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "theirs.yml").write_text(
+        "merge_method: linear\nmodels:\n  - {model: a, parameters: {weight: 0.5}}\n  - {model: b, parameters: {weight: 0.5}}\n"
+    )
+    for out, arguments in {
+        "theirs": ("merge", "theirs.yml", "--report"),
+        "vector": ("merge", "-b", "base", "-m", "a", "-m", "b", "--method", "average", "--output", "vector", "--report"),
+        "codes": ("merge", "-b", "base", "-m", "a", "--method", "average", "--quantise", "fp8-row", "--report"),
+        "negated": ("vector", "negate", "-b", "base", "-m", "a", "-s", "0.5"),
+    }.items():
+        code, printed = run(capsys, *arguments, "-o", out, "-q")
+        assert code == 0, printed
+    told = {out: words(read_page(render(page_of(folder / out)))) for out in ("theirs", "vector", "codes", "negated")}
+    assert "2 models merged by linear" in told["theirs"] and "The recipe has no base" in told["theirs"]
+    assert "merged task vector" in told["vector"] and "This is a task vector" in told["vector"]
+    assert "good against thetau.json" in told["codes"] and "Every tensor" in told["codes"]
+    assert "not by a recipe" in told["negated"] and "thetau merge recipe.yaml" not in told["negated"]
+
+
 def test_hostile_names_of_models_and_tensors(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
