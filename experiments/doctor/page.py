@@ -14,9 +14,11 @@ from statistics import mean
 from typing import Any
 
 from experiments.common import DOCS, EXPERIMENTS, table
+from thetau.diagnostics.predictions import wilson
 
 HERE = EXPERIMENTS / "doctor"
 PAGE = DOCS / "doctor.md"
+ENOUGH = 20  # trials from which a verdict is given
 SETS = {"demo": "the demo's tasks", "held-out": "held-out tasks"}
 
 
@@ -87,22 +89,27 @@ def harms(found: Mapping[str, Any]) -> list[str]:
     return table(["merge", *found["staying"], "mean"], rows)
 
 
+def shown(sets: Mapping[str, Any]) -> dict[str, str]:
+    """The sets that were measured, and what they are called."""
+    return {name: said for name, said in SETS.items() if name in sets}
+
+
 def predictors(sets: Mapping[str, Any]) -> list[str]:
     """A row a figure."""
     rows = []
-    for word in sets["demo"]["conflict"]["predictors"]:
+    for word in sets["held-out"]["conflict"]["predictors"]:
         cells = ["what j does to i (printed)" if word == "danger" else word]
-        for name in SETS:
+        for name in shown(sets):
             one = sets[name]["conflict"]["predictors"][word]
             cells += [signed(one["spearman_loss"]), signed(one["spearman_accuracy"]), f"{one['hits']} of {one['n']}"]
         rows.append(cells)
-    return table(["figure", *(f"{said}: {what}" for said in SETS.values() for what in ("loss", "accuracy", "hits"))], rows)
+    return table(["figure", *(f"{said}: {what}" for said in shown(sets).values() for what in ("loss", "accuracy", "hits"))], rows)
 
 
 def costs(sets: Mapping[str, Any]) -> list[str]:
     """How much there was to predict."""
     said = []
-    for name, called in SETS.items():
+    for name, called in shown(sets).items():
         rises = [row["rise"] for row in sets[name]["conflict"]["pairs"]]
         lost = [100 * row["lost"] for row in sets[name]["conflict"]["pairs"]]
         said.append(
@@ -115,7 +122,7 @@ def costs(sets: Mapping[str, Any]) -> list[str]:
 def subsets(sets: Mapping[str, Any]) -> list[str]:
     """A row a subset."""
     rows = []
-    for name in SETS:
+    for name in shown(sets):
         for row in sets[name]["subsets"]:
             values = (row[key] for key in ("at_scale", "at_validated", "at_one", "wudi", "bilateral"))
             told = [f"{row['scale']:.2f}", f"{row['validated']:g}"]
@@ -126,10 +133,17 @@ def subsets(sets: Mapping[str, Any]) -> list[str]:
 
 
 def hits(found: Mapping[str, Any]) -> list[str]:
-    """What the doctor prints."""
-    listed = "; ".join(f"{word}: {found[word]['hits']} of {found[word]['n']} ({found[word]['what']})" for word in found)
+    """What the doctor prints, and whether the interval excludes a coin."""
+    rows = []
+    for word, one in found.items():
+        low, high = wilson(one["hits"], one["n"])
+        verdict = "no better than a coin" if low <= 0.5 else "better than a coin" if one["n"] >= ENOUGH else "too few to call"
+        rows.append([word, one["what"], f"{one['hits']} of {one['n']}", f"{100 * low:.0f} to {100 * high:.0f} %", verdict])
     return [
-        f"On the held-out tasks: {listed}. Pairs and subsets of one set share their models, so that they count for less than their number says.",
+        "On the held-out tasks:",
+        "",
+        *table(["advice", "a hit", "hits", "95 % interval", "verdict"], rows, words=2),
+        "Pairs and subsets of one set share their models, so that they count for less than their number says: the true intervals are wider.",
         "",
     ]
 

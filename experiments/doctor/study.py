@@ -9,7 +9,7 @@ second, whose models are fine-tuned here, as the demo's are. Of each set:
 - **conflict**: every ordered pair (i, j): accuracy and loss of task i on its test examples with θ₀ + τ_i + τ_j, beside those of τ_i alone. The
   doctor says what τ_j does to the inputs of i (`a_on_b`); so do cosine, sign conflict and shared directions, in their own way. A *hit*: of two
   others, the one that is told to do more to i costs it more loss.
-- **scale**: subsets of 3, 4 and 6: λ of task arithmetic by Eq. 21 beside the λ of a grid that validation prefers. A hit: its normalised
+- **scale**: subsets of 3 to 6 models: λ of task arithmetic by Eq. 21 beside the λ of a grid that validation prefers. A hit: its normalised
   test accuracy is no more than one point below.
 - **method**: the same subsets by bilateral merging and WUDI. A hit: bilateral, which is advised, is above task arithmetic at the λ that
   validation prefers.
@@ -49,7 +49,7 @@ OUT = EXPERIMENTS / "doctor" / "study.json"
 SHIPPED = ROOT / "src" / "thetau" / "diagnostics" / "predictions.json"
 HELD_OUT = ("ag_news", "subj", "trec", "tweet_emotion", "mr", "cr")
 GRID = (0.3, 0.45, 0.6, 0.8, 1.0)
-SIZES = (3, 3, 3, 4, 6)
+SIZES = {"held-out": (3, 3, 3, 4, 6), "demo": (3, 4)}
 LIMITS = {"validation": 60, "test": 150}
 POINT = 0.01
 SIGNS = {
@@ -179,7 +179,7 @@ def subsets(bench: Bench) -> list[dict[str, Any]]:
     tasks = sorted(bench.models)
     drawn = random.Random(f"doctor/{bench.name}")
     rows, seen = [], set()
-    for size in SIZES:
+    for size in SIZES[bench.name]:
         while (chosen := tuple(sorted(drawn.sample(tasks, size)))) in seen:
             pass
         seen.add(chosen)
@@ -247,12 +247,15 @@ def main() -> None:
     sets: dict[str, Any] = {}
     for name, given in models.items():
         kept = arguments.run / f"{name}.json"
-        if not kept.exists():
-            bench = Bench(name, given, encoder, arguments.data if name == "held-out" else None, arguments.run)
-            found = {"tasks": list(given), "conflict": conflicts(bench), "subsets": subsets(bench)}
+        sets[name] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {"tasks": list(given)}
+        bench: Bench | None = None
+        for part, measure in (("conflict", conflicts), ("subsets", subsets)):
+            if part not in sets[name]:
+                bench = bench or Bench(name, given, encoder, arguments.data if name == "held-out" else None, arguments.run)
+                sets[name][part] = measure(bench)
+                kept.write_text(json.dumps(sets[name]), encoding="utf-8")
+        if bench is not None:
             bench.evaluator.load_base()
-            kept.write_text(json.dumps(found), encoding="utf-8")
-        sets[name] = json.loads(kept.read_text(encoding="utf-8"))
     command = "python -m experiments.doctor.study --data DATA/text"
     write_result(OUT, {"command": command, "machine": machine(), "limits": LIMITS, "sets": sets, "hits": hits_of(sets)})
     write_result(SHIPPED, {"command": command, "hits": hits_of(sets)})

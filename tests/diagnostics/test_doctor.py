@@ -148,6 +148,36 @@ def test_the_base_itself_adds_nothing(folder: Path) -> None:
     assert [(one.kind, one.models) for one in found.findings] == [("no change", ("same",))]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_small_fine_tunes_of_small_dtypes_are_neither_copies_nor_nothing(folder: Path, dtype: torch.dtype) -> None:
+    """Vectors of a thousandth of the base: less than half a step of bfloat16, and yet no rounding where the base is stored alike."""
+    base = {key: value.to(dtype) for key, value in weights(0).items()}
+    write_model(folder / "base", base)
+    step = float(torch.finfo(dtype).eps)
+    for seed, name in enumerate("xy"):
+        drawn = torch.Generator().manual_seed(seed)
+        moved = {
+            key: (value.float() * (1 + step * (torch.rand(value.shape, generator=drawn) < 0.05))).to(dtype)
+            for key, value in base.items()
+        }
+        write_model(folder / name, moved)
+    found = seen("x", "y")
+    assert found.findings == ()
+    assert all(one.shift is not None and one.shift < step / 2 for one in found.models)
+
+
+def test_the_base_in_another_dtype_is_no_change(folder: Path) -> None:
+    write_model(folder / "same", {key: value.bfloat16() for key, value in weights(0).items()})
+    assert [one.kind for one in seen("a", "same").findings] == ["no change"]
+
+
+def test_two_fine_tunes_in_two_dtypes_are_no_copies(folder: Path) -> None:
+    base = weights(0)
+    for name, seed, dtype in (("x", 1, torch.float32), ("y", 2, torch.bfloat16)):
+        write_model(folder / name, {key: value.to(dtype) for key, value in shifted(base, seed, 0.0005).items()})
+    assert "duplicate" not in {one.kind for one in seen("x", "y").findings}
+
+
 def test_a_multiple_of_a_vector_is_told(folder: Path) -> None:
     base = weights(0)
     write_model(
@@ -388,7 +418,7 @@ def test_adapters_are_sent_to_the_methods_for_adapters(folder: Path) -> None:
         module = f"base_model.model.{QUERY.removesuffix('.weight')}"
         factors = {
             f"{module}.lora_A.weight": torch.randn(2, WIDTH, generator=generator),
-            f"{module}.lora_B.weight": 0.01 * torch.randn(WIDTH, 2, generator=generator),
+            f"{module}.lora_B.weight": 0.001 * torch.randn(WIDTH, 2, generator=generator),
         }
         save_file(factors, folder / name / "adapter_model.safetensors")
     base = thetau.open("base")
@@ -398,6 +428,10 @@ def test_adapters_are_sent_to_the_methods_for_adapters(folder: Path) -> None:
     assert "thetau adapter merge" in method.sentence and not [one for one in found.advice if one.topic == "scale"]
     rank = max(one.effective_rank for one in found.spectra)
     assert rank <= 2 + 1e-4
+    assert found.findings == (), "short as they are, adapters are not rounded relative to the base"
+    shutil.copytree("x", "twin")
+    twins = examine(base, [thetau.open(name, base=base) for name in ("x", "twin", "y")])
+    assert [(one.kind, set(one.models)) for one in twins.findings] == [("duplicate", {"x", "twin"})]
 
 
 def test_models_without_blocks_still_get_advice(folder: Path) -> None:
@@ -437,6 +471,18 @@ def test_on_the_command_line_and_as_json(folder: Path, capsys: pytest.CaptureFix
 def test_names_with_markup_are_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, text = run(capsys, "doctor", "base", "[red]x[/red]=a", "<script>=b", "-q")
     assert code == 0 and "[red]x[/red]" in text and "<script>" in text
+
+
+def test_hit_rates_stand_beside_the_advice_and_say_where_they_are_chance(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {one.topic: one for one in seen(*"abc").advice}
+    for topic in ("conflict", "method", "scale"):
+        rate = said[topic].measured
+        assert rate is not None and 0 <= rate.hits <= rate.n and rate.low <= rate.hits / rate.n <= rate.high and rate.what
+    doubtful = said["conflict"].measured
+    assert doubtful is not None
+    assert ("no better than a coin" in said["conflict"].uncertainty) == (doubtful.low <= 0.5)
+    monkeypatch.setattr("thetau.diagnostics.advice.measured", lambda topic: None)
+    assert all(one.measured is None for one in seen(*"abc").advice)
 
 
 def test_wilson_is_the_textbook_interval() -> None:

@@ -109,11 +109,19 @@ def test_projections_are_least_squares() -> None:
 
 def test_the_tangent_space_is_exact_and_takes_no_merges(bench: Bench) -> None:
     space = make_space(bench.evaluator, bench.weights, bench.vectors, tangent=True)
-    found = landscape(space, bench.evaluator, bench.vectors, grid=(0.0, 1.0), steps=3)
+    found = landscape(space, bench.evaluator, bench.vectors, grid=(0.0, 1.0), steps=3, name="tangent")
     assert found.space == "tangent"
     assert found.loss[A][1][0] == pytest.approx(space.losses({A: 1.0}, [A], "test")[A].value)
     with pytest.raises(DataError, match="tangent space"):
-        landscape(space, bench.evaluator, bench.vectors, grid=(0.0, 1.0), merged={"m": bench.weights}, base=bench.weights)
+        landscape(
+            space,
+            bench.evaluator,
+            bench.vectors,
+            grid=(0.0, 1.0),
+            merged={"m": bench.weights},
+            base=bench.weights,
+            name="tangent",
+        )
     with pytest.raises(DataError, match="Got 1"):
         landscape(bench.space, bench.evaluator, {A: bench.vectors[A]}, grid=(0.0, 1.0))
 

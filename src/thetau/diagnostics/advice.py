@@ -20,6 +20,7 @@ from thetau.methods import build
 LOUD = 0.5  # ‖τ_j τ_iᵀ‖/‖τ_i τ_iᵀ‖ from which one task is named as another's trouble
 WRITING = 5e8  # bytes a second that a disk keeps up when it is asked to sync
 NAMED = 3  # pairs that are named
+CHANCE = 0.5  # how often a coin would name the worse of two models
 BY_WEIGHTS = (
     "Told from weights alone: a task's own rows stand for the inputs of its layers; those of adapters do not (docs/adapters.md)."
 )
@@ -138,7 +139,7 @@ def _conflicts(pairs: Sequence[Pair], staying: Sequence[str]) -> list[Advice]:
                 models=(),
                 sentence="No two of the models get in each other's way much.",
                 evidence=f"The most that one does to the inputs of another is {rows[0][0]:.2f} of what that does itself ({rows[0][1]} to {rows[0][2]}).",
-                uncertainty=BY_WEIGHTS,
+                uncertainty=_conflict_doubt(),
                 measured=measured("conflict"),
             )
         ]
@@ -152,10 +153,18 @@ def _conflicts(pairs: Sequence[Pair], staying: Sequence[str]) -> list[Advice]:
                 "‖τ_j τ_iᵀ‖/‖τ_i τ_iᵀ‖ over the blocks' matrices: what the other does to the inputs that a task was trained on, relative to what its "
                 "own vector does."
             ),
-            uncertainty=BY_WEIGHTS,
+            uncertainty=_conflict_doubt(),
             measured=measured("conflict"),
         )
     ]
+
+
+def _conflict_doubt() -> str:
+    """What may make it wrong, with what came of trying it."""
+    rate = measured("conflict")
+    if rate is None or rate.low > CHANCE:
+        return BY_WEIGHTS
+    return f"{BY_WEIGHTS} Where it was tried it did no better than a coin: a place to look, no reason to leave a model out."
 
 
 def _method(staying: Sequence[str], harms: Sequence[Harm], adapters: bool, count: int) -> list[Advice]:

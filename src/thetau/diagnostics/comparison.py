@@ -231,9 +231,9 @@ def compare(
             f"{a.label} is a {'model' if a.is_model else 'task vector'} and {b.label} is not: give two models, or two task vectors."
         )
     engine = engine or Engine()
-    specs = _specs(a)
+    specs = a.specs()
     shared = _shared(specs, _root(a), [*a.sources(), *b.sources()], base, exclude)
-    theirs = {name: spec for name, spec in _specs(b).items() if not matches(name, exclude)}
+    theirs = {name: spec for name, spec in b.specs().items() if not matches(name, exclude)}
     used = {shared.alignment.maps[source.key].get(name) for source in b.sources() for name in shared.alignment.names}
     used |= {name for source in b.sources() for name in shared.stood[source.key]}
     only_b = [name for name, spec in theirs.items() if name not in used and spec.dtype.is_floating_point]
@@ -266,13 +266,16 @@ def compare_with(
     output = output.typed({name: spec.dtype for name, spec in stored.items() if spec is not None})
     output.prepare()
     used = {shared.alignment.maps[source.key].get(name) for source in a.sources() for name in output.specs}
-    only_a = [name for name, spec in _specs(a).items() if name not in used and spec.dtype.is_floating_point]
+    only_a = [name for name, spec in a.specs().items() if name not in used and spec.dtype.is_floating_point]
     missing, shared.missing = shared.missing, only_a
     return _compared(a, _Made(output, engine), base, shared, output.specs, missing, engine, beside=None, common={}, label=label)
 
 
 class _Side(ABC):
-    """What a model is compared with: its rows, window by window."""
+    """What a model is compared with: its tensors' rows, window by window. `recipe`: whether they are computed from one."""
+
+    recipe = False
+    combinations: tuple[Combination, ...] = ()  # those that are read beside the model
 
     @abstractmethod
     def rows(self, name: str) -> Iterator[tuple[int, Tensor]]:
@@ -282,10 +285,19 @@ class _Side(ABC):
     def cost(self, name: str) -> tuple[int, int]:
         """Bytes read, and memory."""
 
+    @abstractmethod
+    def spec(self, shared: _Shared, name: str) -> Spec:
+        """The tensor as it is there."""
+
+    @abstractmethod
+    def integers(self, shared: _Shared, name: str) -> Tensor:
+        """A tensor that is no float."""
+
 
 class _Read(_Side):
     def __init__(self, reading: Reading, combination: Combination, engine: Engine) -> None:
         self.reading, self.combination, self.engine = reading, combination, engine
+        self.combinations = (combination,)
 
     def rows(self, name: str) -> Iterator[tuple[int, Tensor]]:
         spec = self.reading.alignment.specs[name]
@@ -296,11 +308,19 @@ class _Read(_Side):
         spec = self.reading.alignment.specs[name]
         return sum(source.specs[theirs].nbytes for _, source, theirs in self.reading.terms(self.combination, name)), spec.nbytes
 
+    def spec(self, shared: _Shared, name: str) -> Spec:
+        return _stored(self.combination, shared, name) or shared.alignment.specs[name]
+
+    def integers(self, shared: _Shared, name: str) -> Tensor:
+        source = _root(self.combination)
+        return source.read(shared.alignment.maps[source.key][name])
+
 
 class _Made(_Side):
+    recipe = True
+
     def __init__(self, output: Output, engine: Engine) -> None:
-        self.output = output
-        self.engine = engine
+        self.output, self.engine = output, engine
         self.steps = {step.name: step for step in output.walk(engine).steps}
 
     def rows(self, name: str) -> Iterator[tuple[int, Tensor]]:
@@ -308,6 +328,12 @@ class _Made(_Side):
 
     def cost(self, name: str) -> tuple[int, int]:
         return self.steps[name].read, self.steps[name].memory
+
+    def spec(self, shared: _Shared, name: str) -> Spec:
+        return self.output.specs[name]
+
+    def integers(self, shared: _Shared, name: str) -> Tensor:
+        return torch.cat([rows for _, rows in self.rows(name)])
 
 
 def evaluated(reading: Reading, combination: Combination, name: str, low: int, high: int) -> Tensor:
@@ -387,10 +413,6 @@ def _shared(
         buffers,
         notes,
     )
-
-
-def _specs(one: Combination) -> Mapping[str, Spec]:
-    return one.specs()
 
 
 def _root(one: Combination) -> Source:
@@ -487,7 +509,7 @@ def _compared(
 ) -> Comparison:
     alignment = shared.alignment
     given = [a] if base is None else [a, base]
-    reading = Reading(alignment, [*given, *([side.combination] if isinstance(side, _Read) else [])])
+    reading = Reading(alignment, [*given, *side.combinations])
     roles = Roles.of(_root(a))
     tokens = {here: token for token, (here, _) in common.items()}
     vocabulary = embedding_rows(_root(a), {}) or 0
@@ -513,7 +535,7 @@ def _compared(
         name = step.name
         spec = alignment.specs[name]
         rows_of = len(spec.shape) == 2 and vocabulary > 0 and is_vocabulary(name, spec.shape, vocabulary)
-        mine, other = _stored(a, shared, name) or spec, _other(side, shared, name)
+        mine, other = _stored(a, shared, name) or spec, side.spec(shared, name)
         precision = max(torch.finfo(one).eps for one in (mine.dtype, other.dtype) if one.is_floating_point)
         based = base is not None and all(name in alignment.maps[source.key] for source in base.sources())
         sums = _Sums()
@@ -564,7 +586,7 @@ def _compared(
         a=a.label,
         b=label,
         base=base.label if base is not None else None,
-        recipe=isinstance(side, _Made),
+        recipe=side.recipe,
         tensors=found,
         parts=(
             *_grouped(found, "kind", lambda one: one.kind, base is not None),
@@ -584,28 +606,11 @@ def _compared(
     )
 
 
-def _other(side: _Side, shared: _Shared, name: str) -> Spec:
-    """The tensor as B has it."""
-    if isinstance(side, _Read):
-        return _stored(side.combination, shared, name) or shared.alignment.specs[name]
-    assert isinstance(side, _Made)
-    return side.output.specs[name]
-
-
 def _buffers(a: Expression, side: _Side, shared: _Shared) -> list[str]:
     """The integer tensors that differ."""
-    differ = []
     source = _root(a)
-    for name in shared.buffers:
-        mine = source.read(shared.alignment.maps[source.key][name])
-        if isinstance(side, _Read):
-            other = _root(side.combination)
-            theirs = other.read(shared.alignment.maps[other.key][name])
-        else:
-            theirs = torch.cat([rows for _, rows in side.rows(name)])
-        if not torch.equal(mine.reshape(-1), theirs.reshape(-1)):
-            differ.append(name)
-    return differ
+    mine = ((name, source.read(shared.alignment.maps[source.key][name])) for name in shared.buffers)
+    return [name for name, value in mine if not torch.equal(value.reshape(-1), side.integers(shared, name).reshape(-1))]
 
 
 def _place(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:

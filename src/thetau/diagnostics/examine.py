@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -115,11 +116,10 @@ def subject(one: Expression, seen: Model, base: Expression) -> Subject:
             line = line.replace(path, told[path])
         return line
 
-    form = "vector" if one.is_vector and added.over is None else "adapter" if added.degree == 0 else "model"
     return Subject(
         name=seen.name,
         path=added.label,
-        form="vector" if form == "vector" else "adapter" if form == "adapter" else "model",
+        form=_form(one, added),
         architecture=_architecture(config),
         dtypes=seen.dtypes,
         quantised=root.quantised,
@@ -132,6 +132,12 @@ def subject(one: Expression, seen: Model, base: Expression) -> Subject:
         notes=tuple(map(called, seen.notes)),
         problems=tuple(map(called, problems)),
     )
+
+
+def _form(one: Expression, added: Source) -> Literal["model", "adapter", "vector"]:
+    if one.is_vector and added.over is None:
+        return "vector"
+    return "model" if added.degree == 1 else "adapter"
 
 
 def _architecture(config: Mapping[str, object]) -> str:

@@ -21,6 +21,9 @@ RELATED = 0.3  # cosine above which two vectors have a part in common that chanc
 ALIKE = 0.5  # cosine above which a sum counts a direction twice
 WHOLE = (0.8, 1.25)  # ⟨a, b⟩/‖a‖² between which b holds all of a
 STEADY = 0.8  # share of tensors in which that is so, for b to come from a
+ROUNDED = 0.25  # of a dtype's ε: a little more than what rounding to it moves weights by, relative to their length
+EXACT = 1e-7  # of the length: what the figures themselves are known to
+COPIED = 0.05  # |⟨a, b⟩/‖a‖² − 1| up to which b is a copy of a
 OUTLYING = 5.0  # times the others' median length, from which a vector is told as an outlier
 
 
@@ -111,24 +114,32 @@ def wrong_base(one: Subject, base: Subject, fitting: Sequence[Subject], candidat
 
 
 def unchanged(one: Subject, base: Subject) -> bool:
-    """Whether a vector is no more than rounding."""
-    return (one.norm or 0.0) <= rounding(one, base) * (base.norm or 0.0)
+    """Whether a vector is no more than what storing a model in another dtype than the base's leaves."""
+    return (one.norm or 0.0) <= slack(one, base, base)
 
 
-def rounding(*models: Subject) -> float:
-    """Half a step of the coarsest dtype that holds a tenth of a model's tensors or more: what rounding alone moves weights by, relative to them."""
-    steps = [
-        torch.finfo(FLOATS[name]).eps
-        for one in models
-        for name, count in one.dtypes.items()
-        if name in FLOATS and count >= 0.1 * sum(one.dtypes.values())
-    ]
-    return max(steps, default=torch.finfo(torch.float32).eps) / 2
+def slack(one: Subject, other: Subject, base: Subject) -> float:
+    """How far two copies of one model lie apart where their dtypes differ; next to nothing where they do not.
+
+    To round to the nearest number of a dtype moves an entry by ε/√12 of its binade at the mean, which is ε/5 of ‖θ‖ over all, much the same
+    whatever the weights. What is a difference to the base by itself (an adapter, a saved vector) is rounded relative to its own length.
+    """
+    whole = one.form == other.form == "model"
+    length = (base.norm if whole else max(one.norm or 0.0, (other.norm or 0.0) if other is not base else 0.0)) or 0.0
+    steps = {_step(one), _step(other)}
+    return (ROUNDED * max(steps) if len(steps) > 1 and (whole or other is not base) else EXACT) * length
+
+
+def _step(one: Subject) -> float:
+    """ε of the dtype that most of a model's tensors have."""
+    known = {name: count for name, count in one.dtypes.items() if name in FLOATS}
+    return torch.finfo(FLOATS[max(known, key=lambda name: known[name])]).eps if known else 0.0
 
 
 def related(pair: Likeness, a: Subject, b: Subject, base: Subject) -> Finding | None:
     """How two vectors hang together, if they do."""
-    apart = pair.distance <= rounding(a, b) * (base.norm or 0.0)
+    whole = min(abs(pair.projection - 1), abs(pair.back - 1)) <= COPIED  # rounding takes nothing away from the finer one
+    apart = whole and pair.distance <= slack(a, b, base)
     figures = {"cosine": pair.cosine, "projection": pair.projection, "back": pair.back, "distance": pair.distance}
     if apart:
         said = f"{pair.a} and {pair.b} are the same model: their weights differ by {pair.distance:.3g}, no more than rounding."

@@ -19,7 +19,7 @@ from thetau.diagnostics.results import Matrix, Result
 from thetau.errors import DataError
 from thetau.evaluate.evaluator import Evaluator
 from thetau.evaluate.measures import measure
-from thetau.evaluate.spaces import Space, TangentSpace
+from thetau.evaluate.spaces import Space
 from thetau.tasks.inputs import label_tensor
 
 
@@ -91,17 +91,19 @@ def landscape(
     merged: Mapping[str, Mapping[str, Tensor]] | None = None,
     base: Mapping[str, Tensor] | None = None,
     split: str = "test",
+    name: str = "weights",
 ) -> Landscape:
     """Measure the plane of two `vectors` (task → τ), which `space` holds too, on both tasks.
 
-    `merged`: models by name, as weights over `base`; they are marked, and measured as they are.
+    `merged`: models by name, as weights over `base`; they are marked, and measured as they are. `name`: of the space, `weights` or
+    `tangent`, where no model can be marked.
 
     Raises:
         DataError: not two vectors, one that is zero, or models in the tangent space.
     """
     if len(vectors) != 2:
         raise DataError(f"a landscape is the plane of two task vectors. Got {len(vectors)}.")
-    if merged and isinstance(space, TangentSpace):
+    if merged and name == "tangent":
         raise DataError("merged models are marked in the model's own space; these vectors belong to the tangent space.")
     a, b = vectors
     tasks = (a, b)
@@ -114,10 +116,10 @@ def landscape(
             accuracy[task].append([row[1][task] for row in rows])
     points = {"base": (0.0, 0.0), a: (1.0, 0.0), b: (0.0, 1.0)}
     ends = (("base", a), ("base", b), (a, b))
-    marks = tuple(_mark(name, weights, base or {}, vectors, evaluator, tasks, split) for name, weights in (merged or {}).items())
+    marks = tuple(_mark(word, weights, base or {}, vectors, evaluator, tasks, split) for word, weights in (merged or {}).items())
     return Landscape(
         tasks=tasks,
-        space="tangent" if isinstance(space, TangentSpace) else "weights",
+        space=name,
         split=split,
         n={task: len(evaluator.inputs(task, split)) for task in tasks},
         grid=tuple(grid),

@@ -145,7 +145,7 @@ def measure(
     dropped = {name: count for name, count in flops.items() if count > EFFORT}
     walk.tried = {name: one for name, one in reductions.items() if name not in dropped} if len(merged) > 1 else {}
     steps = walk.steps()
-    found = tuple(figures for _, figures in engine.run(steps, Call(walk.look), "Looking at the vectors"))
+    found = tuple(figures for _, figures in engine.run(steps, Call(walk.look), "Looking at the vectors", held=walk.held))
     most = entries_for(len(vectors))
     sampled = sum(spec.elements > most for spec in (aligned.alignment.specs[step.name] for step in steps))
     return Measured(tensors=found, sampled=sampled, dropped=dropped)
@@ -188,6 +188,11 @@ class _Walk:
             if fits((spec := self.aligned.alignment.specs[name]).shape) and self.aligned.site(name).kind in BLOCKS
         ]
 
+    @property
+    def held(self) -> int:
+        """Bytes of the results: six matrices of tasks by tasks for each tensor."""
+        return 6 * 8 * len(self.vectors) ** 2 * len(self.aligned.alignment.names)
+
     def steps(self) -> list[Step]:
         """A step a tensor; matrices whose stack the budget cannot hold are only walked over."""
         steps, short = [], []
@@ -203,7 +208,7 @@ class _Walk:
                 products = 4 * (2 * tasks * spec.shape[0] * rows + 2 * spec.shape[1] * rows)
                 merges = max((one.cost((spec.shape[0], spec.shape[1]), tasks).memory for one in self.tried.values()), default=0)
                 whole = 4 * (tasks + 2) * spec.elements + max(working(spec.shape), products, merges)
-                if window + whole + beside > self.engine.max_memory:
+                if window + whole + beside + self.held > self.engine.max_memory:
                     short.append(name)
                     whole = 0
             steps.append(Step(name, read, window + whole + beside))

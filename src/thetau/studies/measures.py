@@ -107,6 +107,7 @@ def landscape(
         merged=merges(session, merged, methods),
         base=session.weights,
         split=given.sample.split,
+        name="tangent" if session.tangent else "weights",
     )
 
 
