@@ -135,6 +135,8 @@ def test_the_theme_is_the_systems_until_it_is_switched(browser: Any, pages: Path
     assert light.evaluate(colour) == grounds[0]
     dark.emulate_media(media="print", color_scheme="dark")
     assert dark.evaluate(colour) == grounds[0], "paper is white"
+    dark.set_viewport_size({"width": 718, "height": 1000})  # A4 at 96 dots an inch, with the usual margins
+    assert dark.evaluate("document.documentElement.scrollWidth") <= 718, "no column is off the paper"
     assert dark.locator("#theme").is_hidden() and dark.locator("h2").first.is_visible()
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import builtins
+import copy
 import json
 import math
+import random
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -254,6 +256,25 @@ def test_a_merged_model_with_its_card(folder: Path, capsys: pytest.CaptureFixtur
     assert run(capsys, "verify", "merged")[0] == 0, "the report is no part of what is verified"
 
 
+def test_other_ways_to_make_a_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "theirs.yml").write_text(
+        "merge_method: linear\nmodels:\n  - {model: a, parameters: {weight: 0.5}}\n  - {model: b, parameters: {weight: 0.5}}\n"
+    )
+    for out, arguments in {
+        "theirs": ("merge", "theirs.yml", "--report"),
+        "vector": ("merge", "-b", "base", "-m", "a", "-m", "b", "--method", "average", "--output", "vector", "--report"),
+        "codes": ("merge", "-b", "base", "-m", "a", "--method", "average", "--quantise", "fp8-row", "--report"),
+        "negated": ("vector", "negate", "-b", "base", "-m", "a", "-s", "0.5"),
+    }.items():
+        code, printed = run(capsys, *arguments, "-o", out, "-q")
+        assert code == 0, printed
+    told = {out: words(read_page(render(page_of(folder / out)))) for out in ("theirs", "vector", "codes", "negated")}
+    assert "2 models merged by linear" in told["theirs"] and "The recipe has no base" in told["theirs"]
+    assert "merged task vector" in told["vector"] and "This is a task vector" in told["vector"]
+    assert "good against thetau.json" in told["codes"] and "Every tensor" in told["codes"]
+    assert "not by a recipe" in told["negated"] and "thetau merge recipe.yaml" not in told["negated"]
+
+
 def test_hostile_names_of_models_and_tensors(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -383,3 +404,55 @@ def test_any_thetau_error_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "thetau.json").write_text("{}")
     with pytest.raises(ThetauError, match=r"thetau\.json: damaged"):
         page_of(tmp_path)
+
+
+# Files that somebody changed.
+
+JUNK: tuple[Any, ...] = (None, 1, -1, 1.5, "", "x", [], {}, [1], {"a": 1}, True, [[]], [None])
+
+
+def places(document: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where something stands in a JSON document."""
+    parts = document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
+    return [found for key, value in parts for found in ((*above, key), *places(value, (*above, key)))]
+
+
+def changed(document: Any, draw: random.Random) -> Any:
+    """The same with one thing in it left out, or put in another's place."""
+    made = copy.deepcopy(document)
+    *above, last = draw.choice(places(made))
+    at = made
+    for key in above:
+        at = at[key]
+    if draw.random() < 0.3:
+        del at[last]
+    else:
+        at[last] = draw.choice(JUNK)
+    return made
+
+
+@pytest.mark.parametrize("kind", ["suite", "doctor", "model", "bank"])
+def test_a_changed_file_gives_a_page_or_an_error_in_words(folder: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    if kind == "suite":
+        suite_results().save(path := folder / "results.json")
+    elif kind == "doctor":
+        doctor_result().save(path := folder / "doctor.json")
+    elif kind == "model":
+        merge(capsys, "--quiet")
+        path = folder / "merged" / "thetau.json"
+    else:
+        pytest.importorskip("sklearn", reason="banks need scikit-learn: pip install 'thetau[bases]'")
+        write_model(folder / "c", shifted(random_weights(0), 5))
+        assert run(capsys, "basis", "build", "a", "b", "c", "--base", "base", "-o", "bank", "-k", "2")[0] == 0
+        path = folder / "bank" / "bank.json"
+    whole = json.loads(path.read_text())
+    pages = 0
+    for seed in range(40):
+        path.write_text(json.dumps(changed(whole, random.Random(seed))))
+        try:
+            text = render(page_of(path, weights=False))
+        except ThetauError:
+            continue
+        pages += 1
+        assert text.startswith("<!doctype html>")
+    assert 0 < pages < 40, "some changes do no harm, and some are refused"

@@ -183,13 +183,21 @@ def _deviation(one: Mapping[str, Any], key: str) -> str:
 
 
 def parents_of(record: Mapping[str, Any]) -> list[Parent]:
-    """What an output's record says that it was made of: the base first, then the models by the names that the recipe gives them."""
+    """What an output's record says that it was made of: the base first, then the models by the names that the recipe gives them.
+
+    Raises:
+        CheckpointError: the record is damaged there.
+    """
     recipe = record.get("recipe", {})
     members = recipe.get("models", []) if isinstance(recipe, Mapping) else []
-    names = {str(one["path"]): str(one["name"]) for one in members if isinstance(one, Mapping) and one.get("name")}
+    named = [one for one in members if isinstance(one, Mapping)] if isinstance(members, list) else []
+    names = {str(one["path"]): str(one["name"]) for one in named if one.get("name") and "path" in one}
+    inputs = record.get("inputs", [])
+    if not isinstance(inputs, list) or not all(isinstance(one, Mapping) and isinstance(one.get("path"), str) for one in inputs):
+        raise CheckpointError("thetau.json: damaged: `inputs` must give a path for each model. Restore it from a copy.")
     base = str(record.get("base", ""))
     parents = []
-    for one in sorted(record.get("inputs", []), key=lambda one: str(one["path"]) != base):
+    for one in sorted(inputs, key=lambda one: str(one["path"]) != base):
         path = str(one["path"])
         here, commit = Path(path), commit_of(path)
         # The record names the folder of the cache that a model of the hub was read from; the recipe, its id.

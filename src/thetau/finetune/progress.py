@@ -68,11 +68,19 @@ def columns_of(unit: str) -> list[Any]:
         TextColumn,
         TimeRemainingColumn,
     )
+    from rich.table import Column
     from rich.text import Text
 
     class Rate(ProgressColumn):
         def render(self, task: Any) -> Text:
-            return Text(f"{task.speed:.1f} {unit}/s" if task.speed else f"– {unit}/s", style="progress.data.speed")
+            return Text(
+                f"{task.speed:.3g} {unit}/s"
+                if task.speed and task.speed < 100
+                else f"{task.speed:.0f} {unit}/s"
+                if task.speed
+                else f"– {unit}/s",
+                style="progress.data.speed",
+            )
 
-    counted = [MofNCompleteColumn(), Rate()] if unit else [TaskProgressColumn()]
+    counted = [MofNCompleteColumn(), Rate(table_column=Column(no_wrap=True))] if unit else [TaskProgressColumn()]
     return [TextColumn("{task.description}"), BarColumn(), *counted, TimeRemainingColumn(compact=True), TextColumn("left")]

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from thetau.diagnostics.doctor import Advice, Doctor, Group, HitRate, Subject
+from thetau.errors import DataError
 from thetau.report.blocks import Block, Column, Facts, Heatmap, Lines, Notes, Page, Section, Table
-from thetau.report.text import Value, number
+from thetau.report.text import Value, clean, number
 
 PAIRS = 12  # models up to which cosines are drawn for each layer
 
 
 def doctor_page(found: Doctor) -> Page:
-    """The page."""
+    """The page. Raises `DataError`: its figures are not of as many models as it names, as where a file was changed by hand."""
+    _check(found)
     return Page(
         title=f"{len(found.models)} models over {found.base.name}",
         about="before merging",
@@ -32,6 +34,24 @@ def doctor_page(found: Doctor) -> Page:
             if section is not None
         ),
     )
+
+
+def _check(found: Doctor) -> None:
+    count, staying = len(found.compared), len(found.staying)
+    wrong = [
+        f"group {group.by} {group.name}"
+        for group in found.groups
+        if len(group.norms) != count or len(group.cosine) != count or any(len(row) != count for row in group.cosine)
+    ]
+    wrong += [
+        f"interference of {one.method}"
+        for one in found.harms
+        if len(one.whole) != staying or any(len(values) != staying for values in one.layers.values())
+    ]
+    if wrong:
+        raise DataError(
+            f"the doctor's result does not have one figure a model: {clean(', '.join(wrong[:3]))}. It was changed; run `thetau doctor` again."
+        )
 
 
 def _lead(found: Doctor) -> str:

@@ -16,6 +16,7 @@ from thetau.export.card import Evaluation, Parent, parents_of, public_recipe, re
 from thetau.export.licences import Licence, inherited
 from thetau.facade import open as open_weights
 from thetau.facade import open_base, verify
+from thetau.recipes.mergekit.recipe import KEY
 from thetau.report.blocks import Bars, Block, Code, Column, Facts, Graph, Heatmap, Lines, Node, Notes, Page, Section, Table
 from thetau.report.text import Span, gigabytes
 
@@ -154,8 +155,14 @@ def model_page(merged: Merged) -> Page:
 
 
 def _method(record: Mapping[str, Any]) -> str | None:
+    """What a recipe of ours, or the last document of mergekit's, merges by; None for arithmetic in Python or on the command line."""
     recipe = record.get("recipe")
-    method = recipe.get("method") if isinstance(recipe, Mapping) else None
+    if not isinstance(recipe, Mapping):
+        return None
+    documents = recipe.get(KEY)
+    if isinstance(documents, list) and documents and isinstance(documents[-1], Mapping):
+        return str(documents[-1].get("merge_method", "")) or None
+    method = recipe.get("method")
     name = method.get("name") if isinstance(method, Mapping) else method
     return str(name) if name else None
 
@@ -452,13 +459,20 @@ def _checks(merged: Merged) -> Section:
 def _again(merged: Merged) -> Section:
     versions = merged.record.get("versions")
     said = {"thetau": merged.record.get("thetau"), **(versions if isinstance(versions, Mapping) else {})}
+    recipe = merged.record.get("recipe")
+    recorded = isinstance(recipe, Mapping) and ("method" in recipe or KEY in recipe)
+    command = "thetau merge recipe.yaml -o merged\nthetau verify merged --again"
     return Section(
         slug="again",
         title="How to make it again",
-        lead="Folders of the machine on which it was made are named by their last part.",
+        lead="Folders of the machine on which it was made are named by their last part."
+        + ("" if recorded else " It was made by arithmetic on weights, and not by a recipe."),
         blocks=(
-            Code(text=public_recipe(merged.record, merged.parents).rstrip(), label="recipe.yaml"),
-            Code(text="thetau merge recipe.yaml -o merged\nthetau verify merged --again", label="Make it, and compare every bit"),
+            Code(
+                text=public_recipe(merged.record, merged.parents).rstrip(),
+                label="recipe.yaml" if recorded else "what was computed",
+            ),
+            *((Code(text=command, label="Make it, and compare every bit"),) if recorded else ()),
             Facts(pairs=(("Seed", merged.record.get("seed", 0)), *((str(name), str(one)) for name, one in said.items()))),
         ),
     )
