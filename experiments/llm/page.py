@@ -50,7 +50,19 @@ def taught(results: Mapping[str, Any]) -> list[str]:
         f"{size['batch']} examples of one skill (learning rate {size['lr']:g}).",
         "",
         *table(("model", *names), rows),
+        *unlearnt(results),
     ]
+
+
+def unlearnt(results: Mapping[str, Any]) -> list[str]:
+    """The skills that their own models do not have, so that no merge can."""
+    base, own = results["references"]["base"]["skills"], results["references"]["own"]["skills"]
+    names = [name for name in own if own[name]["value"] <= base[name]["value"]]
+    return (
+        [f"Not learnt in so few steps: {listed(names)}. What merges do there is not what they keep of a skill.", ""]
+        if names
+        else []
+    )
 
 
 def merges(results: Mapping[str, Any]) -> list[str]:
@@ -143,6 +155,14 @@ def negation(results: Mapping[str, Any]) -> list[str]:
         f"taught either. α is the largest at which a token of theirs keeps {100 * found['keep']:g} % of its likelihood on validation. {said}",
         "",
         *table(head, rows),
+        *(
+            [
+                "The base has nothing of it to lose by exact match: this says what a subtraction costs, and not what it forgets.",
+                "",
+            ]
+            if not found["rows"][0]["target"]["value"]
+            else []
+        ),
     ]
 
 
