@@ -68,7 +68,9 @@ def _lead(found: Doctor) -> str:
 def _rate(measured: HitRate | None) -> str:
     if measured is None:
         return "not measured"
-    return f"right {measured.hits} of {measured.n} times (95 %: {100 * measured.low:.0f} – {100 * measured.high:.0f} %), {measured.what}"
+    return (
+        f"{measured.hits} of {measured.n} times (95 %: {100 * measured.low:.0f} to {100 * measured.high:.0f} %): {measured.what}"
+    )
 
 
 def _advice(found: Doctor) -> Section:
