@@ -340,9 +340,12 @@ def test_the_command_a_recipe_and_a_warning(place: Path, capsys: pytest.CaptureF
         "--over",
         "ties",
     ]
-    code, text = run(capsys, *arguments, "-o", str(out), "--dry-run")
+    code, text = run(capsys, *arguments, "-o", str(out), "--dry-run", "--json", str(tmp_path / "plan.json"))
     assert code == 0, text
     assert "forward and backward over 2 × 32 examples" in text
+    planned = json.loads((tmp_path / "plan.json").read_text())
+    assert planned["seconds"] > 0 and planned["steps"] == 500, "a step is tried"
+    assert f"It took {planned['seconds']:.2f} s here just now" in text
     assert not out.exists()
     learn = [*arguments, "--field", "density=0.3", "--steps", "3", "--granularity", "layer", "-o", str(out), "--set", "lr=0.1"]
     code, text = run(capsys, *learn, "--json", str(tmp_path / "facts.json"))

@@ -43,11 +43,10 @@ def piece_likelihoods(
 ) -> list[list[float]]:
     """The log-likelihood in nats of each piece of each example."""
     listed = [(example, pair) for example, pieces in enumerate(inputs.pieces) for pair in pieces]
-    found = _scored(encoder, [pair for _, pair in listed], inputs.pad, side)
+    found = _scored(encoder, [pair for _, pair in listed], inputs, side, done)
     made: list[list[float]] = [[] for _ in inputs.pieces]
     for (example, _), one in zip(listed, found, strict=True):
         made[example].append(one)
-    done(sum(inputs.lengths))
     return made
 
 
@@ -59,8 +58,7 @@ def causal_loss(encoder: Encoder, inputs: CausalInputs, done: Callable[[int], No
         raise DataError(
             f"{inputs.truncated} examples are longer than `max_length`, so their loss is not defined. Raise it, as {limit} now."
         )
-    told = _scored(encoder, pairs, inputs.pad, "right")
-    done(sum(inputs.lengths))
+    told = _scored(encoder, pairs, inputs, "right", done)
     return Loss(value=-sum(one / len(answer) for one, (_, answer) in zip(told, pairs, strict=True)) / len(pairs), n=len(pairs))
 
 
@@ -171,13 +169,22 @@ def _counted(
     )
 
 
-def _scored(encoder: Encoder, pairs: Sequence[Pair], pad: int, side: Side) -> list[float]:
+def _scored(
+    encoder: Encoder, pairs: Sequence[Pair], inputs: CausalInputs, side: Side, done: Callable[[int], None]
+) -> list[float]:
+    """The log-likelihood of each answer; `done` is told the inputs' tokens by the share that each batch is of all that is read."""
     found = [0.0] * len(pairs)
+    lengths = [len(prompt) + len(answer) for prompt, answer in pairs]
+    total, read, told = sum(inputs.lengths), 0, 0
     encoder.module.eval()
-    for batch in _batches([len(prompt) + len(answer) for prompt, answer in pairs]):
-        told, _ = likelihoods(cast("CausalModel", encoder.module), [pairs[number] for number in batch], pad, side)
-        for number, one in zip(batch, told.tolist(), strict=True):
+    for batch in _batches(lengths):
+        values, _ = likelihoods(cast("CausalModel", encoder.module), [pairs[number] for number in batch], inputs.pad, side)
+        for number, one in zip(batch, values.tolist(), strict=True):
             found[number] = one
+        read += sum(lengths[number] for number in batch)
+        done(total * read // sum(lengths) - told)
+        told = total * read // sum(lengths)
+    done(total - told)
     return found
 
 

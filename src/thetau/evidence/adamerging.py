@@ -19,7 +19,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -122,18 +122,7 @@ def learn_coefficients(
     config, method, folder = config or CoefficientConfig(), method or AdaMerging(), Path(folder)
     names = tuple(sorted(vectors))
     _check(encoder, tasks, vectors)
-    sizes: dict[str, Any] = {"max_length": config.max_length, "image_size": config.image_size}
-    lessons = []
-    for name in names:
-        check_classes(tasks[name])
-        inputs = encode(encoder, tasks[name], config.split, limit=config.examples, **sizes)
-        if not len(inputs):
-            raise DataError(
-                f"task {name!r}: has no example in its split {config.split}, and coefficients are learned from unlabelled examples. Leave the "
-                "task out, or name another split (`split=test`)."
-            )
-        head = (heads or {}).get(name) or make_head(encoder, tasks[name], **sizes)
-        lessons.append(Lesson(name=name, inputs=inputs, head=head))
+    lessons = _lessons(encoder, tasks, names, config, heads or {})
     over = json.dumps(plain(method.then), sort_keys=True)
     facts = {
         "base": encoder.base_hash,
@@ -182,6 +171,52 @@ def learn_coefficients(
     _write(result, told, encoder, {"key": key, "over": over, "base": encoder.base_hash}, origins or {})
     state.remove()
     return result
+
+
+def _lessons(
+    encoder: Encoder, tasks: Mapping[str, Task], names: Sequence[str], config: CoefficientConfig, heads: Mapping[str, AnyHead]
+) -> list[Lesson]:
+    """The unlabelled examples of each task, and its head."""
+    sizes: dict[str, Any] = {"max_length": config.max_length, "image_size": config.image_size}
+    lessons = []
+    for name in names:
+        check_classes(tasks[name])
+        inputs = encode(encoder, tasks[name], config.split, limit=config.examples, **sizes)
+        if not len(inputs):
+            raise DataError(
+                f"task {name!r}: has no example in its split {config.split}, and coefficients are learned from unlabelled examples. Leave the "
+                "task out, or name another split (`split=test`)."
+            )
+        head = heads.get(name) or make_head(encoder, tasks[name], **sizes)
+        lessons.append(Lesson(name=name, inputs=inputs, head=head))
+    return lessons
+
+
+def step_seconds(
+    encoder: Encoder,
+    tasks: Mapping[str, Task],
+    config: CoefficientConfig | None = None,
+    *,
+    heads: Mapping[str, AnyHead] | None = None,
+) -> float:
+    """Seconds that a step takes here, tried: the second of two over the tasks' examples, with vectors as large as the base's in memory.
+
+    Reading the vectors from a disk comes on top where the system does not hold them.
+
+    Raises:
+        DataError: as learning would.
+    """
+    config = replace(config or CoefficientConfig(), steps=2)
+    before = encoder.weights(exact=True)
+    vector = {name: parameter.detach() * 1e-3 for name, parameter in encoder.module.named_parameters()}
+    lessons = _lessons(encoder, tasks, sorted(tasks), config, heads or {})
+    times = [time.perf_counter()]
+    try:
+        learner = Learner(encoder.module, lessons, dict.fromkeys(tasks, vector), config)
+        learner.finish(tick=lambda step, entropy: times.append(time.perf_counter()))
+    finally:
+        encoder.load(before, "the base")
+    return times[-1] - times[-2]
 
 
 def demand(elements: Sequence[int], tasks: int) -> dict[str, int]:

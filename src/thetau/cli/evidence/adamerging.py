@@ -15,6 +15,7 @@ from thetau.evaluate.options import Backbone, Reading
 from thetau.options import Option
 
 if TYPE_CHECKING:
+    from thetau.evidence import CoefficientConfig
     from thetau.evidence.adamerging import Coefficients
 
 
@@ -56,7 +57,7 @@ def adamerging(models: TunedModels, out: Out, backbone: Backbone, options: Learn
     from thetau.errors import DataError
     from thetau.evaluate.session import Session
     from thetau.evidence import CoefficientConfig, learn_coefficients
-    from thetau.evidence.adamerging import demand
+    from thetau.evidence.adamerging import demand, step_seconds
     from thetau.finetune.progress import bar
     from thetau.methods import AdaMerging, build
 
@@ -72,8 +73,9 @@ def adamerging(models: TunedModels, out: Out, backbone: Backbone, options: Learn
         )
     if options.dry_run:
         needed = demand([parameter.numel() for parameter in session.encoder.module.parameters()], len(session.models))
-        json.write(needed)
-        _say(needed, len(session.models), config.batch)
+        seconds = step_seconds(session.encoder, session.evaluator.tasks, config, heads=session.evaluator.heads)
+        json.write({**needed, "seconds": seconds, "steps": config.steps})
+        _say(needed, len(session.models), config, seconds)
         return
     with bar("adamerging", config.steps, "steps") as progress:
         result = learn_coefficients(
@@ -92,10 +94,14 @@ def adamerging(models: TunedModels, out: Out, backbone: Backbone, options: Learn
     _show(result)
 
 
-def _say(needed: Mapping[str, int], tasks: int, batch: int) -> None:
+def _say(needed: Mapping[str, int], tasks: int, config: CoefficientConfig, seconds: float) -> None:
+    from thetau.cli.plan import duration
+
     typer.echo(
-        f"a step runs the merged model forward and backward over {tasks} × {batch} examples, and reads {needed['read'] / 1e9:.2f} GB of vectors. It holds "
-        f"{needed['memory'] / 1e9:.2f} GB beside the activations, whatever the number of tasks; the vectors take {needed['disk'] / 1e9:.2f} GB of disk."
+        f"a step runs the merged model forward and backward over {tasks} × {config.batch} examples, and reads "
+        f"{needed['read'] / 1e9:.2f} GB of vectors. It holds {needed['memory'] / 1e9:.2f} GB beside the activations, whatever the number of tasks; "
+        f"the vectors take {needed['disk'] / 1e9:.2f} GB of disk. "
+        f"It took {seconds:.2f} s here just now, with vectors in memory: {config.steps} steps are {duration(seconds * config.steps)}."
     )
 
 
