@@ -98,7 +98,7 @@ def test_on_the_command_line_with_an_adapter(tmp_path: Path, tasks: Path) -> Non
         "--limit",
         "5",
     ]
-    done = CliRunner().invoke(app, [*arguments, "--json", str(tmp_path / "out.json")])
+    done = CliRunner().invoke(app, [*arguments, "--json", str(tmp_path / "out.json")], env={"COLUMNS": "400"})
     assert done.exit_code == 0, done.exception
     assert "acc_norm" in done.stdout
     assert "by lm-evaluation-harness 0." in done.stdout

@@ -129,6 +129,9 @@ class Points:
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
         return {"x": self.x[list(indices)]}
 
+    def targets(self, indices: Sequence[int]) -> Tensor:
+        return torch.tensor(self.labels)[list(indices)]
+
 
 NAMES = ("first", "second")
 HEAD = Head(classes=nn.functional.normalize(torch.randn(3, 6, generator=torch.Generator().manual_seed(2)), dim=-1), scale=4.0)

@@ -17,6 +17,7 @@ from thetau.checkpoint.disk.folders import Place as Place
 from thetau.checkpoint.disk.folders import check_new as check_new
 from thetau.checkpoint.disk.folders import new_folder as new_folder
 from thetau.checkpoint.disk.folders import remove as remove
+from thetau.checkpoint.disk.lines import append_lines as append_lines
 from thetau.checkpoint.disk.locks import Held as Held
 from thetau.checkpoint.disk.locks import Lock as Lock
 from thetau.checkpoint.disk.parents import check_file as check_file

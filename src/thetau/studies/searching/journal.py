@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, final
 
 from optuna.storages.journal import BaseJournalBackend
 
-from thetau.checkpoint.disk import Held, busy, failed
-from thetau.checkpoint.disk.locks import locked
+from thetau.checkpoint.disk import append_lines, failed
 from thetau.errors import DataError
 
 HEAD = b'{"op_code"'
-WAIT = 60.0  # seconds for the others' writing
 
 
 @final
@@ -60,23 +57,7 @@ class Journal(BaseJournalBackend):
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Write records, whole."""
         content = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
-        try:
-            handle = locked(self._path, wait=WAIT)
-        except Held as error:
-            raise busy(self._path, error.holder) from error
-        except OSError as error:
-            raise failed(self._path, error) from error
-        try:
-            with open(handle, "r+b", closefd=False) as file:
-                file.truncate(_whole(handle))
-                file.seek(0, os.SEEK_END)
-                file.write(content)
-                file.flush()
-                os.fsync(handle)
-        except OSError as error:
-            raise failed(self._path, error) from error
-        finally:
-            os.close(handle)
+        append_lines(self._path, content)
 
     def _record(self, line: bytes, number: int) -> dict[str, Any]:
         try:
@@ -86,17 +67,3 @@ class Journal(BaseJournalBackend):
         if not isinstance(found, dict) or "op_code" not in found:
             raise DataError(f"{self._path}: line {number + 1} is not a record of a search. Give another file.")
         return found
-
-
-def _whole(handle: int) -> int:
-    """The bytes up to the end of the last whole line."""
-    size = os.fstat(handle).st_size
-    step = 4096
-    end = size
-    while end > 0:
-        start = max(0, end - step)
-        place = os.pread(handle, end - start, start).rfind(b"\n")
-        if place >= 0:
-            return start + place + 1
-        end = start
-    return 0

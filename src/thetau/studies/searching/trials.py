@@ -15,8 +15,9 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from thetau.checkpoint.disk import Held, Lock, busy, check_place
+from thetau.checkpoint.disk.lines import WAIT
 from thetau.errors import OutputError, ThetauError
-from thetau.studies.searching.journal import WAIT, Journal
+from thetau.studies.searching.journal import Journal
 from thetau.studies.searching.objectives import Objective
 from thetau.studies.searching.samplers import FAULT, GENERATION, CmaSampler, Sampler, distribution, sampler_of
 from thetau.studies.searching.space import Scalar, SearchSpace
