@@ -4,10 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# The theme's word on the next MkDocs, which pyproject.toml keeps out.
+export NO_MKDOCS_2_WARNING := 1
 # A caller's active environment must not leak in.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: llm gguf adapters demo test processors check docs wheel hooks bench kills memory fuzz paradigms diagnose step bilateral bases bases-bounds bases-scale big-checkpoints bits fisher catalogue mergekit plans readme data clean similarity sketches doctor reports
+.PHONY: llm gguf adapters demo test processors check docs wheel hooks bench kills memory fuzz paradigms diagnose step bilateral bases bases-bounds bases-scale big-checkpoints bits fisher catalogue mergekit plans readme data clean similarity sketches doctor reports tutorials concepts
 
 demo: $(VENV)/.ready  ## fine-tune, merge with every method, evaluate: a table, results.json and results.png
 	$(BIN)/thetau suite run demo --out $(RUN)
@@ -150,8 +152,14 @@ llm: $(VENV)/.ready  ## four skills taught to SmolLM2-135M-Instruct, merged by e
 	.venv-mergekit/bin/pip install --quiet mergekit==0.1.5
 	touch $@
 
+tutorials: $(VENV)/.ready  ## run the notebooks of docs/tutorials anew and keep their outputs
+	$(BIN)/python -m experiments.tutorials.run
+
 reports: $(VENV)/.ready  ## docs/examples: reports of the demo's run, of a merge and of a bank; after `make demo`; resumes in runs/reports
 	$(BIN)/python -m experiments.reports.run --run $(RUN)
+
+concepts: $(VENV)/.ready  ## the pictures of docs/concepts.md
+	$(BIN)/python -m experiments.concepts.run
 
 readme: $(VENV)/.ready  ## put the demo's table and chart into README.md
 	$(BIN)/python -m experiments.demo.page $(RUN)

@@ -7,12 +7,13 @@ from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 
-SECTION = "Methods"
+PARENT, SECTION = "Merge", "Methods"
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """A page a method."""
     assert config.nav is not None
-    section: list[Any] = next(entry[SECTION] for entry in config.nav if SECTION in entry)
+    parent: list[Any] = next(entry[PARENT] for entry in config.nav if PARENT in entry)
+    section: list[Any] = next(entry[SECTION] for entry in parent if SECTION in entry)
     section += [{path.stem: f"methods/{path.name}"} for path in sorted((Path(config.docs_dir) / "methods").glob("*.md"))]
     return config

@@ -22,6 +22,7 @@ from mkdocs.structure.files import File, Files
 import thetau
 
 MODULES = ("errors", "parts", "testing")  # the single files that users and authors of methods import from
+SECTION = "Reference"  # of the navigation
 COMMANDS = ("cli",)  # described by `--help` and docs/recipes.md
 
 
@@ -100,7 +101,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     if missing:
         raise PluginError(f"Public names without a docstring: {', '.join(missing)}. Say in a sentence what each is.")
     assert config.nav is not None
-    config.nav.append({"API reference": [{room: place(room)} for room in rooms()]})
+    section: list[Any] = next(entry[SECTION] for entry in config.nav if SECTION in entry)
+    section.append({"Python": [{room: place(room)} for room in rooms()]})
     return config
 
 
