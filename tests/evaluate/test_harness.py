@@ -98,10 +98,10 @@ def test_on_the_command_line_with_an_adapter(tmp_path: Path, tasks: Path) -> Non
         "--limit",
         "5",
     ]
-    done = CliRunner().invoke(app, [*arguments, "--json", str(tmp_path / "out.json")], env={"COLUMNS": "400"})
+    done = CliRunner().invoke(app, [*arguments, "--json", str(tmp_path / "out.json")])
     assert done.exit_code == 0, done.exception
     assert "acc_norm" in done.stdout
-    assert "by lm-evaluation-harness 0." in done.stdout
+    assert "bylm-evaluation-harness0." in "".join(done.stdout.split())  # a long path breaks the line anywhere
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["base"] == str(tmp_path / "m")
     assert [one["n"] for one in written["tasks"]["own_choices"]] == [5, 5]
