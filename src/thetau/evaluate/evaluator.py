@@ -170,7 +170,7 @@ class Evaluator:
 
     def read(self, task: str, split: str, rows: Sequence[int] | None = None) -> Float[Tensor, "example feature"]:
         """What the head of a task reads from the weights that are loaded, of all examples of a split or of `rows`."""
-        return features(self.encoder, self.inputs(task, split), self.done, rows)
+        return features(self.encoder, self.inputs(task, split), self.on_tokens, rows)
 
     def judge(
         self, task: str, split: str, read: Float[Tensor, "example feature"], rows: Sequence[int] | None = None
