@@ -116,16 +116,15 @@ def test_a_right_guess_ends_after_one_pass(
     assert 0.7 * entries / share < seen["upper"] <= entries / share + len(SHAPES)
 
 
-def test_a_guess_of_many_entries_is_right(models: list[Path], small: None, made: list[tuple[str, int]]) -> None:
-    """From 400,000 of a million normal entries the cut is known to 0.2 %, a fourth of what the bins leave on either side at least."""
-    generator = torch.Generator().manual_seed(0)
-    vector = torch.randn(1_000_000, generator=generator)
+def test_a_guess_of_an_even_share_is_right() -> None:
+    """Every fifth of the entries in order: ranks are off by less than five entries, where half a bin beside the cut holds hundreds."""
+    vector = torch.randn(1_000_000, generator=torch.Generator().manual_seed(0)).abs().sort().values
     for density in (0.01, 0.1, 0.2, 0.5, 0.9):
         quantile = MagnitudeQuantile(density=density)
         look = Counts(
             quantile.add(None, vector[None, ::5, None], site(("a",), "w", 0, (200_000, 1)), None).bins, ((density, 0.0),)
         )
-        cut = vector.abs().kthvalue(1_000_000 - int(density * 1_000_000) + 1).values
+        cut = vector[1_000_000 - int(density * 1_000_000)]
         at = int(cut.view(torch.int32) >> 16) - int(quantile.guess(look).first)
         assert 0 <= at < NEAR, density
 

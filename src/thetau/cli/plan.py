@@ -44,7 +44,13 @@ def described(plan: Plan, *, reading: float | None) -> dict[str, Any]:
     """A plan as plain values: bytes, operations, seconds on this machine."""
     return {
         "passes": [
-            {"what": one.what, "read": one.read, "memory": memory, "by": sorted({step.by for step in one.steps})}
+            {
+                "what": one.what,
+                "share": one.share,
+                "read": one.read,
+                "memory": memory,
+                "by": sorted({step.by for step in one.steps}),
+            }
             for one, memory in zip(plan.passes, plan.in_flight(), strict=True)
         ],
         "read": plan.read,
