@@ -15,6 +15,7 @@ from torch import Tensor
 import thetau
 from commands import folder as folder
 from commands import run
+from fixtures import write_model
 from synthetic import State, differences, merged_vector, models, vectors_of
 from thetau.checkpoint.memory import MemorySource
 from thetau.compression import Sparse, Storage, compress, stitch, storage, stored
@@ -293,6 +294,17 @@ def test_densities_are_exact(rounding: Any, trim: Any) -> None:
     assert found.row("dense").values == 5 * n * 4
     assert found.elements == n
     assert found.row("mask_sharing").density > 0
+
+
+@pytest.mark.parametrize("trim", ["vector", "tensor"])
+def test_densities_of_stored_models_are_those_of_models_in_memory(tmp_path: Path, trim: Any) -> None:
+    """From files the cuts are counted in the compiled loop, and the masks after them are not."""
+    base, tuned = models(SHAPES, TASKS)
+    held = {name: write_model(tmp_path / name, state) for name, state in {"base": base, **tuned}.items()}
+    start = thetau.open(held["base"])
+    vectors = [thetau.open(held[task]) - start for task in TASKS]
+    found = storage(vectors, density=0.4, trim=trim, clusters=[CLUSTERS[task] for task in TASKS], names=TASKS)
+    assert found == accounted(0.4, trim=trim)[0]
 
 
 def test_half_up_is_the_rule_whose_densities_move_as_in_the_paper() -> None:

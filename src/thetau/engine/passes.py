@@ -158,11 +158,11 @@ class Measurement(Work):
         return seen
 
     def _total(self, step: Step, round_: int | None, seen: Any, apply: Apply, share: int = 1) -> Any:
-        """Of a round, or of that with the guess."""
+        """Of a round, or of that with the guess; a round that has no compiled form may follow one that has."""
         statistic = self.walk.statistic
-        if step.by != "loop":
-            return self._walk(step.name, seen, apply)
         kind = statistic.guided if round_ is None else statistic.compiled[round_]
+        if step.by != "loop" or not kind:
+            return self._walk(step.name, seen, apply)
         return compiled.measure(apply, statistic, kind, self.walk.stage, step.name, seen, share)
 
     def _walk(self, name: str, mine: Any, apply: Apply) -> Any:
