@@ -18,9 +18,13 @@ from thetau.compression import parts_beside
 from thetau.errors import CheckpointError
 from thetau.evaluate import Session
 from thetau.evaluate.options import Reading
+from thetau.evidence import SurgeryConfig, learn_surgery
+from thetau.evidence.surgery import surgery_file
 from thetau.facade import open_base
 from thetau.methods import build
+from thetau.models import load_encoder, read_weights
 from thetau.studies import Evaluate, evaluate_checkpoint
+from thetau.tasks import load_task
 from tiny import one_thread as one_thread
 from tiny_world import NAMES, World
 
@@ -92,6 +96,22 @@ def test_evaluate_measures_each_task_with_its_own(world: World, tmp_path: Path, 
     assert json.loads((tmp_path / "e.json").read_text())["own"] == ["animals"]
 
 
+def test_a_correction_of_the_merged_model_is_none_of_a_tasks_own(world: World, tmp_path: Path) -> None:
+    """Representation Surgery was learned on features that a task with a model of its own does not have."""
+    assert merge(world, tmp_path, METHODS["emr"], "--tasks").exit_code == 0
+    folder, reading = tmp_path / "merged", Reading(data=world.data)
+    merged, config = read_weights(folder), SurgeryConfig(updates=3, rank=2, max_length=24)
+    for name, path in zip(NAMES, world.models, strict=True):
+        learn_surgery(
+            load_encoder(world.base), load_task(name, world.data), merged, read_weights(path), surgery_file(folder, name), config
+        )
+    alone = evaluate_checkpoint(folder, Session.open(world.models, base=world.base, reading=reading), Evaluate(surgery=False))
+    told = evaluate_checkpoint(folder, Session.open(world.models, base=world.base, reading=reading))
+    assert (told.own, told.corrected, told.tasks) == (NAMES, (), alone.tasks)
+    without = evaluate_checkpoint(folder, Session.open(world.models, base=world.base, reading=reading), Evaluate(tasks=False))
+    assert (without.own, without.corrected) == ((), NAMES)
+
+
 def test_parts_of_another_model_are_refused(world: World, tmp_path: Path) -> None:
     assert merge(world, tmp_path, METHODS["twin"], "--tasks").exit_code == 0
     assert merge(world, tmp_path, METHODS["emr"], "--tasks", name="masks").exit_code == 0
@@ -112,5 +132,16 @@ def test_what_has_no_parts_is_told_before_the_merge(world: World, tmp_path: Path
     assert done.exit_code == 1
     assert "`ties` makes nothing for single tasks. `emr`, `tall_masks` and `twin` do." in str(done.exception)
     assert not (tmp_path / "merged").exists()
+    words = ["merge", "--method", "emr", "--tasks", "-b", world.base, "-o", tmp_path / "merged", "--quiet"]
+    for number, name in enumerate(NAMES[:2]):  # as suites keep models: in folders that are not called by their tasks
+        words += ["-m", shutil.copytree(world.models[number], tmp_path / "runs" / name / "d62560ef")]
+    done = CliRunner().invoke(app, list(map(str, words)))
+    assert f"is called '{NAMES[0]}/d62560ef', by which `evaluate` finds no task. Name it: {{path: " in str(done.exception)
+    assert f"name: {NAMES[1]}}}" in str(done.exception)
+    assert not (tmp_path / "merged").exists()
+    words = [f"{part.parent.name}={part}" if isinstance(part, Path) and part.name == "d62560ef" else part for part in words]
+    done = CliRunner().invoke(app, list(map(str, words)))
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert sorted(parts_beside(tmp_path / "merged", open_base(str(world.base)))) == sorted(NAMES[:2])
     done = merge(world, tmp_path, "emr", "--tasks", name="merged.safetensors")
     assert "goes into the model's folder on a disk" in str(done.exception)

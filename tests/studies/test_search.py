@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from thetau.cli.app import app
@@ -26,7 +27,9 @@ from thetau.recipes import Recipe, from_mapping, load
 from thetau.studies import Search, Searched, best_recipe, search
 from thetau.studies.searching import write_best
 from thetau.tasks import load_task
+from tiny import WORDS
 from tiny import one_thread as one_thread
+from tiny_causal import causal_task, talker
 from tiny_world import NAMES, World
 
 
@@ -343,3 +346,85 @@ def test_the_command_writes_all_that_it_found(world: World, tmp_path: Path) -> N
     assert done.exit_code == 0, (done.output, done.exception)
     assert (tmp_path / "front/search.png").is_file()
     assert list((tmp_path / "front").glob("best*.yaml"))
+
+
+# Causal language models
+
+
+@pytest.fixture(scope="module")
+def talkers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base and two models of it, a task with choices, one that is generated, and a perplexity."""
+    root = tmp_path_factory.mktemp("talkers")
+    base = talker(root / "base")
+    start = load_file(base / "model.safetensors")
+    for seed, name in ((1, "choices"), (2, "sounds")):
+        noise = torch.Generator().manual_seed(seed)
+        moved = {key: value + 0.05 * torch.randn(value.shape, generator=noise) for key, value in start.items()}
+        save_file(moved, talker(root / "models" / name) / "model.safetensors", {"format": "pt"})
+    rows = [{"text": "this is about the", "options": [word, "dog"], "label": place % 2} for place, word in enumerate(WORDS[2:11])]
+    causal_task(root / "data", rows, "choices", kind="choices", prompt="{text}", choices="options")
+    causal_task(root / "data", max_new_tokens=4)
+    causal_task(root / "data", [{"text": "the cat"}, {"text": "rain wet puddle"}], "texts", kind="perplexity", prompt=None)
+    return root
+
+
+def talking(root: Path, *tasks: str) -> Recipe:
+    models = [{"path": str(root / "models" / ("sounds" if name == "texts" else name)), "name": name} for name in tasks]
+    made = from_mapping({"base": str(root / "base"), "models": models, "method": "ties"})
+    assert isinstance(made, Recipe)
+    return made
+
+
+def test_causal_models_are_searched(talkers: Path) -> None:
+    """Their answers are counted as `evaluate` counts them; a perplexity is better when lower; only what is asked for is read twice."""
+    options: dict[str, Any] = {"space": ("density=0.1..1", "scale=0.2..2"), "trials": 6, "sampler": "random", "test": True}
+    reading = Reading(data=talkers / "data")
+    asked = Search(**options, objective=("mean", "texts"), task=("texts",))
+    found = search(talking(talkers, "choices", "sounds"), asked, reading=reading)
+    assert found.objectives == {"mean": "larger", "texts": "smaller"}
+    session = Session.open(base=talkers / "base", tasks=["choices", "sounds", "texts"], reading=reading)
+    for one in found.trials:
+        assert one.state == "complete" and not one.loss, one.error
+        want = session.evaluator.evaluate(from_recipe(from_mapping(best_recipe(found, one.number))).state_dict(), "validation")
+        assert one.accuracy["texts"].value == pytest.approx(want["texts"].value, rel=1e-3)
+        for task in ("choices", "sounds"):
+            assert one.accuracy[task].value == pytest.approx(want[task].value, abs=1 / want[task].n + 1e-9), (
+                "one example, by rounding"
+            )
+            assert one.accuracy[task].n == want[task].n
+        assert one.objectives == {
+            "mean": pytest.approx((one.accuracy["choices"].value + one.accuracy["sounds"].value) / 2),
+            "texts": one.accuracy["texts"].value,
+        }
+    points = [(-one.objectives["mean"], one.objectives["texts"]) for one in found.trials]
+    assert min(points)[0] == points[found.best[0]][0], "the best of the first objective first"
+    assert min(points, key=lambda point: point[1])[1] in {points[number][1] for number in found.best}
+    assert [one.accuracy["texts"].n for one in found.test] == [2] * len(found.test)
+
+    halved = search(talking(talkers, "choices"), Search(**options, halving="examples", rungs=2, factor=2), reading=reading)
+    assert halved.rungs == ({"choices": 8}, {"choices": 9})
+    assert {one.accuracy["choices"].n for one in halved.trials} <= {8, 9}
+    losses = search(talking(talkers, "sounds"), Search(**options, objective=("loss",)), reading=reading)
+    for one in losses.trials:
+        weights = from_recipe(from_mapping(best_recipe(losses, one.number))).state_dict()
+        want_loss = session.evaluator.losses(weights, "validation", ["sounds"])["sounds"].value
+        assert one.objectives["loss"] == pytest.approx(want_loss, rel=1e-3)
+
+
+def test_means_over_perplexities_are_refused_before_the_first_trial(talkers: Path) -> None:
+    given, reading = talking(talkers, "choices", "texts"), Reading(data=talkers / "data")
+    with pytest.raises(RecipeError, match=r"'normalised' is of shares, and texts is measured by its perplexity\. Take `loss`"):
+        search(given, Search(space=("scale=0..1",)), reading=reading)
+    short = Reading(data=talkers / "data", max_length=5)
+    with pytest.raises(
+        DataError, match=r"examples are longer than `max_length`, so their loss is not defined\. Raise it, as 5 now"
+    ):
+        search(given, Search(space=("scale=0..1",), objective=("loss",)), reading=short)
+    apart = Search(space=("scale=0..1",), trials=2, objective=("choices", "texts"), test=True)
+    found = search(given, apart, reading=reading)
+    assert all(one.absolute == one.accuracy["choices"].value for one in found.test)
+    alone = Search(space=("scale=0..1",), trials=2, objective=("texts",), test=True)
+    found = search(talking(talkers, "texts"), alone, reading=reading)
+    assert {(one.absolute, one.normalised) for one in found.test} == {(None, None)}
+    best = min(found.trials, key=lambda one: one.objectives["texts"])
+    assert found.best == (best.number,)

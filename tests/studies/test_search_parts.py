@@ -113,6 +113,7 @@ WRONG = [
     ("scale=0..1 by task", Ties(), "scale: does not vary by task"),
     ("alpha=0..1 by layers", build("awd", {}), "alpha: does not vary by layer or pattern"),
     ("scale=0..1 by pattern *q*", Ties(), "patterns must end with `*`"),
+    ("scale=0..1 by pattern ,", Ties(), "patterns must end with `*`"),
     ("trim=0..1", Ties(), "trim: must be one of vector, tensor. Got 0"),
     ("trim=[vector]", Ties(), "needs at least two different values"),
     ("trim=[vector, tensr]", Ties(), "Got 'tensr'"),

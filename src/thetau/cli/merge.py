@@ -157,7 +157,10 @@ def merge(
 
 
 def _check_tasks(recipe: Recipe | MergekitRecipe, out: str | None) -> None:
-    """Refuse `--tasks` before the work. Raises `RecipeError`: a recipe of mergekit's, an output elsewhere, a method that makes nothing for single tasks."""
+    """Refuse `--tasks` before the work.
+
+    Raises `RecipeError`: a recipe of mergekit's, an output elsewhere, a method that makes nothing for single tasks, models that are not called by their tasks.
+    """
     from thetau.checkpoint.remote import is_url
     from thetau.compression.beside import check_parts
     from thetau.recipes import Recipe
@@ -167,6 +170,27 @@ def _check_tasks(recipe: Recipe | MergekitRecipe, out: str | None) -> None:
     if out is not None and (is_url(out) or out.endswith(".safetensors")):
         raise RecipeError([f"goes into the model's folder on a disk. Got {out}."], "--tasks")
     check_parts(recipe)
+    if misnamed := _misnamed(recipe):
+        raise RecipeError(misnamed, "--tasks")
+
+
+def _misnamed(recipe: Recipe) -> list[str]:
+    """What is wrong with the models' names, by which `evaluate` finds what was made for a task."""
+    from thetau.facade import recipe_vectors
+    from thetau.finetune.output import read_record
+    from thetau.vectors.identity import identities
+
+    problems = []
+    for entry, name in zip(recipe.entries(), identities(recipe_vectors(recipe)[1]), strict=True):
+        record = read_record(Path(entry.path)) if entry.name is None else None
+        task = name if record is None else str(record["task"])
+        if name != task or "/" in name:
+            shown = "TASK" if "/" in task else task
+            problems.append(
+                f"{entry.path} is called {name!r}, by which `evaluate` finds no task. "
+                f"Name it: {{path: {entry.path}, name: {shown}}}, or -m {shown}={entry.path}."
+            )
+    return problems
 
 
 def _check_report(out: str) -> None:

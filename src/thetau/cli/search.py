@@ -15,6 +15,7 @@ from thetau.studies.options import Search
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from thetau.evaluate.measures import Measure
     from thetau.studies.searching.results import Searched
 
 
@@ -62,25 +63,33 @@ def _table(found: Searched) -> Table:
     """The recipe as it was, and the best, on validation."""
     states = [one.state for one in found.trials]
     counted = ", ".join(f"{states.count(state)} {state}" for state in ("complete", "pruned", "failed") if state in states)
-    caption = f"on validation, in percent but for losses; {len(states)} trials: {counted}. The best of many is favoured by chance"
+    caption = f"on validation, in percent but for losses and perplexities; {len(states)} trials: {counted}. The best of many is favoured by chance"
     made = table(caption, "trial", *found.objectives, *found.tasks)
     shown = dict.fromkeys([*([found.start] if found.start is not None else []), *found.best])
     for number in shown:
         one = found.trial(number)
-        objectives = [f"{value:.3f}" if name == "loss" else percent(value) for name, value in one.objectives.items()]
+        objectives = [
+            f"{value:.3f}" if found.objectives[name] == "smaller" else percent(value) for name, value in one.objectives.items()
+        ]
         name = f"{number}, as the recipe" if number == found.start else str(number)
-        made.add_row(name, *objectives, *(percent(one.accuracy[task].value) for task in found.tasks))
+        made.add_row(name, *objectives, *(_value(one.accuracy[task]) for task in found.tasks))
     return made
 
 
 def _tested(found: Searched) -> Table:
     made = table(
-        f"on test, in percent; n = {', '.join(sorted({str(one.n) for one in found.test[0].accuracy.values()}))} a task",
+        f"on test, in percent but for perplexities; n = {', '.join(sorted({str(one.n) for one in found.test[0].accuracy.values()}))} a task",
         *("trial", "average", "normalised", *found.tasks),
     )
     for one in found.test:
         name = "the recipe" if one.number is None else str(one.number)
-        made.add_row(
-            name, percent(one.absolute), percent(one.normalised), *(percent(value.value) for value in one.accuracy.values())
-        )
+        means = ("" if mean is None else percent(mean) for mean in (one.absolute, one.normalised))
+        made.add_row(name, *means, *map(_value, one.accuracy.values()))
     return made
+
+
+def _value(one: Measure) -> str:
+    """A task's value in percent, or its perplexity."""
+    from thetau.evaluate.measures import perplexities
+
+    return f"{one.value:.3f}" if perplexities({"": one}) else percent(one.value)

@@ -52,14 +52,18 @@ def piece_likelihoods(
 
 def causal_loss(encoder: Encoder, inputs: CausalInputs, done: Callable[[int], None]) -> Loss:
     """What training lowers: the mean over the examples of the mean over an answer's tokens."""
-    limit = inputs.max_length
-    pairs = [(prompt, answer[: limit - len(prompt)]) for prompt, answer in inputs.taught]
-    if inputs.truncated:
-        raise DataError(
-            f"{inputs.truncated} examples are longer than `max_length`, so their loss is not defined. Raise it, as {limit} now."
-        )
+    check_loss(inputs)
+    pairs = list(inputs.taught)
     told = _scored(encoder, pairs, inputs, "right", done)
     return Loss(value=-sum(one / len(answer) for one, (_, answer) in zip(told, pairs, strict=True)) / len(pairs), n=len(pairs))
+
+
+def check_loss(inputs: CausalInputs) -> None:
+    """Raise `DataError` where training would cut an answer."""
+    if inputs.truncated:
+        raise DataError(
+            f"{inputs.truncated} examples are longer than `max_length`, so their loss is not defined. Raise it, as {inputs.max_length} now."
+        )
 
 
 def _choices(encoder: Encoder, inputs: CausalInputs, done: Callable[[int], None], side: Side) -> Answers:

@@ -14,7 +14,7 @@ from thetau.errors import DataError
 from thetau.evaluate.accuracy import Accuracy
 from thetau.evaluate.answers import Answers
 from thetau.evaluate.cache import Cache
-from thetau.evaluate.causal import causal_loss, examine
+from thetau.evaluate.causal import causal_loss, check_loss, examine
 from thetau.evaluate.measures import Loss, Measure, measure
 from thetau.models import Encoder, weights_hash
 from thetau.pace import counted, doing
@@ -172,6 +172,15 @@ class Evaluator:
         """What the head of a task reads from the weights that are loaded, of all examples of a split or of `rows`."""
         return features(self.encoder, self.inputs(task, split), self.on_tokens, rows)
 
+    def ask(self, task: str, split: str, rows: Sequence[int] | None = None, *, loss: bool = False) -> tuple[Measure, Loss | None]:
+        """What a causal model with the weights that are loaded answers to a split, or to its `rows`; `loss`: also its mean loss, in a pass of its own."""
+        inputs = self.inputs(task, split)
+        assert isinstance(inputs, CausalInputs)
+        asked = inputs if rows is None else inputs.some(rows)
+        with doing(f"answers on {task}, {split}"), counted(sum(asked.lengths), "tokens") as advance:
+            found = examine(self.encoder, asked, self.on_tokens or advance)
+        return found, causal_loss(self.encoder, asked, self.done) if loss else None
+
     def judge(
         self, task: str, split: str, read: Float[Tensor, "example feature"], rows: Sequence[int] | None = None
     ) -> tuple[Measure, Loss]:
@@ -183,6 +192,11 @@ class Evaluator:
             loss = float(head.loss(read.float(), label_tensor(told)))
             found = measure(self.tasks[task].metric, head.predict(read), told)
         return found, Loss(value=loss, n=len(told))
+
+    def check_loss(self, task: str, split: str) -> None:
+        """Raise `DataError` for a causal model's task whose answers are longer than what is taught, so that it has no loss."""
+        if isinstance(inputs := self.inputs(task, split), CausalInputs):
+            check_loss(inputs)
 
     def load_base(self) -> None:
         """Run with the base's weights."""

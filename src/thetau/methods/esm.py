@@ -11,7 +11,7 @@ mean, each column of V by its length over the columns' mean, and each merged mat
 Directions count with (λ/λ̄)^0.15 in U and in V. Departs from the code in four things. Where there are fewer examples than outputs the code fills E
 with columns of the identity, which are not orthogonal to it; here directions without variance count nothing. Attention's output projection is
 treated like every linear layer that has evidence, where the code takes TSV-M. Fused q/k/v may be taken apart. And the code takes its 32 images
-from the test set; here that is a choice of the evidence.
+from a tenth of the training set that it holds out; here that is a choice of the evidence.
 
 Use it where a few unlabelled examples of each task are at hand and nothing can be tuned. It costs a forward pass over them once, an
 eigendecomposition of the smaller side a task and matrix, two more of the vectors together, and a second walk for the lengths of the merged matrices.

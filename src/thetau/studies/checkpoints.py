@@ -171,10 +171,13 @@ def evaluate_checkpoint(
     tangent = given.space == "tangent" or (given.space == "auto" and where.exists() and is_tangent(where))
     weights = read_weights(where if where.exists() else model, base=session.encoder.folder)
     session.evaluator.on_tokens = on_tokens
-    corrected = {} if tangent or not given.surgery else corrected_heads(where, weights, session.evaluator.heads)
-    session.evaluator.heads.update(corrected)
     beside = {} if tangent or not given.tasks or not where.is_dir() else parts_beside(where, open_base(session.base))
     own_tasks = [name for name in session.tasks if name in beside]
+    heads = {
+        name: head for name, head in session.evaluator.heads.items() if name not in own_tasks
+    }  # a correction is of the merged model's features
+    corrected = {} if tangent or not given.surgery else corrected_heads(where, weights, heads)
+    session.evaluator.heads.update(corrected)
     found: dict[str, Measure] = {}
     if tangent:
         base = session.encoder.weights(exact=True)

@@ -54,6 +54,11 @@ class Mixture:
         """The names of the base's tensors."""
         return tuple(self.base.specs())
 
+    @property
+    def causal(self) -> bool:
+        """Whether the models are causal language models, whose answers are texts."""
+        return self.session.encoder.kind == "causal"
+
 
 def open_mixture(recipe: Recipe, tasks: Sequence[str], reading: Reading, validation: int | None = None) -> Mixture:
     """Read the models of a recipe, and what they are measured on: their own tasks, and `tasks` besides, on at most so many validation examples.

@@ -21,15 +21,16 @@ WORDS = {
 @final
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """One of `WORDS`, over the tasks that are merged, or the value of one task."""
+    """One of `WORDS`, over the tasks that are merged, or the value of one task. `lower`: that is better when lower, as a perplexity is."""
 
     name: str
     merged: tuple[str, ...]
+    lower: bool = False
 
     @property
     def smaller(self) -> bool:
         """Whether less is better."""
-        return self.name == "loss"
+        return self.lower or self.name == "loss"
 
     @property
     def of_task(self) -> bool:
@@ -59,15 +60,23 @@ class Objective:
         return value if self.smaller else -value
 
 
-def objectives_of(names: Sequence[str], merged: Sequence[str], tasks: Sequence[str]) -> tuple[Objective, ...]:
-    """Objectives by name; by default `normalised`. Raises `RecipeError`: one that is neither known nor a task, or one twice.
+def objectives_of(
+    names: Sequence[str], merged: Sequence[str], tasks: Sequence[str], perplexities: Sequence[str] = ()
+) -> tuple[Objective, ...]:
+    """Objectives by name; by default `normalised`. Raises `RecipeError`: one that is neither known nor a task, one twice, a mean over perplexities.
 
-    - `merged`: the tasks of the models that are merged. `tasks`: all that are measured.
+    - `merged`: the tasks of the models that are merged. `tasks`: all that are measured. `perplexities`: those whose value is a perplexity.
     """
     asked = tuple(names) or ("normalised",)
     known = [*WORDS, *tasks]
     problems = [f"no objective {name!r}.{nearest(name, known)} Known: {', '.join(known)}." for name in asked if name not in known]
     problems += [f"{name!r} is given twice." for name in sorted(set(asked)) if asked.count(name) > 1]
+    if none := [task for task in merged if task in perplexities]:
+        problems += [
+            f"{name!r} is of shares, and {', '.join(none)} is measured by its perplexity. Take `loss`, or the tasks by their names."
+            for name in asked
+            if name in WORDS and name != "loss"
+        ]
     if problems:
         raise RecipeError(problems, "--objective")
-    return tuple(Objective(name=name, merged=tuple(merged)) for name in asked)
+    return tuple(Objective(name=name, merged=tuple(merged), lower=name in perplexities) for name in asked)

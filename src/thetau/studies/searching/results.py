@@ -50,13 +50,16 @@ class SearchTrial:
 @final
 @dataclass(frozen=True, kw_only=True)
 class SearchFigures:
-    """A chosen trial on test, where that was asked: each task's value and loss, and the means."""
+    """A chosen trial on test, where that was asked: each task's value and loss, and the means of all but perplexities, None where there is nothing else.
+
+    `loss` of causal language models is there where it is an objective.
+    """
 
     number: int | None
     accuracy: dict[str, Measure]
     loss: dict[str, Loss]
-    absolute: float
-    normalised: float
+    absolute: float | None
+    normalised: float | None
 
 
 @final

@@ -9,7 +9,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import product
 from multiprocessing.context import SpawnProcess as Process
 from pathlib import Path
 from typing import Any, final
@@ -25,7 +26,7 @@ from thetau.checkpoint.remote import is_url
 from thetau.engine.executor import Engine
 from thetau.errors import DataError, RecipeError, ThetauError
 from thetau.evaluate.means import average, normalised
-from thetau.evaluate.measures import Loss, Measure
+from thetau.evaluate.measures import Loss, Measure, perplexities
 from thetau.evaluate.options import Reading
 from thetau.evaluate.spaces import Reader
 from thetau.facade import complete
@@ -137,6 +138,23 @@ def _threads(jobs: int) -> int:
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class _Seen:
+    """What a trial's model gave so far, by task: the examples that were read, what the head reads of them, and the figures on them."""
+
+    rows: dict[str, list[int]] = field(default_factory=dict)
+    read: dict[str, list[Tensor]] = field(default_factory=dict)
+    values: dict[str, Measure] = field(default_factory=dict)
+    losses: dict[str, Loss] = field(default_factory=dict)
+
+    def note(self, task: str, value: Measure, loss: Loss | None) -> None:
+        """Keep a task's figures."""
+        self.values[task] = value
+        if loss is not None:
+            self.losses[task] = loss
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class Hunt:
     """All that a process needs for its trials."""
 
@@ -154,8 +172,12 @@ class Hunt:
         mixture = open_mixture(recipe, options.task, reading, options.validation)
         session = mixture.session
         space = read_space(options.space, mixture.method, mixture.identities, mixture.tensors)
-        objectives = objectives_of(options.objective, mixture.tasks, session.tasks)
+        lower = [name for name, task in session.evaluator.tasks.items() if task.metric == "perplexity"]
+        objectives = objectives_of(options.objective, mixture.tasks, session.tasks, lower)
         check_sampler(options.sampler, space.dimensions, len(objectives))
+        if mixture.causal and any(one.name == "loss" for one in objectives):
+            for task, split in product(mixture.tasks, ("validation", "test") if options.test else ("validation",)):
+                session.evaluator.check_loss(task, split)
         named = [one.name for one in objectives if one.of_task]
         order = dict.fromkeys([*named, *mixture.tasks, *session.tasks])
         counts = {task: len(session.evaluator.inputs(task, "validation")) for task in order}
@@ -199,9 +221,10 @@ class Hunt:
 
     def _measured(self, trial: optuna.Trial, reader: Reader) -> dict[str, float] | None:
         """The objectives; None where the trial was pruned."""
-        answers: dict[str, tuple[list[int], list[Tensor]]] = {}
+        seen = _Seen()
+        values, losses = seen.values, seen.losses
         for rung in range(len(self.ladder.rungs)):
-            values, losses = self._climb(rung, reader, answers)
+            self._climb(rung, reader, seen)
             told = {one.name: one.value(values, losses, self.own) for one in self.objectives}
             known = {name: value for name, value in told.items() if value is not None}
             if not all(math.isfinite(value) for value in known.values()):
@@ -216,21 +239,25 @@ class Hunt:
                 return None
         raise AssertionError("a ladder has at least one rung")
 
-    def _climb(
-        self, rung: int, reader: Reader, answers: dict[str, tuple[list[int], list[Tensor]]]
-    ) -> tuple[dict[str, Measure], dict[str, Loss]]:
+    def _climb(self, rung: int, reader: Reader, seen: _Seen) -> None:
         """Read what is new at a rung, and judge all that was read so far."""
         evaluator = self.mixture.session.evaluator
-        values: dict[str, Measure] = {}
-        losses: dict[str, Loss] = {}
         for task in self.ladder.rungs[rung]:
-            rows, parts = answers.setdefault(task, ([], []))
             new = self.ladder.rows(task, rung, len(evaluator.inputs(task, "validation")))
-            if new:
-                rows += new
-                parts.append(reader(task, "validation", new))
-            values[task], losses[task] = evaluator.judge(task, "validation", torch.cat(parts), rows)
-        return values, losses
+            if not new:
+                continue
+            rows = seen.rows.setdefault(task, [])
+            rows += new
+            if self.mixture.causal:  # answers are texts, of which nothing is kept: all are asked for again
+                seen.note(task, *evaluator.ask(task, "validation", rows, loss=self._asks_loss(task)))
+                continue
+            read = seen.read.setdefault(task, [])
+            read.append(reader(task, "validation", new))
+            seen.note(task, *evaluator.judge(task, "validation", torch.cat(read), rows))
+
+    def _asks_loss(self, task: str) -> bool:
+        """Whether a causal model's loss on a task is asked for, which takes a pass of its own."""
+        return task in self.mixture.tasks and any(one.name == "loss" for one in self.objectives)
 
     def found(self) -> Searched:
         """What the trials gave. Raises `DataError`: none was completed."""
@@ -272,16 +299,20 @@ class Hunt:
         for number, method in ((None, plain(self.mixture.method)), *chosen.items()):
             assert method is not None
             reader = mixer.made(method)
-            judged = {task: evaluator.judge(task, "test", reader(task, "test", None)) for task in self.mixture.session.tasks}
-            values = {task: one for task, (one, _) in judged.items()}
-            ours = {task: values[task] for task in merged}
+            seen = _Seen()
+            for task in self.mixture.session.tasks:
+                if self.mixture.causal:
+                    seen.note(task, *evaluator.ask(task, "test", loss=self._asks_loss(task)))
+                else:
+                    seen.note(task, *evaluator.judge(task, "test", reader(task, "test", None)))
+            ours = {task: seen.values[task] for task in merged if task not in perplexities(seen.values)}
             found.append(
                 SearchFigures(
                     number=number,
-                    accuracy=values,
-                    loss={task: loss for task, (_, loss) in judged.items()},
-                    absolute=average(ours),
-                    normalised=normalised(ours, own),
+                    accuracy=seen.values,
+                    loss=seen.losses,
+                    absolute=average(ours) if ours else None,
+                    normalised=normalised(ours, own) if ours else None,
                 )
             )
         return tuple(found)

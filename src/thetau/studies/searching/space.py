@@ -183,7 +183,7 @@ def _ways(ways: Sequence[str], tensors: Sequence[str]) -> tuple[bool, dict[str, 
                 groups = layer_groups(tensors, int(rest) if rest else None)
             case "pattern" if not groups and rest:
                 groups = {one: (one,) for one in map(str.strip, rest.split(",")) if one}
-                if list(groups)[-1] != "*":
+                if list(groups)[-1:] != ["*"]:
                     raise ValueError(f"patterns must end with `*`, which takes the rest. Got {rest}.")
             case _:
                 raise ValueError(f"varies `by task`, and `by layers`, `by layers N` or `by pattern P, …, *`. Got `by {way}`.")

@@ -7,7 +7,7 @@ a text would have there. Nothing is cut when a model is measured: an example tha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, final
 
@@ -80,6 +80,12 @@ class CausalInputs:
                     "raise it (--max-length), as far as the model's context goes."
                 )
         return sum(length > self.max_length for length in self.lengths)
+
+    def some(self, rows: Sequence[int]) -> CausalInputs:
+        """Some of the examples, in that order."""
+        listed = ("questions", "prompts", "pieces", "taught", "units", "too_long")
+        chosen: dict[str, Any] = {name: tuple(getattr(self, name)[row] for row in rows) for name in listed}
+        return replace(self, **chosen)
 
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """The model's arguments for some examples with their right answers."""
