@@ -28,20 +28,20 @@ SHOWN = 3
 _LETTERS = 80
 
 
-def examine(encoder: Encoder, inputs: CausalInputs, done: Callable[[int], None], *, side: Side = "right") -> Answers:
-    """Measure what `encoder` runs with; `done` is called with the number of tokens. Likelihoods are padded on the `side`, generation on the left."""
+def examine(encoder: Encoder, inputs: CausalInputs, done: Callable[[int], None]) -> Answers:
+    """Measure what `encoder` runs with; `done` is called with the number of tokens."""
     match inputs.form.kind:
         case "choices":
-            return _choices(encoder, inputs, done, side)
+            return _choices(encoder, inputs, done)
         case "generation":
             return _generation(encoder, inputs, done)
-    return _perplexity(encoder, inputs, done, side)
+    return _perplexity(encoder, inputs, done)
 
 
 def piece_likelihoods(
     encoder: Encoder, inputs: CausalInputs, done: Callable[[int], None] = lambda tokens: None, *, side: Side = "right"
 ) -> list[list[float]]:
-    """The log-likelihood in nats of each piece of each example."""
+    """The log-likelihood in nats of each piece of each example; the batches are padded on the `side`."""
     listed = [(example, pair) for example, pieces in enumerate(inputs.pieces) for pair in pieces]
     found = _scored(encoder, [pair for _, pair in listed], inputs, side, done)
     made: list[list[float]] = [[] for _ in inputs.pieces]
@@ -62,16 +62,16 @@ def causal_loss(encoder: Encoder, inputs: CausalInputs, done: Callable[[int], No
     return Loss(value=-sum(one / len(answer) for one, (_, answer) in zip(told, pairs, strict=True)) / len(pairs), n=len(pairs))
 
 
-def _choices(encoder: Encoder, inputs: CausalInputs, done: Callable[[int], None], side: Side) -> Answers:
+def _choices(encoder: Encoder, inputs: CausalInputs, done: Callable[[int], None]) -> Answers:
     correct = 0
-    for told, units, right in zip(piece_likelihoods(encoder, inputs, done, side=side), inputs.units, inputs.labels, strict=True):
+    for told, units, right in zip(piece_likelihoods(encoder, inputs, done), inputs.units, inputs.labels, strict=True):
         scores = [value / unit for value, unit in zip(told, units, strict=True)] if told else []
         correct += bool(scores) and scores.index(max(scores)) == right
     return _counted("accuracy", correct, len(inputs), too_long=sum(inputs.too_long))
 
 
-def _perplexity(encoder: Encoder, inputs: CausalInputs, done: Callable[[int], None], side: Side) -> Answers:
-    told = np.array([-sum(pieces) for pieces in piece_likelihoods(encoder, inputs, done, side=side)])
+def _perplexity(encoder: Encoder, inputs: CausalInputs, done: Callable[[int], None]) -> Answers:
+    told = np.array([-sum(pieces) for pieces in piece_likelihoods(encoder, inputs, done)])
     units = np.array([units[0] for units in inputs.units], dtype=np.float64)
     drawn = np.random.default_rng(0).multinomial(len(told), np.full(len(told), 1 / len(told)), size=RESAMPLES).astype(np.float64)
     low, high = np.percentile(_exp(drawn @ told / (drawn @ units)), [2.5, 97.5])
@@ -178,7 +178,7 @@ def _scored(
     total, read, told = sum(inputs.lengths), 0, 0
     encoder.module.eval()
     for batch in _batches(lengths):
-        values, _ = likelihoods(cast("CausalModel", encoder.module), [pairs[number] for number in batch], inputs.pad, side)
+        values = likelihoods(cast("CausalModel", encoder.module), [pairs[number] for number in batch], inputs.pad, side)
         for number, one in zip(batch, values.tolist(), strict=True):
             found[number] = one
         read += sum(lengths[number] for number in batch)

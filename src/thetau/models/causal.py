@@ -96,10 +96,8 @@ def answer_tokens(pairs: Sequence[Pair], fill: int) -> Int[Tensor, "example answ
 
 
 @torch.inference_mode()
-def likelihoods(
-    model: CausalModel, pairs: Sequence[Pair], pad: int, side: Side = "right"
-) -> tuple[Float[Tensor, " pair"], list[bool]]:
-    """The log-likelihood in nats of what follows each prompt, summed over its tokens, and whether greedy decoding would say it.
+def likelihoods(model: CausalModel, pairs: Sequence[Pair], pad: int, side: Side = "right") -> Float[Tensor, " pair"]:
+    """The log-likelihood in nats of what follows each prompt, summed over its tokens.
 
     Raises `DataError` where the weights give NaN or Inf.
     """
@@ -114,8 +112,7 @@ def likelihoods(
     )  # so that long texts and large vocabularies need no second copy of the logits
     parts = zip(torch.split(logits, step, 1), torch.split(asked, step, 1), strict=True)
     told = torch.cat([_told(one, tokens) for one, tokens in parts], 1)
-    greedy = (logits.argmax(-1) == asked) | ~there
-    return (told * there).sum(-1), [bool(one) for one in greedy.all(-1)]
+    return (told * there).sum(-1)
 
 
 def _told(logits: Tensor, tokens: Tensor) -> Tensor:
