@@ -123,10 +123,12 @@ def generations(
         return bool(form.stop) and any(stop in text_of(tokens) for stop in form.stop)
 
     found: list[tuple[str, bool] | None] = [None] * len(prompts)
-    for batch in _batches([len(prompts[number]) + form.max_new_tokens for number in fitting]):
+    model = cast("CausalModel", encoder.module)
+    rows = 1 if model.recurrent else ROWS
+    for batch in _batches([len(prompts[number]) + form.max_new_tokens for number in fitting], rows):
         chosen = [fitting[number] for number in batch]
         said: list[Said] = generate(
-            cast("CausalModel", encoder.module),
+            model,
             [prompts[number] for number in chosen],
             pad=inputs.pad,
             most=form.max_new_tokens,
@@ -177,7 +179,7 @@ def _scored(
     lengths = [len(prompt) + len(answer) for prompt, answer in pairs]
     total, read, told = sum(inputs.lengths), 0, 0
     encoder.module.eval()
-    for batch in _batches(lengths):
+    for batch in _batches(lengths, ROWS):
         values = likelihoods(cast("CausalModel", encoder.module), [pairs[number] for number in batch], inputs.pad, side)
         for number, one in zip(batch, values.tolist(), strict=True):
             found[number] = one
@@ -188,11 +190,11 @@ def _scored(
     return found
 
 
-def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Numbers in batches of similar length, the longest first, so that what does not fit the memory shows at once."""
+def _batches(lengths: Sequence[int], rows: int) -> Iterator[list[int]]:
+    """Numbers in batches of similar length, of at most so many rows, the longest first, so that what does not fit the memory shows at once."""
     batch: list[int] = []
     for number in sorted(range(len(lengths)), key=lambda one: (-lengths[one], one)):
-        if batch and (len(batch) >= ROWS or (len(batch) + 1) * lengths[batch[0]] > TOKENS):
+        if batch and (len(batch) >= rows or (len(batch) + 1) * lengths[batch[0]] > TOKENS):
             yield batch
             batch = []
         batch.append(number)

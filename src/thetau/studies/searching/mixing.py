@@ -11,7 +11,7 @@ from typing import Any, final
 from torch import Tensor
 
 from thetau.engine.executor import Engine
-from thetau.errors import RecipeError
+from thetau.errors import DataError, RecipeError
 from thetau.evaluate.merging import held
 from thetau.evaluate.options import Reading
 from thetau.evaluate.session import Session
@@ -60,7 +60,7 @@ def open_mixture(recipe: Recipe, tasks: Sequence[str], reading: Reading, validat
 
     Raises:
         RecipeError: a recipe that no session can measure: without a base, with layers moved about, of a vector.
-        DataError: a model whose task nobody names, of another base, in another space.
+        DataError: a model whose task nobody names, of another base, in another space; a causal language model.
     """
     problems = []
     if recipe.base is None:
@@ -84,6 +84,11 @@ def open_mixture(recipe: Recipe, tasks: Sequence[str], reading: Reading, validat
         limits={"validation": validation},
         reading=reading,
     )
+    if session.encoder.kind == "causal":
+        raise DataError(
+            f"{session.base}: is a causal language model, whose answers are no features that a search could read a part of. "
+            "Choose λ with `thetau tune`, other fields with `thetau sweep`."
+        )
     read = {name: vector.state_dict() for name, vector in zip(names, lazy, strict=True)}
     method, fields = split_method(recipe.method)
     return Mixture(
