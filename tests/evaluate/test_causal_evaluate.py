@@ -19,6 +19,7 @@ from thetau.evaluate.answers import Answers
 from thetau.evaluate.causal import generations, piece_likelihoods
 from thetau.models import Encoder, load_encoder
 from thetau.models.causal import Side, end_tokens
+from thetau.studies.arithmetic import negation, on_one_task
 from thetau.tasks import load_task
 from thetau.tasks.encoding import encode_causal
 from tiny import WORDS
@@ -200,6 +201,24 @@ def test_results_are_kept(llama: Encoder, tmp_path: Path, monkeypatch: pytest.Mo
     assert sum(seen) == sum(again.size(task.name, "test") for task in tasks)
 
 
+def test_a_result_is_not_kept_for_other_end_tokens(tmp_path: Path) -> None:
+    folder = talker(tmp_path / "m", seed=1)  # which talks on
+    task = load_task(causal_task(tmp_path, max_new_tokens=4))
+
+    def unfinished() -> int:
+        encoder = load_encoder(folder)
+        found = Evaluator(encoder, [task], cache=tmp_path / "cache").evaluate(weights(encoder), "test")["sounds"]
+        assert isinstance(found, Answers)
+        return found.unfinished
+
+    assert unfinished() == len(ROWS)
+    encoder = load_encoder(folder)
+    said = generations(encoder, encode_causal(encoder, task, "test", max_length=64))
+    first = [encoder.tokenizer.convert_tokens_to_ids(text.split()[0]) for text, _ in said]  # type: ignore[index]
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, *first]}))
+    assert unfinished() == 0
+
+
 def test_weights_that_are_no_numbers_are_refused(llama: Encoder, tmp_path: Path) -> None:
     task = load_task(causal_task(tmp_path))
     broken = {name: torch.full_like(tensor, math.nan) for name, tensor in weights(llama).items()}
@@ -218,7 +237,7 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, [*arguments, "--json", str(tmp_path / "out.json")], env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.output
     assert "sounds: 4 without an answer that could be extracted, counted as wrong: " in done.output
-    assert "head: the model's own" in done.output
+    assert "head: the model's own" in " ".join(done.output.split()), "wherever a long path breaks the line"
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["max_length"] == 64
     assert {name: one["metric"] for name, one in written["tasks"].items()} == {
@@ -258,6 +277,14 @@ def test_perplexities_and_linear_forms_have_no_place_in_averages(llama: Encoder,
     for mean in (average, lambda one: normalised(one, one)):
         with pytest.raises(DataError, match=r"a perplexity is lower where it is better.*Got texts"):
             mean(found)
+    words = causal_task(tmp_path)
+    both = Session.open([], base=llama.folder, tasks=[texts, words])
+    space = both.space_of({"texts": both.weights, "sounds": both.weights})
+    for target, control in (("sounds", "texts"), ("texts", "sounds")):
+        with pytest.raises(DataError, match=r"no α is chosen by it\. Got texts"):
+            negation(space, target, control, grid=(0.0, 1.0))
+    with pytest.raises(DataError, match=r"no α is chosen by it\. Got texts"):
+        on_one_task(space, {"sounds": 1.0}, "texts", (0.0, 1.0))
     with pytest.raises(DataError, match="a causal language model is measured as itself"):
         session.space_of({"x": session.weights}, tangent=True)
     with pytest.raises(DataError, match="has no features of one length"):

@@ -17,6 +17,8 @@ from thetau.evaluate.harness import run_harness
 from thetau.export.card import read_evaluation
 from thetau.finetune import FinetuneConfig, finetune
 from thetau.models import load_encoder
+from thetau.studies import Evaluate
+from thetau.studies.harness import evaluate_harness
 from thetau.tasks import load_task
 from tiny import WORDS, make_model
 from tiny import one_thread as one_thread
@@ -140,8 +142,29 @@ def test_one_thing_is_measured(tmp_path: Path) -> None:
         assert isinstance(done.exception, RecipeError)
         assert "--task, or --harness, one of the two" in str(done.exception)
     folder = talker(tmp_path / "m")
-    done = CliRunner().invoke(app, ["evaluate", "--model", str(folder), "--harness", "x", "--split", "train"])
-    assert "name their split themselves. Got --split train" in str(done.exception)
+    for more, message in (
+        (["--harness", "x", "--split", "train"], "name their split themselves. Got --split train"),
+        (["--harness", "x", "--head", "names", "--no-surgery"], "in which these have no part: head, surgery. Leave them out"),
+        (
+            ["--harness", "x", "--max-length", "32"],
+            "say how they are read: leave --data, --max-length, --kind and their like out",
+        ),
+        (["--task", "sms_spam", "--harness-tasks", str(tmp_path)], "--harness-tasks is for --harness"),
+    ):
+        done = CliRunner().invoke(app, ["evaluate", "--model", str(folder), *more])
+        assert isinstance(done.exception, RecipeError)
+        assert message in str(done.exception)
+
+
+def test_a_model_of_the_tangent_space_is_not_run_as_itself(tmp_path: Path, tasks: Path) -> None:
+    """As it is not on tasks of ours: its weights were never trained to be run."""
+    encoder = load_encoder(talker(tmp_path / "m"))
+    taught = load_task(causal_task(tmp_path, ROWS))
+    finetune(encoder, taught, tmp_path / "linear", FinetuneConfig(paradigm="linear", steps=1), base=str(tmp_path / "m"))
+    with pytest.raises(DataError, match="a causal language model is measured as itself"):
+        evaluate_harness(tmp_path / "linear", ["own_choices"], folder=tasks)
+    asked = evaluate_harness(tmp_path / "linear", ["own_choices"], Evaluate(space="weights"), folder=tasks)
+    assert asked.tasks["own_choices"][0].n == len(CHOICES)
 
 
 def test_without_the_harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

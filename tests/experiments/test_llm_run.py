@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,10 @@ def test_the_page(made: tuple[Path, list[str]]) -> None:
     text = drawing.page(results)
     assert "| [`karcher`](methods/karcher.md) |" in text
     assert "Too few methods were measured in this run" in text
+    assert "**These figures are from a small run**, not from the whole `make llm`: train 16 in place of 960, " in text
+    whole = results | {"settings": asdict(driver.Sizes()), "remarks": ["Of an older rule."]}
+    assert "small run" not in drawing.page(whole)
+    assert "\nOf an older rule.\n" in drawing.page(whole)
     assert "Not measured in the time of this run." in drawing.page(results | {"negation": None, "transfer": None})
     many = dict.fromkeys(("task_arithmetic", "ties", "average", "sce", "ram"), results["rows"]["karcher"])
     assert "0 of 6 methods help: none. Behind task arithmetic: none. Ahead of it: none." in drawing.page(

@@ -168,6 +168,10 @@ def test_what_does_not_fit_is_counted(encoder: Encoder, tmp_path: Path) -> None:
         ({"answer": 3}, "`answer` must be a text. Got 3."),
         ({"hub": {"name": "x", "columns": {"text": "y"}}}, "`hub` needs no `columns` and `class_names` here"),
         (
+            {"turns": "messages", "prompt": None, "chat": True, "shots": 2},
+            "`shots` has no place beside `turns`: leave one of them out.",
+        ),
+        (
             {"turns": "messages"},
             "`turns` are those of a chat: set `chat` to true. `prompt` has no place beside `turns`: leave one of them out.",
         ),
@@ -205,6 +209,18 @@ def test_bad_rows(encoder: Encoder, tmp_path: Path, row: dict[str, Any], meta: d
     with pytest.raises(DataError, match=re.escape(message)) as caught:
         inputs(encoder, causal_task(tmp_path, [row], **meta))
     assert "test.jsonl" in str(caught.value)
+
+
+def test_a_text_without_tokens_is_refused(tmp_path: Path) -> None:
+    """Where a tokenizer has no token for what it does not know, nothing would be left to score."""
+    folder = talker(tmp_path / "m")
+    file = folder / "tokenizer.json"
+    stored = json.loads(file.read_text())
+    stored["normalizer"] = {"type": "Replace", "pattern": {"String": "☃"}, "content": ""}
+    file.write_text(json.dumps(stored))
+    task = load_task(causal_task(tmp_path, [{"text": "the cat"}, {"text": "☃"}], kind="perplexity", prompt=None))
+    with pytest.raises(DataError, match=r"task 'sounds', split test: the text '☃' gives no token\. Drop the row"):
+        encode(load_encoder(folder), task, "test", max_length=64)
 
 
 def test_files_without_rows(encoder: Encoder, tmp_path: Path) -> None:

@@ -44,6 +44,13 @@ def evaluate(
     json.check()
     if bool(task) == bool(harness):
         raise RecipeError(["what is measured must be named: --task, or --harness, one of the two."], "thetau evaluate")
+    if harness and reading != Reading():
+        raise RecipeError(
+            ["the tasks of the harness say how they are read: leave --data, --max-length, --kind and their like out."],
+            "thetau evaluate",
+        )
+    if harness_tasks is not None and not harness:
+        raise RecipeError(["--harness-tasks is for --harness: name the task, or leave it out."], "thetau evaluate")
     if harness:
         _harness(model, harness, harness_tasks, backbone, options, json)
     else:

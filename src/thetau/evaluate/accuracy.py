@@ -12,10 +12,10 @@ from typing import final
 
 from thetau.errors import DataError
 
-_Z95 = 1.959963984540054
+Z95 = 1.959963984540054  # standard deviations of a 95 % interval
 
 
-def wilson(correct: int, n: int, z: float = _Z95) -> tuple[float, float]:
+def wilson(correct: int, n: int, z: float = Z95) -> tuple[float, float]:
     """The score interval of a rate of `correct` out of `n`, as (low, high) in 0..1; 95 % for the default `z`.
 
     Examples:

@@ -28,20 +28,20 @@ SHOWN = 3
 _LETTERS = 80
 
 
-def examine(encoder: Encoder, inputs: CausalInputs, done: Callable[[int], None], *, side: Side = "right") -> Answers:
-    """Measure what `encoder` runs with; `done` is called with the number of tokens. Likelihoods are padded on the `side`, generation on the left."""
+def examine(encoder: Encoder, inputs: CausalInputs, done: Callable[[int], None]) -> Answers:
+    """Measure what `encoder` runs with; `done` is called with the number of tokens."""
     match inputs.form.kind:
         case "choices":
-            return _choices(encoder, inputs, done, side)
+            return _choices(encoder, inputs, done)
         case "generation":
             return _generation(encoder, inputs, done)
-    return _perplexity(encoder, inputs, done, side)
+    return _perplexity(encoder, inputs, done)
 
 
 def piece_likelihoods(
     encoder: Encoder, inputs: CausalInputs, done: Callable[[int], None] = lambda tokens: None, *, side: Side = "right"
 ) -> list[list[float]]:
-    """The log-likelihood in nats of each piece of each example."""
+    """The log-likelihood in nats of each piece of each example; the batches are padded on the `side`."""
     listed = [(example, pair) for example, pieces in enumerate(inputs.pieces) for pair in pieces]
     found = _scored(encoder, [pair for _, pair in listed], inputs, side, done)
     made: list[list[float]] = [[] for _ in inputs.pieces]
@@ -66,16 +66,16 @@ def check_loss(inputs: CausalInputs) -> None:
         )
 
 
-def _choices(encoder: Encoder, inputs: CausalInputs, done: Callable[[int], None], side: Side) -> Answers:
+def _choices(encoder: Encoder, inputs: CausalInputs, done: Callable[[int], None]) -> Answers:
     correct = 0
-    for told, units, right in zip(piece_likelihoods(encoder, inputs, done, side=side), inputs.units, inputs.labels, strict=True):
+    for told, units, right in zip(piece_likelihoods(encoder, inputs, done), inputs.units, inputs.labels, strict=True):
         scores = [value / unit for value, unit in zip(told, units, strict=True)] if told else []
         correct += bool(scores) and scores.index(max(scores)) == right
     return _counted("accuracy", correct, len(inputs), too_long=sum(inputs.too_long))
 
 
-def _perplexity(encoder: Encoder, inputs: CausalInputs, done: Callable[[int], None], side: Side) -> Answers:
-    told = np.array([-sum(pieces) for pieces in piece_likelihoods(encoder, inputs, done, side=side)])
+def _perplexity(encoder: Encoder, inputs: CausalInputs, done: Callable[[int], None]) -> Answers:
+    told = np.array([-sum(pieces) for pieces in piece_likelihoods(encoder, inputs, done)])
     units = np.array([units[0] for units in inputs.units], dtype=np.float64)
     drawn = np.random.default_rng(0).multinomial(len(told), np.full(len(told), 1 / len(told)), size=RESAMPLES).astype(np.float64)
     low, high = np.percentile(_exp(drawn @ told / (drawn @ units)), [2.5, 97.5])
@@ -127,10 +127,12 @@ def generations(
         return bool(form.stop) and any(stop in text_of(tokens) for stop in form.stop)
 
     found: list[tuple[str, bool] | None] = [None] * len(prompts)
-    for batch in _batches([len(prompts[number]) + form.max_new_tokens for number in fitting]):
+    model = cast("CausalModel", encoder.module)
+    rows = 1 if model.recurrent else ROWS
+    for batch in _batches([len(prompts[number]) + form.max_new_tokens for number in fitting], rows):
         chosen = [fitting[number] for number in batch]
         said: list[Said] = generate(
-            cast("CausalModel", encoder.module),
+            model,
             [prompts[number] for number in chosen],
             pad=inputs.pad,
             most=form.max_new_tokens,
@@ -181,8 +183,8 @@ def _scored(
     lengths = [len(prompt) + len(answer) for prompt, answer in pairs]
     total, read, told = sum(inputs.lengths), 0, 0
     encoder.module.eval()
-    for batch in _batches(lengths):
-        values, _ = likelihoods(cast("CausalModel", encoder.module), [pairs[number] for number in batch], inputs.pad, side)
+    for batch in _batches(lengths, ROWS):
+        values = likelihoods(cast("CausalModel", encoder.module), [pairs[number] for number in batch], inputs.pad, side)
         for number, one in zip(batch, values.tolist(), strict=True):
             found[number] = one
         read += sum(lengths[number] for number in batch)
@@ -192,11 +194,11 @@ def _scored(
     return found
 
 
-def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Numbers in batches of similar length, the longest first, so that what does not fit the memory shows at once."""
+def _batches(lengths: Sequence[int], rows: int) -> Iterator[list[int]]:
+    """Numbers in batches of similar length, of at most so many rows, the longest first, so that what does not fit the memory shows at once."""
     batch: list[int] = []
     for number in sorted(range(len(lengths)), key=lambda one: (-lengths[one], one)):
-        if batch and (len(batch) >= ROWS or (len(batch) + 1) * lengths[batch[0]] > TOKENS):
+        if batch and (len(batch) >= rows or (len(batch) + 1) * lengths[batch[0]] > TOKENS):
             yield batch
             batch = []
         batch.append(number)

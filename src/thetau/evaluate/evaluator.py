@@ -17,6 +17,7 @@ from thetau.evaluate.cache import Cache
 from thetau.evaluate.causal import causal_loss, check_loss, examine
 from thetau.evaluate.measures import Loss, Measure, measure
 from thetau.models import Encoder, weights_hash
+from thetau.models.causal import end_tokens
 from thetau.pace import counted, doing
 from thetau.tasks import Task, encode, make_head
 from thetau.tasks.causal.encode import CausalInputs
@@ -102,6 +103,8 @@ class Evaluator:
         for name in self.tasks if tasks is None else tasks:
             inputs, head, metric = self.inputs(name, split), self.heads[name], self.tasks[name].metric
             parts = [key, self.encoder.form, inputs.hash, head.hash(), *([] if metric == "accuracy" else [metric])]
+            if metric == "exact_match":  # what is said ends where the files beside the weights say
+                parts += map(str, sorted(end_tokens(self.encoder)))
             found = self._kept(inputs, metric, parts)
             if found is None:
                 if not loaded:

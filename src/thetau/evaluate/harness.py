@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any, final
 
 from thetau.errors import DataError, nearest
-from thetau.evaluate.accuracy import wilson
+from thetau.evaluate.accuracy import Z95, wilson
 from thetau.models import Encoder
 from thetau.models.library import quiet, reason_of
 
 _SHARES = ("acc", "acc_norm", "acc_bytes", "exact_match")
-_Z95 = 1.959963984540054
 BATCH = 16
 
 
@@ -88,7 +87,7 @@ def _scores(result: dict[str, Any], n: int) -> tuple[Harnessed, ...]:
         if metric in _SHARES and 0 <= value <= 1:
             low, high = wilson(round(value * n), n)
         elif isinstance(error, int | float):
-            low, high = value - _Z95 * error, value + _Z95 * error
+            low, high = value - Z95 * error, value + Z95 * error
         made.append(Harnessed(metric=metric, filter=chosen, value=float(value), n=n, low=low, high=high))
     return tuple(made)
 

@@ -12,6 +12,15 @@ from thetau.errors import DataError
 from thetau.evaluate.measures import Measure, perplexities
 
 
+def check_shares(measures: Mapping[str, Measure]) -> None:
+    """Refuse a perplexity where more is taken for better. Raises `DataError`."""
+    if controls := perplexities(measures):
+        raise DataError(
+            "a perplexity is lower where it is better, and no share of anything: it has no part in an average of tasks, and no α is chosen by it. "
+            f"Got {', '.join(controls)}; measure it beside the others (thetau evaluate)."
+        )
+
+
 def average(accuracies: Mapping[str, Measure]) -> float:
     """The mean accuracy over tasks, each task counting the same.
 
@@ -22,11 +31,7 @@ def average(accuracies: Mapping[str, Measure]) -> float:
     """
     if not accuracies:
         raise DataError("an average needs the accuracy of at least one task. Got none.")
-    if controls := perplexities(accuracies):
-        raise DataError(
-            f"a perplexity is lower where it is better, and no share of anything: it has no part in an average of tasks. Got {', '.join(controls)}; "
-            "measure it beside the others (thetau evaluate)."
-        )
+    check_shares(accuracies)
     return sum(accuracy.value for accuracy in accuracies.values()) / len(accuracies)
 
 
@@ -46,7 +51,7 @@ def normalised(accuracies: Mapping[str, Measure], individual: Mapping[str, Measu
         raise DataError(
             f"normalised accuracy needs an individual accuracy for every task. Lacking: {', '.join(lacking) or 'all'}."
         )
-    average(accuracies)
+    check_shares(accuracies)
     left_out = set(worthless(individual))
     shares = [accuracy.value / individual[task].value for task, accuracy in accuracies.items() if task not in left_out]
     return sum(shares) / len(shares) if shares else average(accuracies)

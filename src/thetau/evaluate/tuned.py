@@ -126,6 +126,15 @@ def difference(weights: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dic
     return {name: tensor.float() - base[name].float() for name, tensor in weights.items() if tensor.is_floating_point()}
 
 
+def check_linear(encoder: Encoder) -> None:
+    """Refuse a model whose linear form cannot be measured. Raises `DataError`."""
+    if encoder.kind == "causal":
+        raise DataError(
+            "a causal language model is measured as itself: its linear form gives logits of texts that are there, and says none. "
+            "Use the weights (--space weights), which the vector of the tangent space was not trained for."
+        )
+
+
 def make_space(
     evaluator: Evaluator,
     base: Mapping[str, Tensor],
@@ -137,11 +146,7 @@ def make_space(
     """The space in which `vectors` (by the checkpoint's names) are evaluated: the model itself, or its linear form."""
     if not tangent:
         return WeightSpace(evaluator, base, vectors)
-    if evaluator.encoder.kind == "causal":
-        raise DataError(
-            "a causal language model is measured as itself: its linear form gives logits of texts that are there, and says none. "
-            "Use the weights (--space weights), which the vector of the tangent space was not trained for."
-        )
+    check_linear(evaluator.encoder)
     live = {}
     for name, vector in vectors.items():
         moved = evaluator.encoder.parameters(vector)

@@ -34,7 +34,9 @@ class CausalModel(nn.Module):
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
-        self._keeps = "logits_to_keep" in inspect.signature(backbone.forward).parameters
+        self.takes = frozenset(inspect.signature(backbone.forward).parameters)
+        declared: Any = backbone
+        self.recurrent: bool = declared._is_stateful  # its state may have read what is padded on the left
 
     def forward(
         self,
@@ -45,11 +47,13 @@ class CausalModel(nn.Module):
         """The logits at `places`, those tokens whose followers are asked for; 0 where an example has fewer and its place is −1."""
         there = places != NOWHERE
         kept = torch.unique(places[there])
-        more = {"logits_to_keep": kept} if self._keeps else {}
-        if not bool(attention_mask[:, 0].all()):
+        more = {"logits_to_keep": kept} if "logits_to_keep" in self.takes else {}
+        if "position_ids" in self.takes and not bool(attention_mask[:, 0].all()):
             more["position_ids"] = positions(attention_mask)
         logits: Tensor = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **more).logits
-        at = torch.searchsorted(kept, places.clamp(min=0)).clamp(max=len(kept) - 1) if self._keeps else places.clamp(min=0)
+        at = places.clamp(min=0)
+        if "logits_to_keep" in self.takes:
+            at = torch.searchsorted(kept, at).clamp(max=len(kept) - 1)
         rows = torch.arange(len(places), device=places.device)[:, None]
         return logits[rows, at] * there[:, :, None]
 
@@ -96,10 +100,8 @@ def answer_tokens(pairs: Sequence[Pair], fill: int) -> Int[Tensor, "example answ
 
 
 @torch.inference_mode()
-def likelihoods(
-    model: CausalModel, pairs: Sequence[Pair], pad: int, side: Side = "right"
-) -> tuple[Float[Tensor, " pair"], list[bool]]:
-    """The log-likelihood in nats of what follows each prompt, summed over its tokens, and whether greedy decoding would say it.
+def likelihoods(model: CausalModel, pairs: Sequence[Pair], pad: int, side: Side = "right") -> Float[Tensor, " pair"]:
+    """The log-likelihood in nats of what follows each prompt, summed over its tokens.
 
     Raises `DataError` where the weights give NaN or Inf.
     """
@@ -114,8 +116,7 @@ def likelihoods(
     )  # so that long texts and large vocabularies need no second copy of the logits
     parts = zip(torch.split(logits, step, 1), torch.split(asked, step, 1), strict=True)
     told = torch.cat([_told(one, tokens) for one, tokens in parts], 1)
-    greedy = (logits.argmax(-1) == asked) | ~there
-    return (told * there).sum(-1), [bool(one) for one in greedy.all(-1)]
+    return (told * there).sum(-1)
 
 
 def _told(logits: Tensor, tokens: Tensor) -> Tensor:
@@ -156,12 +157,14 @@ def generate(
     ids = torch.tensor([[*[pad] * (width - len(one)), *one] for one in prompts])
     mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in prompts])
     backbone: Any = model.backbone
-    kept = {"logits_to_keep": 1} if model._keeps else {}
+    kept = {"logits_to_keep": 1} if "logits_to_keep" in model.takes else {}
+    caches = "past_key_values" in model.takes  # a recurrent model keeps a state of another kind: it reads all again
     cache: Any = None
     while alive:
         fed, at = (ids, positions(mask)) if cache is None else (ids[:, -1:], positions(mask)[:, -1:])
-        out = backbone(input_ids=fed, attention_mask=mask, position_ids=at, past_key_values=cache, use_cache=True, **kept)
-        cache = out.past_key_values
+        more = ({"position_ids": at} if "position_ids" in model.takes else {}) | ({"past_key_values": cache} if caches else {})
+        out = backbone(input_ids=fed, attention_mask=mask, use_cache=caches, **more, **kept)
+        cache = out.get("past_key_values")
         logits = out.logits[:, -1]
         if not bool(torch.isfinite(logits).all()):
             raise DataError("the model's logits must be finite; these weights give NaN or Inf, so nothing can be generated.")

@@ -14,7 +14,7 @@ from typing import final
 
 from thetau.errors import DataError
 from thetau.evaluate.grids import Found, search
-from thetau.evaluate.means import average, normalised
+from thetau.evaluate.means import average, check_shares, normalised
 from thetau.evaluate.measures import Measure
 from thetau.evaluate.spaces import Space
 
@@ -181,7 +181,7 @@ def negation(
     """Subtract α τ: the α of lowest validation accuracy on the task among those with control ≥ `share` of the pre-trained model's.
 
     `vector` names what is subtracted, the vector of the task's own name by default. Among equals the smaller α. Raises `DataError`
-    when the control task is the target.
+    when the control task is the target, or one of them a perplexity.
     """
     if task == control:
         raise DataError(f"negation of {task!r}: the control task must be another one.")
@@ -192,6 +192,7 @@ def negation(
 
     def score(alpha: float) -> float:
         found = space.accuracies({subtracted: -alpha}, (task, control), "validation")
+        check_shares(found)
         trials[alpha] = NegationTrial(alpha=alpha, target=found[task].value, control=found[control].value)
         return -found[task].value if found[control].value >= limit else -math.inf
 
@@ -263,11 +264,16 @@ def analogy(space: Space, a: str, b: str, c: str, d: str, *, grid: Sequence[floa
 def on_one_task(
     space: Space, parts: Mapping[str, float], task: str, grid: Sequence[float]
 ) -> tuple[tuple[AdditionTrial, ...], Found]:
-    """θ₀ + α Σ weight · vector on one task's validation split, for every α, and the best; there is nothing to normalise by."""
+    """θ₀ + α Σ weight · vector on one task's validation split, for every α, and the best; there is nothing to normalise by.
+
+    Raises `DataError`: the task is a perplexity.
+    """
     values: dict[float, float] = {}
 
     def score(alpha: float) -> float:
-        values[alpha] = space.accuracy(scaled(parts, alpha), task, "validation").value
+        found = space.accuracy(scaled(parts, alpha), task, "validation")
+        check_shares({task: found})
+        values[alpha] = found.value
         return values[alpha]
 
     chosen = search(grid, score)

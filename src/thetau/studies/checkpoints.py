@@ -168,7 +168,7 @@ def evaluate_checkpoint(
     where = _where(model)
     if session.encoder.kind == "causal" and where.is_dir():
         check_tokenizer(session.encoder, where)
-    tangent = given.space == "tangent" or (given.space == "auto" and where.exists() and is_tangent(where))
+    tangent = in_tangent_space(where, given)
     weights = read_weights(where if where.exists() else model, base=session.encoder.folder)
     session.evaluator.on_tokens = on_tokens
     beside = {} if tangent or not given.tasks or not where.is_dir() else parts_beside(where, open_base(session.base))
@@ -204,6 +204,11 @@ def evaluate_checkpoint(
         corrected=tuple(corrected),
         own=tuple(own_tasks),
     )
+
+
+def in_tangent_space(where: Path, options: Evaluate) -> bool:
+    """Whether a checkpoint is measured in its linear form: where the options say so, or leave it to what the checkpoint says."""
+    return options.space == "tangent" or (options.space == "auto" and where.exists() and is_tangent(where))
 
 
 def base_for(model: str | Path, base: str) -> str:

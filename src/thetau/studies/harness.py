@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import final
@@ -12,9 +12,10 @@ from thetau.diagnostics.results import Result
 from thetau.errors import RecipeError
 from thetau.evaluate.harness import Harnessed, run_harness
 from thetau.evaluate.options import BASE
+from thetau.evaluate.tuned import check_linear
 from thetau.models import load_encoder, read_weights
 from thetau.models.causal import check_tokenizer
-from thetau.studies.checkpoints import base_for
+from thetau.studies.checkpoints import base_for, in_tangent_space
 from thetau.studies.options import Evaluate
 
 
@@ -35,17 +36,24 @@ def evaluate_harness(
 ) -> HarnessMeasured:
     """Measure a causal checkpoint (folder or hub id; an adapter or a file of weights with its `base`) on tasks of the harness.
 
-    `folder` has task files of one's own. Of the options, `limit` counts: the first so many examples. Raises `CheckpointError`, `DataError`, and `RecipeError`
-    for a split, which the harness' tasks name themselves.
+    `folder` has task files of one's own. Of the options, `limit` counts, the first so many examples, and `space`. Raises `CheckpointError`, `DataError`, and
+    `RecipeError` for a split, which the harness' tasks name themselves, and for heads and corrections, which they do not have.
     """
     given = options or Evaluate()
     if given.split != "test":
         raise RecipeError(
             [f"tasks of the harness name their split themselves. Got --split {given.split}; leave it out."], "thetau evaluate"
         )
-    start = base_for(model, base)
+    unused = [one.name for one in fields(given) if one.name not in ("limit", "space") and getattr(given, one.name) != one.default]
+    if unused:
+        raise RecipeError(
+            [f"the harness measures a model by its own rules, in which these have no part: {', '.join(unused)}. Leave them out."],
+            "thetau evaluate",
+        )
+    start, path = base_for(model, base), Path(model)
     encoder = load_encoder(start)
-    path = Path(model)
+    if in_tangent_space(path, given):
+        check_linear(encoder)
     if str(model) != start:
         if path.is_dir():
             check_tokenizer(encoder, path)

@@ -116,7 +116,7 @@ def encode_questions(
     for question in asked:
         own: tuple[Pair, ...] = ()
         if form.kind == "perplexity":
-            own = windows(writer.start or _first(tokenizer), writer.plain(question.answer), context)
+            own = windows(writer.start or _first(tokenizer), writer.text(question.answer), context)
             units.append((_units(form.unit, question.answer, own),))
             prompts.append(own[0][0])
             taught.append((own[0][0], (*(token for _, answer in own for token in answer), *writer.end)))
@@ -181,6 +181,12 @@ class _Writer:
     def plain(self, text: str) -> tuple[int, ...]:
         """The tokens of a text, without special ones."""
         return tuple(map(int, self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]))
+
+    def text(self, text: str) -> tuple[int, ...]:
+        """The same, at least one."""
+        if not (tokens := self.plain(text)):
+            raise DataError(f"the text {text[:60]!r} gives no token. Drop the row.")
+        return tokens
 
     def prompt(self, question: Question) -> str:
         """All that stands before the answer."""

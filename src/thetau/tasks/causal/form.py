@@ -89,7 +89,9 @@ def read_form(meta: Mapping[str, Any], others: tuple[str, ...], problems: list[s
         if given.get("chat") is not True:
             problems.append("`turns` are those of a chat: set `chat` to true.")
         problems += [
-            f"`{key}` has no place beside `turns`: leave one of them out." for key in ("prompt", "answer") if key in given
+            f"`{key}` has no place beside `turns`: leave one of them out."
+            for key in ("prompt", "answer", "shots")
+            if key in given and given[key] != 0
         ]
     elif kind != "perplexity" and "prompt" not in given:
         problems.append('`prompt` is needed: a template of the rows\' columns, such as "Question: {question}\\nAnswer:".')

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -32,10 +30,6 @@ class Rows:
     def limited(self, limit: int | None) -> Rows:
         """At most `limit` rows, drawn without regard to their order in the file and always the same ones."""
         return self if limit is None or limit >= len(self) else self.take(drawn(len(self), limit))
-
-    def hash(self) -> str:
-        """A hexadecimal digest of the rows in their order."""
-        return hashlib.blake2b(json.dumps(list(map(dict, self.rows)), sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 @final
