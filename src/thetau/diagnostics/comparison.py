@@ -55,7 +55,7 @@ class TensorPair:
     - `other`: what B calls it, where that is another name.
     - `distance`: ‖a − b‖; `relative`: the same over ‖a‖.
     - `cosine`: of the two; with a base, of a − θ₀ and b − θ₀. None where one of them is zero.
-    - `shift_a`, `shift_b`: ‖a − θ₀‖ and ‖b − θ₀‖, with a base that has this tensor.
+    - `shift_a`, `shift_b`: ‖a − θ₀‖ and ‖b − θ₀‖, with a base that has this tensor and no NaN or infinite value in it.
     - `changed`: entries that differ. `beyond`: those that differ by more than a rounding to the coarser dtype explains.
     - `largest`: the largest |a − b|, and `at`: where.
     - `directions`: of matrices, by what: `difference` (b − a), and with a base `a` and `b` (their task vectors).
@@ -233,13 +233,10 @@ def compare(
     engine = engine or Engine()
     specs = a.specs()
     shared = _shared(specs, _root(a), [*a.sources(), *b.sources()], base, exclude)
-    theirs = {name: spec for name, spec in b.specs().items() if not matches(name, exclude)}
-    used = {shared.alignment.maps[source.key].get(name) for source in b.sources() for name in shared.alignment.names}
-    used |= {name for source in b.sources() for name in shared.stood[source.key]}
-    only_b = [name for name, spec in theirs.items() if name not in used and spec.dtype.is_floating_point]
+    only_b = _unlike(b, shared, exclude)
     side = _Read(Reading(shared.alignment, [a, b]), b, engine)
     beside, common = compare_beside(_root(a), _root(b))
-    return _compared(a, side, base, shared, theirs, only_b, engine, beside=beside, common=common, label=b.label)
+    return _compared(a, side, base, shared, only_b, engine, beside=beside, common=common, label=b.label)
 
 
 def compare_with(
@@ -265,10 +262,8 @@ def compare_with(
     stored = {name: _stored(a, shared, name) for name in shared.alignment.names}
     output = output.typed({name: spec.dtype for name, spec in stored.items() if spec is not None})
     output.prepare()
-    used = {shared.alignment.maps[source.key].get(name) for source in a.sources() for name in output.specs}
-    only_a = [name for name, spec in a.specs().items() if name not in used and spec.dtype.is_floating_point]
-    missing, shared.missing = shared.missing, only_a
-    return _compared(a, _Made(output, engine), base, shared, output.specs, missing, engine, beside=None, common={}, label=label)
+    missing, shared.missing = shared.missing, _unlike(a, shared, ())
+    return _compared(a, _Made(output, engine), base, shared, missing, engine, beside=None, common={}, label=label)
 
 
 class _Side(ABC):
@@ -312,8 +307,7 @@ class _Read(_Side):
         return _stored(self.combination, shared, name) or shared.alignment.specs[name]
 
     def integers(self, shared: _Shared, name: str) -> Tensor:
-        source = _root(self.combination)
-        return source.read(shared.alignment.maps[source.key][name])
+        return _integers(self.combination, shared, name)
 
 
 class _Made(_Side):
@@ -390,7 +384,7 @@ def _shared(
         stood[source.key] = {*found.used, *mapping.values()}
         for name, spec in specs.items():
             if name not in mapping:
-                if counts and not source.partial and spec.dtype.is_floating_point:
+                if counts and not source.partial:
                     missing[name] = None
             elif counts and held[mapping[name]].shape != spec.shape:
                 misfits[name] = Misfit(name=name, shape_a=spec.shape, shape_b=held[mapping[name]].shape)
@@ -435,6 +429,12 @@ def _stored(one: Combination, shared: _Shared, name: str) -> Spec | None:
         ),
         None,
     )
+
+
+def _unlike(one: Expression, shared: _Shared, exclude: Sequence[str]) -> list[str]:
+    """A model's own tensors that stand for nothing of the other's, in whatever shape."""
+    used = {name for source in one.sources() for name in shared.stood[source.key]}
+    return [name for name in one.specs() if name not in used and not matches(name, exclude)]
 
 
 @dataclass
@@ -499,7 +499,6 @@ def _compared(
     side: _Side,
     base: Expression | None,
     shared: _Shared,
-    theirs: Mapping[str, Spec],
     only_b: Sequence[str],
     engine: Engine,
     *,
@@ -531,13 +530,16 @@ def _compared(
             f"{len(short)} matrices are larger than the memory budget allows to decompose; their directions are not counted: {_some(shortened)}."
         )
 
+    def has_base(name: str) -> bool:
+        return base is not None and all(name in alignment.maps[source.key] for source in base.sources())
+
     def look(step: Step) -> TensorPair:
         name = step.name
         spec = alignment.specs[name]
         rows_of = len(spec.shape) == 2 and vocabulary > 0 and is_vocabulary(name, spec.shape, vocabulary)
         mine, other = _stored(a, shared, name) or spec, side.spec(shared, name)
         precision = max(torch.finfo(one).eps for one in (mine.dtype, other.dtype) if one.is_floating_point)
-        based = base is not None and all(name in alignment.maps[source.key] for source in base.sources())
+        based = has_base(name)
         sums = _Sums()
         kept: dict[str, Tensor] = {}
         for low, b_rows in side.rows(name):
@@ -545,14 +547,19 @@ def _compared(
             a_rows = evaluated(reading, a, name, low, high)
             gap = sums.take(a_rows, b_rows, low * spec.row_elements, precision, rows_of)
             parts = {"difference": gap}
-            if base is not None and based:
+            if based and base is not None:
                 parts["a"], parts["b"] = sums.based(a_rows, b_rows, evaluated(reading, base, name, low, high))
             if fits(spec.shape) and name not in short:
                 for word, rows in parts.items():
                     kept.setdefault(word, torch.empty(spec.shape))[low:high] = rows
         good = sums.broken == 0
-        counted = {word: directions(matrix, stream("directions", name)) for word, matrix in kept.items()} if good else {}
-        cosine = _cosine(sums.ab, sums.aa, sums.bb) if base is None else _cosine(sums.pq, sums.pp, sums.qq)
+        based = based and math.isfinite(sums.pp) and math.isfinite(sums.qq)
+        usable = ("difference", "a", "b") if based else ("difference",)
+        counted = {word: directions(kept[word], stream("directions", name)) for word in usable if word in kept} if good else {}
+        if based:
+            cosine = _cosine(sums.pq, sums.pp, sums.qq)
+        else:
+            cosine = _cosine(sums.ab, sums.aa, sums.bb) if base is None else None
         called = other.name if other.name != name else None
         distance = math.sqrt(sums.square) if good else None
         return TensorPair(
@@ -580,6 +587,9 @@ def _compared(
         )
 
     found = tuple(row for _, row in engine.run(steps, Call(look), "Comparing"))
+    lost = [one.name for one in found if one.shift_a is None and not one.not_finite and has_base(one.name)]
+    if lost:
+        notes.append(f"The base holds NaN or infinite values in {len(lost)} tensors, whose changes are not told: {_some(lost)}.")
     everything = _sum(found, "whole", "", base is not None)
     norm_b = math.sqrt(math.fsum((one.norm_b or 0.0) ** 2 for one in found))
     return Comparison(
@@ -608,9 +618,14 @@ def _compared(
 
 def _buffers(a: Expression, side: _Side, shared: _Shared) -> list[str]:
     """The integer tensors that differ."""
-    source = _root(a)
-    mine = ((name, source.read(shared.alignment.maps[source.key][name])) for name in shared.buffers)
+    mine = ((name, _integers(a, shared, name)) for name in shared.buffers)
     return [name for name, value in mine if not torch.equal(value.reshape(-1), side.integers(shared, name).reshape(-1))]
+
+
+def _integers(one: Combination, shared: _Shared, name: str) -> Tensor:
+    """A tensor that is no float, as the model itself has it."""
+    source = _root(one)
+    return shared.alignment.seen(source).read(shared.alignment.maps[source.key][name])
 
 
 def _place(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:
