@@ -17,7 +17,8 @@ from commands import folder as folder
 from commands import run
 from fixtures import random_weights, shifted, write_model
 from thetau.checkpoint import dtype_name
-from thetau.diagnostics.comparison import Comparison, TensorPair, compare
+from thetau.diagnostics.comparing import compare
+from thetau.diagnostics.comparison import Comparison, TensorPair
 from thetau.diagnostics.results import load_result
 from thetau.diagnostics.spectra import directions
 from thetau.engine.executor import Engine
@@ -181,7 +182,7 @@ def test_integers_are_compared_too(folder: Path) -> None:
 @pytest.mark.parametrize(("first", "second", "only"), [("a", "c", "only_a"), ("c", "a", "only_b")])
 def test_integers_that_one_of_them_lacks_are_listed(folder: Path, first: str, second: str, only: str) -> None:
     """As where transformers ceased to save them."""
-    write_model(folder / "c", {name: value for name, value in weights("a").items()})
+    write_model(folder / "c", dict(weights("a").items()))
     found = compare(thetau.open(first), thetau.open(second))
     assert getattr(found, only) == ("embeddings.position_ids",) and not found.complete
     assert len(found.tensors) == len(weights("a")) and found.buffers == ()
