@@ -17,7 +17,8 @@ from commands import folder as folder
 from commands import run
 from fixtures import random_weights, shifted, write_model
 from thetau.checkpoint import dtype_name
-from thetau.diagnostics.comparison import Comparison, TensorPair, compare
+from thetau.diagnostics.comparing import compare
+from thetau.diagnostics.comparison import Comparison, TensorPair
 from thetau.diagnostics.results import load_result
 from thetau.diagnostics.spectra import directions
 from thetau.engine.executor import Engine
@@ -178,6 +179,28 @@ def test_integers_are_compared_too(folder: Path) -> None:
     assert found.buffers == ("embeddings.position_ids",) and not found.agrees
 
 
+@pytest.mark.parametrize(("first", "second", "only"), [("a", "c", "only_a"), ("c", "a", "only_b")])
+def test_integers_that_one_of_them_lacks_are_listed(folder: Path, first: str, second: str, only: str) -> None:
+    """As where transformers ceased to save them."""
+    write_model(folder / "c", dict(weights("a").items()))
+    found = compare(thetau.open(first), thetau.open(second))
+    assert getattr(found, only) == ("embeddings.position_ids",) and not found.complete
+    assert len(found.tensors) == len(weights("a")) and found.buffers == ()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_base_that_holds_no_numbers_spoils_no_figure_of_the_two(folder: Path, value: float) -> None:
+    broken = load_file("base/model.safetensors")[QUERY]
+    broken[0, 0] = value
+    clean, _ = compared(base=thetau.open("base")), change("base", **{QUERY: broken})
+    found = compared(base=thetau.open("base"))
+    one, other = row(found, QUERY), row(clean, QUERY)
+    assert one.cosine is None and one.shift_a is None and set(one.directions) == {"difference"}
+    assert (one.distance, one.directions["difference"]) == (other.distance, other.directions["difference"])
+    assert np.isfinite([found.distance, found.cosine]).all()
+    assert any("The base holds NaN or infinite values in 1 tensors" in note and QUERY in note for note in found.notes)
+
+
 def test_values_that_are_no_numbers_are_counted_and_spoil_nothing_else(folder: Path) -> None:
     held = load_file("b/model.safetensors")
     held[QUERY][0, :3] = torch.tensor([float("nan"), float("inf"), -float("inf")])
@@ -324,6 +347,19 @@ def test_a_lost_tensor_is_found(merged: Path, capsys: pytest.CaptureFixture[str]
     code, text = run(capsys, "compare", "merged", "--against-recipe", "recipe.yaml", "-q")
     assert code == 1
     assert "1 tensors are only in recipe.yaml" in text and "1 tensors are only in merged: 'more.weight'" in text
+
+
+def test_another_shape_is_told_once(merged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change("merged", **{QUERY: torch.ones(8, 9)})
+    code, text = run(capsys, "compare", "merged", "--against-recipe", "recipe.yaml", "-q")
+    assert code == 1 and f"1 tensors have other shapes, first {QUERY!r}: [8, 9] and [8, 8]" in text
+    assert "only in" not in text
+
+
+def test_a_recipes_integers_that_a_model_lacks_are_told(merged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change("merged", **{"embeddings.position_ids": None})
+    code, text = run(capsys, "compare", "merged", "--against-recipe", "recipe.yaml", "-q")
+    assert code == 1 and "1 tensors are only in recipe.yaml: 'embeddings.position_ids'" in text
 
 
 def test_on_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

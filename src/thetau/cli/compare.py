@@ -42,8 +42,8 @@ def compare(
 
     thetau compare merged --against-recipe recipe.yaml
     """
-    from thetau.diagnostics.comparison import compare as look
-    from thetau.diagnostics.comparison import compare_with
+    from thetau.diagnostics.comparing import compare as look
+    from thetau.diagnostics.comparing import compare_with
     from thetau.facade import from_recipe, open_base
     from thetau.facade import open as open_weights
     from thetau.recipes import load
