@@ -46,7 +46,7 @@ class DcMerge(Method, StreamReduction):
     - `keep`: entries of each M_i that are kept, in units of r; None for 0.1 % of all, but at least r.
     """
 
-    rank: Annotated[int | float | str | None, Rank(("auto", "full"))] = "full"
+    rank: Annotated[int | float | str | None, Rank(("auto", "full"))] = None
     smoothing: Literal["none", "average", "linear"] = "none"
     rho: Annotated[float, Within("[1, inf)")] = 5.0
     keep: Annotated[float | None, Within("(0, inf)", none="for 0.1 % of all")] = None
