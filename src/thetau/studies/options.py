@@ -302,6 +302,9 @@ class Evaluate:
         Option("Measure each task with what was made for it, where that lies beside the model.", flags=("--tasks/--no-tasks",)),
     ] = True
     surgery: Annotated[bool, Option("Use the corrections that lie beside the model.", flags=("--surgery/--no-surgery",))] = True
+    mixture: Annotated[
+        bool, Option("Mix MLPs by input, where a mixture lies beside the model.", flags=("--mixture/--no-mixture",))
+    ] = True
     limit: Limit = None
 
     def __post_init__(self) -> None:
