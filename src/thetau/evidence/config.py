@@ -194,7 +194,7 @@ class MixtureConfig(Config):
 
     depth: Annotated[int, Within("[0, 2]")] = 2
     start: float = 0.3
-    lr: NotNegative = 1e-3
+    lr: NotNegative = 1e-4
     steps: Annotated[int, AtLeast(0)] = 1000
     batch: Annotated[int, AtLeast(1)] = 16
     most: Positive = 10.0

@@ -2,8 +2,9 @@ r"""WEMoE: routers that mix the tasks' MLPs for each input, learned from unlabel
 
 Tang et al., ICML 2024, <https://arxiv.org/abs/2402.00433>; code: tanganke/weight-ensembling_MoE, scripts/clip_dictmoe.py. All but the MLPs is merged (by
 task arithmetic at 0.3 there, by any method here); a block's MLP is θ₀ + Σ_t w_t(x) τ_t, w by a router of two layers at 0.3 for every task to begin
-with, so that it begins close to task arithmetic. Adam at 1e-3, falling to 0 as a cosine over 1,000 steps, minimises the summed entropy of the
-predictions on 16 examples of every task; the code learns on test images, here the split is a choice. Nobody has to know which task an input is of,
+with, so that it begins close to task arithmetic. Adam at 1e-4 (the step of the runs that the authors committed; their config file has 1e-3), falling to
+0 as a cosine over 1,000 steps, minimises the summed entropy of the predictions on 16 examples of every task; the code learns on test images, here the
+split is a choice. Nobody has to know which task an input is of,
 save for the head. Departs from the code in leaving padding out of the mean over positions.
 
 The tasks' MLP vectors lie in memory while it learns and runs, and beside the model: as many bytes as K MLPs have. Where the predictions for a task fall
