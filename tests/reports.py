@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from typing import Any
 
-from thetau.diagnostics.doctor import Advice, Doctor, Finding, Group, Harm, HitRate, Pair, Spectrum, Subject
+from thetau.diagnostics.doctor import Advice, Doctor, Finding, Group, Harm, HitRate, OnTask, Pair, Spectrum, Subject
 from thetau.evaluate.accuracy import Accuracy
 from thetau.evaluate.search import ScaleTrial
 from thetau.studies.suite_results import Row, SuiteResults, TaskFacts
@@ -332,4 +332,23 @@ def doctor_result(models: int = 3, *, names: tuple[str, ...] = (), layers: int =
             ),
         ),
         notes=(hostile,),
+        tasks=tuple(
+            OnTask(
+                task=f"{hostile} {number}",
+                own=called[0] if number == 0 else "",
+                split=hostile,
+                n=3,
+                metric=hostile,
+                unit=1.0,
+                base_loss=1.0,
+                base_score=0.5,
+                loss=tuple(draw.uniform(0, 2) for _ in called),
+                score=(0.5,) * models,
+                tau_jp=tuple(draw.uniform(0.1, 1) for _ in called),
+                direction=(None, *(0.1,) * (models - 1)),
+                magnitude=(float("nan"),) * models,
+                layers={str(k): (0.1,) * models for k in range(layers)},
+            )
+            for number in range(2)
+        ),
     )
