@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import hashlib
 import json
 import random
@@ -352,3 +353,28 @@ def doctor_result(models: int = 3, *, names: tuple[str, ...] = (), layers: int =
             for number in range(2)
         ),
     )
+
+
+# Files that somebody changed.
+
+JUNK: tuple[Any, ...] = (None, 1, -1, 1.5, "", "x", [], {}, [1], {"a": 1}, True, [[]], [None])
+
+
+def places(document: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where something stands in a JSON document."""
+    parts = document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
+    return [found for key, value in parts for found in ((*above, key), *places(value, (*above, key)))]
+
+
+def changed(document: Any, draw: random.Random) -> Any:
+    """The same with one thing in it left out, or put in another's place."""
+    made = copy.deepcopy(document)
+    *above, last = draw.choice(places(made))
+    at = made
+    for key in above:
+        at = at[key]
+    if draw.random() < 0.3:
+        del at[last]
+    else:
+        at[last] = draw.choice(JUNK)
+    return made
