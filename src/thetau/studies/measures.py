@@ -91,9 +91,9 @@ def landscape(
     merged: Mapping[str, str] = MappingProxyType({}),
     methods: Mapping[str, Method] = MappingProxyType({}),
 ) -> Landscape:
-    """Loss and accuracy on the plane of the session's two models, with merges marked.
+    """Loss and accuracy on the plane of the base and the session's two models, or of its three models, with merges marked.
 
-    Raises `DataError`: not two models, merges of models of the tangent space; `RecipeError`: a name that is there twice.
+    Raises `DataError`: neither two models nor three, merges of models of the tangent space; `RecipeError`: a name that is there twice.
     """
     given = options or Plane()
     if session.tangent and (merged or methods):
@@ -190,3 +190,11 @@ def require_two(models: Sequence[object]) -> None:
     """Refuse other than two models. Raises `RecipeError`."""
     if len(models) != 2:
         raise RecipeError([f"the disentanglement error is of two models. Got {len(models)}."], "models")
+
+
+def require_plane(models: Sequence[object]) -> None:
+    """Refuse other than two or three models. Raises `RecipeError`."""
+    if len(models) not in (2, 3):
+        raise RecipeError(
+            [f"a landscape is the plane of the base and two models, or of three models. Got {len(models)}."], "models"
+        )
