@@ -96,6 +96,9 @@ def page(accuracy: Rows, timings: Mapping[str, Mapping[str, Any]]) -> str:
                 for label, row in accuracy.items()
             ],
         ),
+        "TSV-M's `auto`, the default, was measured on these six models alone (one seed); `experiments.sketches.confirm` has it among its pairs, and was not "
+        "run again since.",
+        "",
         *confirmed(),
         "## What it saves",
         "",
