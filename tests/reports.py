@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import hashlib
 import json
 import random
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from typing import Any
 
-from thetau.diagnostics.doctor import Advice, Doctor, Finding, Group, Harm, HitRate, Pair, Spectrum, Subject
+from thetau.diagnostics.doctor import Advice, Doctor, Finding, Group, Harm, HitRate, OnTask, Pair, Spectrum, Subject
 from thetau.evaluate.accuracy import Accuracy
 from thetau.evaluate.search import ScaleTrial
 from thetau.studies.suite_results import Row, SuiteResults, TaskFacts
@@ -332,4 +333,48 @@ def doctor_result(models: int = 3, *, names: tuple[str, ...] = (), layers: int =
             ),
         ),
         notes=(hostile,),
+        tasks=tuple(
+            OnTask(
+                task=f"{hostile} {number}",
+                own=called[0] if number == 0 else "",
+                split=hostile,
+                n=3,
+                metric=hostile,
+                unit=1.0,
+                base_loss=1.0,
+                base_score=0.5,
+                loss=tuple(draw.uniform(0, 2) for _ in called),
+                score=(0.5,) * models,
+                tau_jp=tuple(draw.uniform(0.1, 1) for _ in called),
+                direction=(None, *(0.1,) * (models - 1)),
+                magnitude=(float("nan"),) * models,
+                layers={str(k): (0.1,) * models for k in range(layers)},
+            )
+            for number in range(2)
+        ),
     )
+
+
+# Files that somebody changed.
+
+JUNK: tuple[Any, ...] = (None, 1, -1, 1.5, "", "x", [], {}, [1], {"a": 1}, True, [[]], [None])
+
+
+def places(document: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where something stands in a JSON document."""
+    parts = document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
+    return [found for key, value in parts for found in ((*above, key), *places(value, (*above, key)))]
+
+
+def changed(document: Any, draw: random.Random) -> Any:
+    """The same with one thing in it left out, or put in another's place."""
+    made = copy.deepcopy(document)
+    *above, last = draw.choice(places(made))
+    at = made
+    for key in above:
+        at = at[key]
+    if draw.random() < 0.3:
+        del at[last]
+    else:
+        at[last] = draw.choice(JUNK)
+    return made

@@ -19,6 +19,7 @@ from thetau.diagnostics.predictions import wilson
 HERE = EXPERIMENTS / "doctor"
 PAGE = DOCS / "doctor.md"
 POINT = 0.01  # as in the study
+CALLED = {"danger": "what j does to i (printed)", "examples": "√τJp on validation examples (`--task`)"}
 ENOUGH = 20  # trials from which a verdict is given
 SETS = {"demo": "the demo's tasks", "held-out": "held-out tasks"}
 
@@ -45,6 +46,7 @@ def drawn(result: Mapping[str, Any], study: Mapping[str, Any] | None) -> str:
         said["harms"].format(seconds=demo["seconds"]),
         *harms(demo),
         said["harms after"],
+        *on_examples(result, said),
         said["family"].format(continuation=continuation),
         *table(["finding", "models", "what it says"], findings, words=3),
         said["rules"].rstrip("\n"),
@@ -90,6 +92,32 @@ def harms(found: Mapping[str, Any]) -> list[str]:
     return table(["merge", *found["staying"], "mean"], rows)
 
 
+def on_examples(result: Mapping[str, Any], said: Mapping[str, str]) -> list[str]:
+    """What `--task` adds, where it was measured."""
+    found, names = result.get("examples"), result["demo"]["compared"]
+    if found is None:
+        return []
+    tasks = found["tasks"]
+    own = {one["task"]: one["tau_jp"][names.index(one["own"])] for one in tasks}
+    rows = [[name, *(f"{(one['tau_jp'][i] / own[one['task']]) ** 0.5:.2f}" for one in tasks)] for i, name in enumerate(names)]
+    changes = [
+        ["base's loss", *(f"{one['base_loss']:.3f}" for one in tasks)],
+        *([f"loss of {name}", *(f"{one['loss'][i]:.3f}" for one in tasks)] for i, name in enumerate(names)),
+        ["1 − cos x, own model", *(f"{one['direction'][names.index(one['own'])]:.3f}" for one in tasks)],
+        ["Δ‖x‖/‖x‖, own model", *(f"{one['magnitude'][names.index(one['own'])]:+.3f}" for one in tasks)],
+    ]
+    first = next(one for one in found["advice"] if one["sentence"].startswith("On examples"))
+    heads = [one["task"] for one in tasks]
+    return [
+        said["examples"].format(seconds=found["seconds"], n=min(one["n"] for one in tasks), advice=first["sentence"]),
+        *table(["√τJp over own's", *heads], rows),
+        "",
+        *table(["", *heads], changes),
+        "",
+        said["examples after"],
+    ]
+
+
 def shown(sets: Mapping[str, Any]) -> dict[str, str]:
     """The sets that were measured, and what they are called."""
     return {name: said for name, said in SETS.items() if name in sets}
@@ -99,7 +127,7 @@ def predictors(sets: Mapping[str, Any]) -> list[str]:
     """A row a figure."""
     rows = []
     for word in sets["held-out"]["conflict"]["predictors"]:
-        cells = ["what j does to i (printed)" if word == "danger" else word]
+        cells = [CALLED.get(word, word)]
         for name in shown(sets):
             one = sets[name]["conflict"]["predictors"][word]
             cells += [signed(one["spearman_loss"]), signed(one["spearman_accuracy"]), f"{one['hits']} of {one['n']}"]
@@ -154,11 +182,14 @@ def beside(sets: Mapping[str, Any]) -> list[str]:
     """The same of the first set, which the rules were chosen on."""
     if "demo" not in sets:
         return []
-    danger, rows = sets["demo"]["conflict"]["predictors"]["danger"], sets["demo"]["subsets"]
+    found, rows = sets["demo"]["conflict"]["predictors"], sets["demo"]["subsets"]
+    danger, examples = found["danger"], found.get("examples")
     scale = sum(row["at_scale"] >= row["at_validated"] - POINT for row in rows)
     method = sum(row["bilateral"] > row["at_validated"] for row in rows)
     told = (
-        f"{danger['hits']} of {danger['n']} for conflict, {scale} of {len(rows)} for scale and {method} of {len(rows)} for method"
+        f"{danger['hits']} of {danger['n']} for conflict, "
+        + ("" if examples is None else f"{examples['hits']} of {examples['n']} for examples, ")
+        + f"{scale} of {len(rows)} for scale and {method} of {len(rows)} for method"
     )
     return [f"On the demo's own tasks it was {told}."]
 

@@ -27,7 +27,9 @@ from experiments.fisher.run import tuned_models
 from thetau.checkpoint.locate import locate
 from thetau.diagnostics.doctor import Doctor
 from thetau.diagnostics.examine import examine
+from thetau.diagnostics.examples import open_examples, with_examples
 from thetau.evaluate import Evaluator
+from thetau.evaluate.options import Few, Reading
 from thetau.finetune import FinetuneConfig, finetune
 from thetau.models import load_encoder, read_weights
 from thetau.tasks import load_task
@@ -42,12 +44,26 @@ FURTHER, STEPS = "trec", 60
 def examined(models: Mapping[str, Path], out: Path) -> tuple[Doctor, float]:
     """The doctor's result, kept whole in `out`, and the processor's seconds."""
     begun = time.process_time()
-    found = examine(
-        thetau.open(BASE), [thetau.open(path, name=name) for name, path in models.items()], engine=thetau.Engine(workers=1)
-    )
+    found = examine(thetau.open(BASE), opened(models), engine=thetau.Engine(workers=1))
     seconds = time.process_time() - begun
     found.save(out)
     return found, seconds
+
+
+def opened(models: Mapping[str, Path]) -> list[thetau.Expression]:
+    """The models under their names."""
+    return [thetau.open(path, name=name) for name, path in models.items()]
+
+
+def on_examples(found: Doctor, models: Mapping[str, Path], out: Path) -> tuple[Doctor, float]:
+    """The result with the tasks' own examples, and the processor's seconds that these took."""
+    begun = time.process_time()
+    given = opened(models)
+    examples = open_examples(BASE, given, list(models), few=Few(), reading=Reading(max_length=40))
+    told = with_examples(found, examples, thetau.open(BASE), given, engine=thetau.Engine(workers=1))
+    seconds = time.process_time() - begun
+    told.save(out)
+    return told, seconds
 
 
 def further(beta: Path, data: Path, out: Path) -> Path:
@@ -85,6 +101,7 @@ def main() -> None:
     clean, spent = examined(models, arguments.run / "doctor-demo.json")
     if clean.findings:
         raise SystemExit(f"among the demo's models nothing is to be found. Got: {[one.sentence for one in clean.findings]}")
+    with_tasks, took = on_examples(clean, models, arguments.run / "doctor-tasks.json")
     folder = arguments.run / "family"
     shutil.rmtree(folder, ignore_errors=True)
     real = further(models["clinc_domain"], arguments.data, arguments.run / "continued") if arguments.data is not None else None
@@ -100,6 +117,7 @@ def main() -> None:
             "machine": machine(),
             "continuation": "fine-tuned further" if real is not None else "by arithmetic",
             "demo": short(clean, spent),
+            "examples": {"seconds": took, "tasks": with_tasks.to_json()["tasks"], "advice": with_tasks.to_json()["advice"]},
             "family": short(found, seconds),
         },
     )

@@ -7,8 +7,9 @@ Two sets of six models. The rules and thresholds were chosen while looking at th
 second, whose models are fine-tuned here, as the demo's are. Of each set:
 
 - **conflict**: every ordered pair (i, j): accuracy and loss of task i on its test examples with θ₀ + τ_i + τ_j, beside those of τ_i alone. The
-  doctor says what τ_j does to the inputs of i (`a_on_b`); so do cosine, sign conflict and shared directions, in their own way. A *hit*: of two
-  others, the one that is told to do more to i costs it more loss.
+  doctor says what τ_j does to the inputs of i (`a_on_b`); so do cosine, sign conflict and shared directions, in their own way, and with
+  `--task` the root of τJp on validation examples over that of τ_i itself. A *hit*: of two others, the one that is told to do more to i costs it
+  more loss.
 - **scale**: subsets of 3 to 6 models: λ of task arithmetic by Eq. 21 beside the λ of a grid that validation prefers. A hit: its normalised
   test accuracy is no more than one point below.
 - **method**: the same subsets by bilateral merging and WUDI. A hit: bilateral, which is advised, is above task arithmetic at the λ that
@@ -38,6 +39,8 @@ from thetau.diagnostics.examine import TRIED, examine
 from thetau.diagnostics.results import correlate
 from thetau.evaluate import Evaluator
 from thetau.evaluate.means import normalised
+from thetau.evaluate.spaces import TangentSpace
+from thetau.evaluate.tuned import make_space
 from thetau.facade import as_vector
 from thetau.finetune import FinetuneConfig, finetune
 from thetau.methods import build
@@ -59,6 +62,7 @@ SIGNS = {
     "inputs shared": 1,
     "outputs shared": 1,
     "overlap": 1,
+    "examples": 1,
 }  # more means more harm
 
 
@@ -99,6 +103,17 @@ class Bench:
         """The doctor on some of them."""
         return examine(self.root, [self.opened[task] for task in tasks], engine=thetau.Engine(workers=1))
 
+    def on_examples(self) -> dict[tuple[str, str], float]:
+        """(j, i) → √ of τJp of τ_j on the validation examples of i, over that of τ_i: what `thetau doctor --task` tells."""
+        linear = make_space(self.evaluator, self.base, self.vectors, tangent=True)
+        assert isinstance(linear, TangentSpace)
+        jp = {
+            (j, i): float(linear.terms(j, i, "validation")[1].double().square().sum(-1).mean())
+            for i in self.models
+            for j in self.models
+        }
+        return {(j, i): (value / jp[i, i]) ** 0.5 for (j, i), value in jp.items()}
+
     def accuracy(self, weights: Mapping[str, Tensor], tasks: Sequence[str], split: str = "test") -> dict[str, Any]:
         """By task."""
         return dict(self.evaluator.evaluate(weights, split, tasks))
@@ -129,6 +144,7 @@ def conflicts(bench: Bench) -> dict[str, Any]:
         weights = bench.sum({task: 1.0})
         alone[task] = (bench.accuracy(weights, [task])[task], bench.evaluator.losses(weights, "test", [task])[task].value)
     told = {frozenset((pair.a, pair.b)): pair for pair in found.pairs}
+    on_examples = bench.on_examples()
     for i, j in permutations(tasks, 2):
         weights = bench.sum({i: 1.0, j: 1.0})
         accuracy = bench.accuracy(weights, [i])[i].value
@@ -144,6 +160,7 @@ def conflicts(bench: Bench) -> dict[str, Any]:
                 "inputs shared": pair.inputs,
                 "outputs shared": pair.outputs,
                 "overlap": pair.overlap,
+                "examples": on_examples[j, i],
                 "accuracy": accuracy,
                 "lost": alone[i][0].value - accuracy,
                 "loss": loss,
@@ -212,11 +229,17 @@ def hits_of(sets: Mapping[str, Any]) -> dict[str, Any]:
     """What ships: hits on the held-out set alone, where anything was chosen on the first; both sets are on the page."""
     held = sets["held-out"]
     danger, rows = held["conflict"]["predictors"]["danger"], held["subsets"]
+    examples = held["conflict"]["predictors"]["examples"]
     return {
         "conflict": {
             "hits": danger["hits"],
             "n": danger["n"],
             "what": "of two other models, the one named as the greater danger raised a task's loss more (6 text tasks, one encoder of 22 million weights)",
+        },
+        "examples": {
+            "hits": examples["hits"],
+            "n": examples["n"],
+            "what": "of two other models, the one with more τJp on a task's examples raised its loss more (6 text tasks, one encoder of 22 million weights)",
         },
         "scale": {
             "hits": sum(row["at_scale"] >= row["at_validated"] - POINT for row in rows),

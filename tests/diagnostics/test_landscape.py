@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -107,6 +110,105 @@ def test_projections_are_least_squares() -> None:
         projected(v, a, {key: 2 * value for key, value in a.items()})
 
 
+@pytest.fixture(scope="module")
+def three(bench: Bench) -> tuple[Landscape, WeightSpace, dict[str, dict[str, Tensor]]]:
+    """Two fine-tuned models, and a third one that is a mixture of them and something new."""
+    generator = torch.Generator().manual_seed(3)
+    third = {key: 0.5 * tau + 0.02 * torch.randn(tau.shape, generator=generator) for key, tau in bench.vectors[A].items()}
+    vectors = {**bench.vectors, "both": third}
+    encoder = Evaluator(
+        bench.encoder,
+        [*bench.evaluator.tasks.values(), replace(bench.evaluator.tasks[A], name="both")],
+        max_length=32,
+        limits={"test": 20},
+    )
+    space = WeightSpace(encoder, bench.weights, vectors)
+    middle = space.weights(dict.fromkeys(vectors, 1 / 3))
+    off = {key: value + (0.01 if key.endswith("pooler.dense.weight") else 0) for key, value in middle.items()}
+    merged = {"middle": middle, "off": off}
+    return (
+        landscape(space, encoder, vectors, grid=(0.0, 0.5, 1.0), steps=3, merged=merged, base=bench.weights),
+        space,
+        vectors,
+    )
+
+
+def flat(vector: dict[str, Tensor]) -> Tensor:
+    return torch.cat([value.double().flatten() for value in vector.values()])
+
+
+def test_the_plane_of_three_models_goes_through_them(three: tuple[Landscape, WeightSpace, dict[str, dict[str, Tensor]]]) -> None:
+    found, space, vectors = three
+    assert found.through == "models" and found.tasks == (A, B, "both")
+    assert found.corners == {A: (0.0, 0.0), B: (1.0, 0.0), "both": (0.0, 1.0)}
+    for i, x in enumerate(found.grid):
+        for j, y in enumerate(found.grid):
+            for task in found.tasks:
+                expected = space.losses({A: 1 - x - y, B: x, "both": y}, [task], "test")[task].value
+                assert found.loss[task][i][j] == pytest.approx(expected, abs=1e-6)
+    assert found.joint[1][2] == pytest.approx(sum(found.loss[task][1][2] for task in found.tasks))
+    assert found.mean_accuracy[1][2] == pytest.approx(sum(found.accuracy[task][1][2] for task in found.tasks) / 3)
+    assert [(line.start, line.end) for line in found.lines] == [(A, B), (A, "both"), (B, "both")]
+    assert found.lines[1].loss[B][1] == found.loss[B][0][1]
+    for (a, b), length in found.sides.items():
+        assert length == pytest.approx(float((flat(vectors[a]) - flat(vectors[b])).norm()), rel=1e-6)
+
+
+def test_beside_a_plane_of_models_the_base_and_merges_say_how_far_off_they_are(
+    three: tuple[Landscape, WeightSpace, dict[str, dict[str, Tensor]]],
+) -> None:
+    found, space, vectors = three
+    base, middle, off = found.marks
+    a, b, c = (flat(vectors[name]) for name in found.tasks)
+    plane = torch.stack([b - a, c - a], 1)
+    nearest = torch.linalg.lstsq(plane, -a[:, None]).solution[:, 0]
+    apart = float((-a - plane @ nearest).norm())
+    assert base.name == "base" and base.at == pytest.approx(tuple(nearest.tolist()), rel=1e-5, abs=1e-7)
+    assert base.distance == pytest.approx(apart, rel=1e-6)
+    assert base.outside == pytest.approx(apart**2 / float(((a + b + c) / 3).square().sum()), rel=1e-5)
+    assert base.loss[A] == pytest.approx(space.losses({}, [A], "test")[A].value)
+    assert middle.at == pytest.approx((1 / 3, 1 / 3), abs=1e-4)
+    assert middle.distance is not None and middle.distance < 1e-4 * found.sides[A, B], "weights are rounded to float32"
+    assert off.distance is not None and off.distance > 1e-3
+
+
+def test_the_plane_of_three_models_as_json_and_chart(
+    three: tuple[Landscape, WeightSpace, dict[str, dict[str, Tensor]]], tmp_path: Path
+) -> None:
+    found = three[0]
+    found.save(tmp_path / "plane.json")
+    assert load_result(Landscape, tmp_path / "plane.json") == found
+    landscape_chart(found, tmp_path / "plane.png")
+    assert (tmp_path / "plane.png").stat().st_size > 10_000
+
+
+def test_models_that_span_no_plane_are_refused(bench: Bench) -> None:
+    a, b = bench.vectors.values()
+    line = {A: a, B: b, "between": {key: 0.25 * a[key] + 0.75 * b[key] for key in a}}
+    space = WeightSpace(bench.evaluator, bench.weights, line)
+    with pytest.raises(DataError, match="three models lie on one line"):
+        landscape(space, bench.evaluator, line, grid=(0.0, 1.0))
+    with pytest.raises(DataError, match="two task vectors lie on one line"):
+        landscape(bench.space, bench.evaluator, {A: a, B: a}, grid=(0.0, 1.0))
+    with pytest.raises(DataError, match="'base' is the base"):
+        landscape(bench.space, bench.evaluator, {A: a, "base": b}, grid=(0.0, 1.0))
+    with pytest.raises(DataError, match="Got 4"):
+        landscape(bench.space, bench.evaluator, dict.fromkeys("abcd", a), grid=(0.0, 1.0))
+
+
+def test_results_without_a_frame_are_still_read(found: Landscape, tmp_path: Path) -> None:
+    found.save(tmp_path / "plane.json")
+    told = json.loads((tmp_path / "plane.json").read_text())
+    for key in ("through", "frame"):
+        del told[key]
+    for mark in told["marks"]:
+        del mark["distance"]
+    (tmp_path / "plane.json").write_text(json.dumps(told))
+    old = load_result(Landscape, tmp_path / "plane.json")
+    assert old.through == "base" and old.sides == {} and old.joint == found.joint
+    landscape_chart(old, tmp_path / "old.png")
+
+
 def test_the_tangent_space_is_exact_and_takes_no_merges(bench: Bench) -> None:
     space = make_space(bench.evaluator, bench.weights, bench.vectors, tangent=True)
     found = landscape(space, bench.evaluator, bench.vectors, grid=(0.0, 1.0), steps=3, name="tangent")
@@ -171,4 +273,20 @@ def test_on_the_command_line(
         code, text = run(capsys, "diagnose", "landscape", *models, *wrong, *shared)
         assert code != 0 and message in text and "Traceback" not in text
     code, text = run(capsys, "diagnose", "landscape", models[0], *shared)
-    assert code != 0 and "two" in text
+    assert code != 0 and "two models, or of three models. Got 1" in text
+    third, folder = tmp_path / "third", bench.data / "colours"
+    shutil.copytree(bench.data / A, folder)
+    (folder / "meta.json").write_text(json.dumps(json.loads((folder / "meta.json").read_text()) | {"task": "colours"}))
+    task = load_task(folder)
+    heads = Evaluator(bench.encoder, [task], max_length=32).heads
+    config = FinetuneConfig(steps=2, lr=5e-3, batch_size=16, max_length=32, seed=1)
+    finetune(bench.encoder, task, third, config, base=str(bench.base), heads=heads)
+    bench.evaluator.load_base()
+    code, text = run(
+        capsys, "diagnose", "landscape", *models, str(third), "--points", "3", "--steps", "3", "--method", "average", *shared
+    )
+    assert code == 0, text
+    assert "apart, in the length of weights: animals and weather" in text and f"from {B} to colours: barrier" in text
+    told = load_result(Landscape, tmp_path / "out" / f"landscape-{A}-{B}-colours.json")
+    assert [mark.name for mark in told.marks] == ["base", "average"]
+    assert told.marks[1].at == pytest.approx((1 / 3, 1 / 3), abs=1e-3)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_report_results import PARADIGMS, landscape, layers
 
 from reports import HOSTILE, doctor_result, suite_results
-from thetau.report import write
+from thetau.report import page_of, write
 from thetau.report.doctors import doctor_page
 from thetau.report.suites import suite_page
 
@@ -40,6 +41,11 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(suite_page(suite_results(methods=8, tasks=5, memory=True)), folder / "suite.html")
     write(suite_page(suite_results(methods=3, tasks=2)), folder / "small.html")
     write(doctor_page(doctor_result(3)), folder / "doctor.html")
+    layers("sst2", "mnli").save(folder / "layers.json")
+    landscape("sst2", "mnli", "qnli").save(folder / "landscape.json")
+    for name in ("layers", "landscape"):
+        write(page_of(folder / f"{name}.json"), folder / f"{name}.html")
+    write(page_of(PARADIGMS), folder / "paradigms.html")
     write(suite_page(suite_results(methods=11, tasks=11, names=HOSTILE)), folder / "hostile.html")
     write(doctor_page(doctor_result(11, names=HOSTILE)), folder / "hostile-doctor.html")
     return folder
@@ -163,7 +169,10 @@ def test_nothing_in_a_name_runs(browser: Any, pages: Path, name: str) -> None:
     assert refused == "refused", "the page's own policy lets nothing out"
 
 
-@pytest.mark.parametrize(("name", "scheme"), [("small", "light"), ("doctor", "dark")])
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [("small", "light"), ("doctor", "dark"), ("layers", "light"), ("landscape", "dark"), ("paradigms", "light")],
+)
 def test_axe_finds_nothing_serious(browser: Any, pages: Path, name: str, scheme: str) -> None:
     axe = pytest.importorskip(
         "axe_playwright_python.sync_playwright", reason="accessibility needs axe: pip install axe-playwright-python"

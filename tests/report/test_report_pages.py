@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import copy
 import json
 import math
 import random
@@ -20,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from commands import folder as folder
 from commands import run
 from fixtures import random_weights, shifted, write_model
-from reports import HOSTILE, doctor_result, read_page, suite_results, words
+from reports import HOSTILE, changed, doctor_result, read_page, suite_results, words
 from thetau.checkpoint.disk import write_json
 from thetau.diagnostics.changes import changes
 from thetau.errors import ThetauError
@@ -407,28 +406,6 @@ def test_any_thetau_error_names_the_file(tmp_path: Path) -> None:
 
 
 # Files that somebody changed.
-
-JUNK: tuple[Any, ...] = (None, 1, -1, 1.5, "", "x", [], {}, [1], {"a": 1}, True, [[]], [None])
-
-
-def places(document: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Where something stands in a JSON document."""
-    parts = document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
-    return [found for key, value in parts for found in ((*above, key), *places(value, (*above, key)))]
-
-
-def changed(document: Any, draw: random.Random) -> Any:
-    """The same with one thing in it left out, or put in another's place."""
-    made = copy.deepcopy(document)
-    *above, last = draw.choice(places(made))
-    at = made
-    for key in above:
-        at = at[key]
-    if draw.random() < 0.3:
-        del at[last]
-    else:
-        at[last] = draw.choice(JUNK)
-    return made
 
 
 @pytest.mark.parametrize("kind", ["suite", "doctor", "model", "bank"])

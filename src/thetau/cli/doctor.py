@@ -10,6 +10,9 @@ import typer
 
 from thetau.cli.common import Json, LeftOut, Machine
 from thetau.cli.options import with_options
+from thetau.errors import RecipeError
+from thetau.evaluate.options import Few, Reading
+from thetau.pace import silence
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,9 +33,17 @@ def doctor(
         list[str] | None,
         typer.Option("--candidate", "-c", help="Another model that may be the true base; may be repeated. BASE is one of them."),
     ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--task", "-t", help="Look at the models on this task too, TASK or MODEL=TASK (whose it is); may be repeated."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write a page of it here: NAME.html.")] = None,
     pairs: Annotated[bool, typer.Option("--pairs", help="List every pair, not only those that stand out.")] = False,
     *,
+    few: Few,
+    reading: Reading,
     left_out: LeftOut,
     json: Json,
     machine: Machine,
@@ -41,13 +52,17 @@ def doctor(
 
     thetau doctor base sst2 mnli qa=models/squad -o doctor.html --json doctor.json
 
-    From the weights alone, in streaming passes within --max-memory.
+    From the weights alone, in streaming passes within --max-memory. With --task the models are run on a few examples too.
     """
     from thetau.diagnostics.examine import examine
     from thetau.facade import open as open_weights
     from thetau.facade import open_base
 
+    if machine.quiet:
+        silence()
     json.check()
+    if not task and (few != Few() or reading != Reading()):
+        raise RecipeError(["how examples are read was given, and no task: say which with --task."], "options")
     if out is not None:
         from thetau.checkpoint.disk import check_file
         from thetau.report import check
@@ -55,13 +70,19 @@ def doctor(
         check()
         check_file(out)
     opened = open_base(base)
-    result = examine(
-        opened,
-        [open_weights(path, base=opened, name=name) for name, path in map(named, models)],
-        candidates=[open_base(other) for other in candidate or []],
-        exclude=left_out.exclude,
-        engine=machine.engine(),
-    )
+    given = [open_weights(path, base=opened, name=name) for name, path in map(named, models)]
+    others = [open_base(other) for other in candidate or []]
+    examples = None
+    if task:
+        from thetau.diagnostics.examples import open_examples
+
+        examples = open_examples(base, given, task, few=few, reading=reading)
+    engine = machine.engine()  # after the model that runs, which takes its part of the memory
+    result = examine(opened, given, candidates=others, exclude=left_out.exclude, engine=engine)
+    if examples is not None:
+        from thetau.diagnostics.examples import with_examples
+
+        result = with_examples(result, examples, opened, given, engine=engine)
     json.save(result)
     if out is not None:
         from thetau.report import doctor_page, write
@@ -85,6 +106,7 @@ def show(result: Doctor, *, pairs: bool = False) -> None:
     _groups(result)
     _pairs(result, every=pairs)
     _harms(result)
+    _tasks(result)
     for note in result.notes:
         console.print(f"· {note}")
     console.print("\nwhat stands out")
@@ -197,6 +219,43 @@ def _harms(result: Doctor) -> None:
         for label, one in zip(labels, result.harms, strict=True):
             made.add_row(label, *_shown(one.whole), f"{sum(one.whole) / len(one.whole):.2f}")
     print_table(made)
+
+
+def _tasks(result: Doctor) -> None:
+    from thetau.cli.tables import show as print_table
+    from thetau.cli.tables import table
+
+    for one in result.tasks:
+        own = one.tau_jp[result.compared.index(one.own)] if one.own in result.compared else None
+        whose = f"trained on it: {one.own}" if one.own else "no model of its own"
+        made = table(
+            f"{one.task}: {one.n} {one.split} examples; {whose}",
+            "",
+            "loss",
+            one.metric,
+            "τJp",
+            "√ over own's",
+            "1 − cos x",
+            "Δ‖x‖/‖x‖",
+        )
+        made.add_row(result.base.name, _figure(one.base_loss), _figure(one.base_score), "–", "–", "–", "–")
+        for place, name in enumerate(result.compared):
+            value = one.tau_jp[place]
+            share = None if value is None or not own else (value / own) ** 0.5
+            made.add_row(
+                name,
+                _figure(one.loss[place]),
+                _figure(one.score[place]),
+                "–" if value is None else f"{value:.3g}",
+                "–" if share is None else f"{share:.2f}",
+                _figure(one.direction[place]),
+                _figure(one.magnitude[place]),
+            )
+        print_table(made)
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
 
 
 def _shown(values: Sequence[float]) -> list[str]:

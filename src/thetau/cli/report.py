@@ -16,8 +16,8 @@ def report(
     what: Annotated[
         Path,
         typer.Argument(
-            help="An output of `thetau merge`, a run of `thetau suite run`, a bank, or JSON of `thetau doctor`.",
-            metavar="RUN|MERGED|BANK|DOCTOR",
+            help="An output of `thetau merge`, a run of `thetau suite run`, a bank, or JSON of `thetau doctor`, `compare` or `diagnose`.",
+            metavar="RUN|MERGED|BANK|JSON",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The page: a file, NAME.html.")] = Path("report.html"),
@@ -31,7 +31,7 @@ def report(
     *,
     machine: Machine,
 ) -> None:
-    """Write one HTML file: recipe, lineage, licences, layers and checks of a merge; values, costs and differences of a run; a bank; a doctor's result.
+    """Write one HTML file: recipe, lineage, licences, layers and checks of a merge; values, costs and differences of a run; a bank; a diagnosis.
 
     thetau report merged -o merged.html
 

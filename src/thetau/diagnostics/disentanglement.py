@@ -33,6 +33,7 @@ class Disentanglement(Result):
     - `distance`: `disagreement`, the share of examples whose predicted label differs (each part in 0..1); `kl`, the divergence of
       the softmax of the features in nats, of the single vector from both, and where `symmetric` the mean of both directions.
     - `n`: the examples that were really averaged, of each task.
+    - `features`: `unit`, brought to unit length; `raw`, as the papers' code takes them.
     """
 
     tasks: tuple[str, str]
@@ -44,6 +45,7 @@ class Disentanglement(Result):
     n: dict[str, int]
     parts: dict[str, Matrix]
     error: Matrix
+    features: Literal["unit", "raw"] = "unit"
 
 
 def disentanglement(
@@ -96,6 +98,7 @@ def disentanglement(
         symmetric=symmetric and distance == "kl",
         n=n,
         parts=parts,
+        features="raw" if evaluator.encoder.raw else "unit",
         error=tuple(tuple(x + y for x, y in zip(one, other, strict=True)) for one, other in zip(a, b, strict=True)),
     )
 

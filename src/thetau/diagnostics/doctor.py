@@ -1,4 +1,4 @@
-"""What can be told of a base and its models before they are merged, from the weights alone: the result's shape.
+"""What can be told of a base and its models before they are merged, from the weights and, where there are some, from examples: the result's shape.
 
 `thetau doctor` fills it in, `--json` writes it, and reports draw it. Matrices are nested tuples in the order of `compared`, rows first;
 a figure that is not defined is None. Names of models, tensors and layers are text from files: a page must escape them.
@@ -160,6 +160,36 @@ class Harm:
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class OnTask:
+    """What the examples of one task say of the base and of every model; tuples are by model as `Doctor.compared`.
+
+    A figure is None where it is not defined for that model: the notes say why.
+
+    - `own`: the model that was trained on it, "" where none is known.
+    - `base_loss`, `loss`: means over the examples, by the head that reads the task. `base_score`, `score`: the same by `metric`.
+    - `tau_jp`: the mean of ‖J(x; θ₀) τ‖². `unit`: the mean of ‖f(x; θ₀)‖², to compare with.
+    - `direction`, `magnitude`: how far the inputs of the linear layers turn and stretch against the base (WUDI's Eqs. 7 and 8), means over layers.
+    - `layers`: block → `direction` there.
+    """
+
+    task: str
+    own: str
+    split: str
+    n: int
+    metric: str
+    unit: float | None
+    base_loss: float | None
+    base_score: float | None
+    loss: tuple[float | None, ...]
+    score: tuple[float | None, ...]
+    tau_jp: tuple[float | None, ...]
+    direction: tuple[float | None, ...]
+    magnitude: tuple[float | None, ...]
+    layers: Mapping[str, tuple[float | None, ...]]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class Finding:
     """Something that stands out. `models`: those it is about, the one to leave out last. `figures`: what it is told from."""
 
@@ -209,6 +239,7 @@ class Doctor(Result):
     - `harms`: one a method and scale; empty for a single model.
     - `best_scale`: λ of task arithmetic that makes Eq. 21 least.
     - `notes`: what was estimated from a sample, what was left out, and why.
+    - `tasks`: what their examples say, where some were given.
     """
 
     version: int = 1
@@ -225,6 +256,7 @@ class Doctor(Result):
     findings: tuple[Finding, ...]
     advice: tuple[Advice, ...]
     notes: tuple[str, ...]
+    tasks: tuple[OnTask, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

@@ -79,3 +79,15 @@ class Sample:
     def by_split(self) -> dict[str, int | None]:
         """Split → largest number of examples; None for all of them."""
         return {self.split: self.limit}
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Few:
+    """A few examples of each task."""
+
+    split: Split = "validation"
+    examples: Annotated[int | None, Option("At most so many examples a task, always the same ones.", least=1)] = 64
+
+    def __post_init__(self) -> None:
+        check_ranges(self)

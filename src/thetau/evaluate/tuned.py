@@ -48,16 +48,21 @@ def open_tuned(given: str | Path) -> Tuned:
     path = Path(rest if equals else text)
     if not path.exists():
         raise DataError(f"{path}: no such model. Give its folder, or task=folder.")
-    record = read_record(path) if path.is_dir() else None
-    if not equals and record is None:
+    if not equals and (not path.is_dir() or read_record(path) is None):
         raise DataError(f"{path}: has no record of its task. Name it: TASK={path}.")
+    return tuned_at(path, name if equals else None, text)
+
+
+def tuned_at(path: Path, name: str | None, given: str = "") -> Tuned:
+    """What lies at a path that is there; called as its record says, which there must be then, or `name`."""
+    record = (read_record(path) if path.is_dir() else None) or {}
     return Tuned(
-        task=name if equals else str((record or {})["task"]),
+        task=str(record["task"]) if name is None else name,
         path=path,
         tangent=is_tangent(path),
-        base_hash=None if record is None else record.get("base_hash"),
-        given=text,
-        raw=record is not None and record.get("features") == "raw",
+        base_hash=record.get("base_hash"),
+        given=given,
+        raw=record.get("features") == "raw",
     )
 
 
@@ -94,15 +99,7 @@ def one_space(models: Sequence[Tuned], encoder: Encoder) -> bool:
     if not models:
         raise DataError("at least one fine-tuned model is needed. Got none.")
     for model in models:
-        if model.base_hash not in (None, encoder.base_hash):
-            raise DataError(
-                f"{model.path}: was fine-tuned from another base than {encoder.folder} (their contents differ). Give its own base."
-            )
-        if model.raw != encoder.raw and model.tangent:
-            now = {True: "raw", False: "unit"}
-            raise DataError(
-                f"{model.path}: is the linear form of {now[model.raw]} features, and these are {now[encoder.raw]}. Give --features {now[model.raw]}."
-            )
+        check_over(model, encoder)
     names = [model.task for model in models]
     if len(set(names)) != len(names):
         raise DataError(f"each model must be of another task. Got {', '.join(names)}; name them apart: NAME=folder.")
@@ -114,6 +111,19 @@ def one_space(models: Sequence[Tuned], encoder: Encoder) -> bool:
             "Task vectors are added in one space: fine-tune them with the same paradigm."
         )
     return bool(tangent)
+
+
+def check_over(model: Tuned, encoder: Encoder) -> None:
+    """Refuse a model that does not belong over this base. Raises `DataError`: trained from another, or linear over other features."""
+    if model.base_hash not in (None, encoder.base_hash):
+        raise DataError(
+            f"{model.path}: was fine-tuned from another base than {encoder.folder} (their contents differ). Give its own base."
+        )
+    if model.raw != encoder.raw and model.tangent:
+        now = {True: "raw", False: "unit"}
+        raise DataError(
+            f"{model.path}: is the linear form of {now[model.raw]} features, and these are {now[encoder.raw]}. Give --features {now[model.raw]}."
+        )
 
 
 def read_vectors(models: Sequence[Tuned], encoder: Encoder, base: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from thetau.diagnostics.doctor import Advice, Doctor, Group, HitRate, Subject
+from thetau.diagnostics.doctor import Advice, Doctor, Group, HitRate, OnTask, Subject
 from thetau.errors import DataError
 from thetau.report.blocks import Block, Column, Facts, Heatmap, Lines, Notes, Page, Section, Table
 from thetau.report.text import Value, clean, number
@@ -28,6 +28,7 @@ def doctor_page(found: Doctor) -> Page:
                 _pairs(found),
                 _layers(found),
                 _harms(found),
+                _tasks(found),
                 _spectra(found),
                 _notes(found),
             )
@@ -47,6 +48,11 @@ def _check(found: Doctor) -> None:
         f"interference of {one.method}"
         for one in found.harms
         if len(one.whole) != staying or any(len(values) != staying for values in one.layers.values())
+    ]
+    wrong += [
+        f"task {one.task}"
+        for one in found.tasks
+        if any(len(row) != count for row in (one.loss, one.score, one.tau_jp, one.direction, one.magnitude, *one.layers.values()))
     ]
     if wrong:
         raise DataError(
@@ -320,6 +326,106 @@ def _harms(found: Doctor) -> Section | None:
         )
     lead = "" if found.best_scale is None else f"λ of task arithmetic that makes it least: {found.best_scale:.3g}."
     return Section(slug="interference", title="What a merge would do", lead=lead, blocks=tuple(blocks))
+
+
+def _tasks(found: Doctor) -> Section | None:
+    """What the tasks' examples say."""
+    if not found.tasks or not found.compared:
+        return None
+    names = tuple(one.task for one in found.tasks)
+    sizes = ", ".join(f"{one.task} {one.n} ({one.split})" for one in found.tasks)
+    place = {name: i for i, name in enumerate(found.compared)}
+    many = len(found.compared) > PAIRS
+    blocks: list[Block] = [
+        Heatmap(
+            title="Change of the loss against the base",
+            rows=found.compared,
+            columns=names,
+            values=tuple(tuple(_less(one.loss[i], one.base_loss) for one in found.tasks) for i in range(len(found.compared))),
+            signed=True,
+            cluster=many,
+            spec="+.3f",
+            caption="Of each model (row) on each task's examples (column). Below 0 the model is better than the base.",
+        )
+    ]
+    if any(value is not None for one in found.tasks for value in one.tau_jp):
+        blocks.append(
+            Heatmap(
+                title="√τJp of each model (row) on each task (column), over that of the task's own model",
+                rows=found.compared,
+                columns=names,
+                values=tuple(tuple(_over_own(one, i, place) for one in found.tasks) for i in range(len(found.compared))),
+                cluster=many,
+                spec=".2f",
+                caption="How far a vector moves the task's features at the base, to first order; 0 is out of the way. Hatched where no model of the "
+                "task is known.",
+            )
+        )
+    owned = [one for one in found.tasks if one.own in place and one.layers]
+    layers = tuple(dict.fromkeys(layer for one in owned for layer in one.layers))
+    if len(layers) > 1:
+        blocks.append(
+            Heatmap(
+                title="How far inputs turn by block: 1 − cos x (Eq. 7)",
+                rows=tuple(one.task for one in owned),
+                columns=layers,
+                values=tuple(
+                    tuple(one.layers[layer][place[one.own]] if layer in one.layers else None for layer in layers) for one in owned
+                ),
+                spec=".2g",
+                caption="Of each task's own model against the base, on the task's examples. WUDI takes it to be little.",
+            )
+        )
+    blocks.append(_by_task(found))
+    return Section(slug="tasks", title="What examples say", lead=f"Examples: {sizes}.", blocks=tuple(blocks))
+
+
+def _by_task(found: Doctor) -> Table:
+    rows: list[tuple[Value, ...]] = []
+    for one in found.tasks:
+        rows.append((one.task, found.base.name, "base", one.base_loss, one.base_score, one.metric, None, one.unit, None, None))
+        rows += [
+            (
+                one.task,
+                name,
+                "own" if name == one.own else "",
+                one.loss[i],
+                one.score[i],
+                one.metric,
+                one.tau_jp[i],
+                one.unit,
+                one.direction[i],
+                one.magnitude[i],
+            )
+            for i, name in enumerate(found.compared)
+        ]
+    return Table(
+        title="Models on tasks",
+        columns=(
+            Column(name="task", number=False),
+            Column(name="model", number=False),
+            Column(name="is", number=False),
+            Column(name="loss", spec=".4f"),
+            Column(name="score", spec=".4f"),
+            Column(name="metric", number=False),
+            Column(name="τJp", spec=".3g", meaning="mean of ‖J(x; θ₀) τ‖² over the examples"),
+            Column(name="‖f‖²", spec=".3g", meaning="mean of ‖f(x; θ₀)‖², to compare τJp with"),
+            Column(
+                name="1 − cos x", spec=".4f", meaning="how far the layers' inputs turn against the base, mean over layers (Eq. 7)"
+            ),
+            Column(name="Δ‖x‖/‖x‖", spec="+.4f", meaning="how far they stretch (Eq. 8)"),
+        ),
+        rows=tuple(rows),
+    )
+
+
+def _less(value: float | None, other: float | None) -> float | None:
+    return None if value is None or other is None else value - other
+
+
+def _over_own(one: OnTask, i: int, place: Mapping[str, int]) -> float | None:
+    own, value = one.tau_jp[place[one.own]] if one.own in place else None, one.tau_jp[i]
+    return None if value is None or not own else (value / own) ** 0.5
 
 
 def _spectra(found: Doctor) -> Section | None:

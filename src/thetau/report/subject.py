@@ -10,21 +10,66 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from thetau.bases import open_bank
+from thetau.diagnostics.comparison import Comparison
+from thetau.diagnostics.cosines import Cosines
+from thetau.diagnostics.disentanglement import Disentanglement
 from thetau.diagnostics.doctor import Doctor
+from thetau.diagnostics.interference import Interference
+from thetau.diagnostics.landscape import Landscape
+from thetau.diagnostics.layers import Layers
 from thetau.diagnostics.results import load_result
 from thetau.engine.executor import Engine
 from thetau.errors import CheckpointError, DataError, RecipeError
 from thetau.report.banks import bank_page
 from thetau.report.blocks import Page
+from thetau.report.comparisons import comparison_page
 from thetau.report.doctors import doctor_page
+from thetau.report.landscapes import landscape_page
+from thetau.report.layers import layers_page
 from thetau.report.models import model_page, read_merged
+from thetau.report.paradigms import paradigms_page
 from thetau.report.suites import Unfinished, suite_page, unfinished_page
+from thetau.report.vectors import cosines_page, disentanglement_page, interference_page
+from thetau.studies.paradigms import load_paradigm_results
 from thetau.studies.suite import PLAN
 from thetau.studies.suite_results import Row, load_results
 
-Kind = Literal["model", "suite", "unfinished", "bank", "doctor"]
-_FILES: dict[str, Kind] = {"thetau.json": "model", "bank.json": "bank", "results.json": "suite", "doctor.json": "doctor"}
-_ASK = "Give an output of `thetau merge`, a run of `thetau suite run`, a bank, or what `thetau doctor --json` wrote"
+Kind = Literal[
+    "model",
+    "suite",
+    "unfinished",
+    "bank",
+    "doctor",
+    "paradigms",
+    "comparison",
+    "layers",
+    "landscape",
+    "interference",
+    "disentanglement",
+    "cosines",
+]
+_FILES: dict[str, Kind] = {
+    "thetau.json": "model",
+    "bank.json": "bank",
+    "results.json": "suite",
+    "doctor.json": "doctor",
+    "paradigms.json": "paradigms",
+}
+_ASK = (
+    "Give an output of `thetau merge`, a run of `thetau suite run` (with `--paradigm` too), a bank, what `thetau doctor --json` or `thetau compare "
+    "--json` wrote, or the JSON of `thetau diagnose` layers, landscape, tau-jp, disentanglement or cosine"
+)
+_TOLD: tuple[tuple[Kind, frozenset[str]], ...] = (  # kind ← the fields that it alone has
+    ("paradigms", frozenset({"suite", "rows", "seeds", "pretrained"})),
+    ("suite", frozenset({"suite", "rows", "versions"})),
+    ("doctor", frozenset({"compared", "advice"})),
+    ("comparison", frozenset({"parts", "misfits", "only_a"})),
+    ("layers", frozenset({"merged", "shares", "rows"})),
+    ("landscape", frozenset({"grid", "lines", "marks"})),
+    ("interference", frozenset({"products", "pairs", "unit"})),
+    ("disentanglement", frozenset({"grid", "parts", "error"})),
+    ("cosines", frozenset({"groups"})),
+)
 
 
 def kind_of(path: Path) -> tuple[Kind, Path]:
@@ -40,18 +85,16 @@ def kind_of(path: Path) -> tuple[Kind, Path]:
             return kind, path if kind in ("model", "bank") else path / name
         if (path / PLAN).is_file() or (path / "finetuned").is_dir():
             return "unfinished", path
-        if (path / "paradigms.json").is_file():
-            raise CheckpointError(f"{path}: is a comparison of paradigms, of which there is no report. {_ASK}.")
         raise CheckpointError(f"{path}: holds none of {', '.join(_FILES)}, so it is nothing that there is a report of. {_ASK}.")
     if not path.exists():
         raise CheckpointError(f"{path}: is not there. {_ASK}.")
     if path.name in ("thetau.json", "bank.json"):
         return _FILES[path.name], path.parent
     content = _json(path)
-    if isinstance(content, dict) and {"suite", "rows"} <= set(content):
-        return "suite", path
-    if isinstance(content, dict) and {"compared", "advice"} <= set(content):
-        return "doctor", path
+    if isinstance(content, dict):
+        for kind, fields in _TOLD:
+            if fields <= set(content):
+                return kind, path
     raise CheckpointError(f"{path}: is JSON of a kind of which there is no report. {_ASK}.")
 
 
@@ -77,6 +120,20 @@ def page_of(
             return bank_page(bank, problems=tuple(bank.verify()) if weights else None)
         case "doctor":
             return doctor_page(load_result(Doctor, place))
+        case "paradigms":
+            return paradigms_page(load_paradigm_results(place))
+        case "comparison":
+            return comparison_page(load_result(Comparison, place))
+        case "layers":
+            return layers_page(load_result(Layers, place))
+        case "landscape":
+            return landscape_page(load_result(Landscape, place))
+        case "interference":
+            return interference_page(load_result(Interference, place))
+        case "disentanglement":
+            return disentanglement_page(load_result(Disentanglement, place))
+        case "cosines":
+            return cosines_page(load_result(Cosines, place))
         case "suite":
             return suite_page(load_results(place), missing=_missing(place))
         case "unfinished":

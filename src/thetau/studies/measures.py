@@ -91,9 +91,9 @@ def landscape(
     merged: Mapping[str, str] = MappingProxyType({}),
     methods: Mapping[str, Method] = MappingProxyType({}),
 ) -> Landscape:
-    """Loss and accuracy on the plane of the session's two models, with merges marked.
+    """Loss and accuracy on the plane of the base and the session's two models, or of its three models, with merges marked.
 
-    Raises `DataError`: not two models, merges of models of the tangent space; `RecipeError`: a name that is there twice.
+    Raises `DataError`: neither two models nor three, merges of models of the tangent space; `RecipeError`: a name that is there twice.
     """
     given = options or Plane()
     if session.tangent and (merged or methods):
@@ -120,7 +120,9 @@ def merges(session: Session, merged: Mapping[str, str], methods: Mapping[str, Me
         raise RecipeError([f"two merges are called {twice[0]!r}: name one of them otherwise, as NAME=PATH."], "options")
     if methods and len(session.models) < 2:
         raise RecipeError(["--method merges the models: give at least two."], "options")
-    found: dict[str, Mapping[str, Tensor]] = {name: read_weights(path) for name, path in merged.items()}
+    found: dict[str, Mapping[str, Tensor]] = {
+        name: read_weights(path, base=session.encoder.folder) for name, path in merged.items()
+    }
     vectors = session.expressions() if methods else {}
     for name, method in methods.items():
         vector = merge(list(vectors.values()), method, names=list(vectors)).state_dict()
@@ -188,3 +190,11 @@ def require_two(models: Sequence[object]) -> None:
     """Refuse other than two models. Raises `RecipeError`."""
     if len(models) != 2:
         raise RecipeError([f"the disentanglement error is of two models. Got {len(models)}."], "models")
+
+
+def require_plane(models: Sequence[object]) -> None:
+    """Refuse other than two or three models. Raises `RecipeError`."""
+    if len(models) not in (2, 3):
+        raise RecipeError(
+            [f"a landscape is the plane of the base and two models, or of three models. Got {len(models)}."], "models"
+        )

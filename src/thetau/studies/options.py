@@ -351,12 +351,12 @@ class LayerSample:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Plane:
-    """Of `landscape`: the plane of two vectors."""
+    """Of `landscape`: the plane of the base and two models, or of three models."""
 
     points: Annotated[int, Option("Values of each coefficient; those of an even spacing from --low to --high.", least=2)] = 9
     low: Annotated[float, Option("The least coefficient.")] = -0.5
     high: Annotated[float, Option("The largest coefficient.")] = 1.5
-    steps: Annotated[int, Option("Points of each line between base and models.", least=3)] = 11
+    steps: Annotated[int, Option("Points of each line between two corners.", least=3)] = 11
     sample: Sample = field(default_factory=lambda: Sample(limit=100))
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from thetau._version import __version__
 from thetau.checkpoint.disk import write_json, write_text
-from thetau.errors import OutputError
+from thetau.errors import OutputError, RecipeError
 from thetau.evaluate.cache import Cache
 from thetau.evaluate.evaluator import Evaluator
 from thetau.evaluate.means import average, normalised
@@ -103,6 +103,8 @@ def run_suite(
         task: FinetuneConfig.of({**suite.finetune, **suite.finetune_of.get(task, {})}, f"suite {suite.name}, task {task}")
         for task in suite.tasks
     }
+    if suite.joint:
+        joint_config(configs)
     built = {choice.name: build_method(choice) for choice in suite.methods}
     for choice in suite.methods:
         _mixture_config(suite, choice)
@@ -132,6 +134,16 @@ def run_suite(
     results.save(out / "results.json")
     write_text(out / "results.md", markdown_table(results))
     return results
+
+
+def joint_config(configs: Mapping[str, FinetuneConfig]) -> FinetuneConfig:
+    """Of one model for all tasks, in the paradigm of the first one's own. Raises `RecipeError`: a paradigm that joint training has no form of."""
+    first = next(iter(configs.values()))
+    paradigm = "mtl" if first.paradigm == "standard" else f"mtl+{first.paradigm}"
+    try:
+        return replace(first, paradigm=paradigm, steps=sum(one.steps for one in configs.values()))
+    except ValueError as error:
+        raise RecipeError([f"`joint`: {error}"], "suite") from error
 
 
 @final
@@ -222,7 +234,7 @@ class _Run:
         for task in self.tasks:
             self.advance(0, f"evaluate the model of {task.name}")
             out = tuned[task.name].out
-            weights = read_weights(out)
+            weights = read_weights(out, base=self.evaluator.encoder.folder)
             losses |= self.evaluator.losses(weights, "test", [task.name], origin=str(out))
             for split, found in self.individual.items():
                 found |= self.evaluator.evaluate(weights, split, [task.name], origin=str(out))
@@ -236,14 +248,13 @@ class _Run:
 
     def joint(self) -> Row:
         """One model for all tasks, trained on them together for as many steps as they have one by one."""
-        steps = sum(self.configs[task.name].steps for task in self.tasks)
-        config = replace(self.configs[self.tasks[0].name], paradigm="mtl", steps=steps)
+        config = joint_config(self.configs)
         self.advance(0, "train on all tasks jointly")
         self.evaluator.load_base()
         folder = self.out / "finetuned" / "joint" / _settings_key(config)
         made = finetune(self.evaluator.encoder, self.tasks, folder, config, base=self.suite.backbone, heads=self.evaluator.heads)
         self.say(f"trained jointly: loss {made.first_loss:.2f} → {made.last_loss:.2f}")
-        weights = read_weights(made.out)
+        weights = read_weights(made.out, base=self.evaluator.encoder.folder)
         found = self.evaluator.evaluate(weights, "test", origin=str(made.out))
         return self.row("joint training", "joint", found, loss=self.evaluator.losses(weights, "test", origin=str(made.out)))
 

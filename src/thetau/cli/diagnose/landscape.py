@@ -1,4 +1,4 @@
-"""`thetau diagnose landscape`: loss and accuracy on the plane of two task vectors."""
+"""`thetau diagnose landscape`: loss and accuracy on the plane of two task vectors, or of three models."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def landscape(
     options: Plane,
     reading: Reading,
 ) -> None:
-    """Loss and accuracy at θ₀ + α τ_a + β τ_b, barriers along the lines between them, and where merges lie.
+    """Loss and accuracy on the plane of the base and two models, or of three models, barriers along the lines between them, and where merges lie.
 
     thetau diagnose landscape models/sst2 models/mnli --method bilateral -o diagnostics
     """
@@ -36,27 +36,20 @@ def landscape(
     from thetau.studies.paradigms import named_models
 
     given = named_models(models or [])
-    measures.require_two(given)
+    measures.require_plane(given)
     session = session_of(given, backbone, options.sample.by_split(), reading)
     result = measures.landscape(session, options, merged=measures.named_merges(merged or []), methods=built(method or []))
-    a, b = result.tasks
-    write(result, landscape_chart, out, f"landscape-{a}-{b}")
+    write(result, landscape_chart, out, f"landscape-{'-'.join(result.tasks)}")
     _show(result)
 
 
 def _show(result: Landscape) -> None:
-    a, b = result.tasks
     places = {value: place for place, value in enumerate(result.grid)}
-    ends = {"base": (result.lines[0], 0), a: (result.lines[0], -1), b: (result.lines[1], -1)}
+    ends = {name: (line, end) for line in result.lines for name, end in ((line.start, 0), (line.end, -1))}
+    spots = [*result.corners.items(), *([("both", (1.0, 1.0))] if result.through == "base" else [])]
     rows = []
-    for name, x, y in (
-        ("base", 0.0, 0.0),
-        (a, 1.0, 0.0),
-        (b, 0.0, 1.0),
-        ("both", 1.0, 1.0),
-        ("least on the grid", *result.least),
-    ):
-        shares = ["–", "–"]  # what the lines do not tell
+    for name, (x, y) in (*spots, ("least on the grid", result.least)):
+        shares = ["–"] * len(result.tasks)  # what the lines do not tell
         if x in places and y in places:
             i, j = places[x], places[y]
             values = [result.loss[task][i][j] for task in result.tasks]
@@ -69,11 +62,15 @@ def _show(result: Landscape) -> None:
         rows.append([name, f"{x:.2f}", f"{y:.2f}", "–", *(f"{one:.4f}" for one in (*values, sum(values))), *shares])
     for mark in result.marks:
         values = [mark.loss[task] for task in result.tasks]
-        lies = [f"{mark.at[0]:.2f}", f"{mark.at[1]:.2f}", f"{100 * mark.outside:.0f} %"]
+        off = f"{100 * mark.outside:.0f} %"
+        if result.through == "models" and mark.distance is not None:
+            off = f"{mark.distance:.3g} ({off})"
         rows.append(
             [
                 mark.name,
-                *lies,
+                f"{mark.at[0]:.2f}",
+                f"{mark.at[1]:.2f}",
+                off,
                 *(f"{one:.4f}" for one in (*values, sum(values))),
                 *(f"{100 * mark.accuracy[task]:.1f}" for task in result.tasks),
             ]
@@ -86,12 +83,13 @@ def _show(result: Landscape) -> None:
         "α",
         "β",
         "off the plane",
-        f"loss, {a}",
-        f"loss, {b}",
+        *(f"loss, {task}" for task in result.tasks),
         "sum",
-        f"accuracy, {a}",
-        f"accuracy, {b}",
+        *(f"accuracy, {task}" for task in result.tasks),
     )
+    if result.through == "models":
+        told = ", ".join(f"{a} and {b} {length:.3g}" for (a, b), length in result.sides.items())
+        typer.echo(f"apart, in the length of weights: {told}")
     for line in result.lines:
         told = ", ".join(f"{task} {value:.4f}" for task, value in line.barrier.items())
         typer.echo(f"from {line.start} to {line.end}: barrier {line.joint:.4f} of the sum ({told})")
