@@ -200,6 +200,8 @@ def test_the_file_and_what_is_refused(world: World, merged: Path, tmp_path: Path
     new = tmp_path / "new.safetensors"
     with pytest.raises(DataError, match=r"a router tells tasks apart, and needs two at least\. Got animals"):
         learn_router(encoder, {"animals": tasks_of(world)["animals"]}, weights, new, CONFIG)
+    with pytest.raises(DataError, match=r"task 'animals': all its 20 examples are held back \(`hold=1`\)"):
+        learn_router(encoder, tasks_of(world), weights, new, replace(CONFIG, hold=1))
     with pytest.raises(DataError, match="is of kind text_to_text, whose outputs are of a task already"):
         learn_router(load_encoder(folder_of(tmp_path / "language", "t5")), tasks_of(world), weights, new, CONFIG)
     weights, models = parts(world, merged)

@@ -130,6 +130,11 @@ def learn_router(
         name: torch.arange(len(rows)) % config.hold == config.hold - 1 if config.hold else torch.zeros(len(rows)) > 0
         for name, rows in read.items()
     }
+    if nothing := [name for name in names if bool(held[name].all())]:
+        raise DataError(
+            f"task {nothing[0]!r}: all its {len(inputs[nothing[0]])} examples are held back (`hold={config.hold}`), and none is left to learn from. Hold "
+            "fewer back, or none (`hold=0`)."
+        )
     seen, unseen = (
         (
             torch.cat([rows[held[name] == which] for name, rows in read.items()]),
