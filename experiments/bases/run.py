@@ -9,7 +9,7 @@ from them by experiments/bases/page.py. DATA holds the suites' tasks (docs/finet
 DINOv2-S, or its hub id.
 
 Sections: tasks (each task's own model, the base, the majority), clusters (cosines, spectrum, k; Fig. 7), steps (how clusters form; Fig. 9),
-partitions (all 15 of four tasks under four inner methods; Tables 4 and 10), outer (Table 11), savings (Table 5), sizes (bases against random
+partitions (all 15 of four tasks under every inner method; Tables 4, 10 and 15), outer (Table 11), savings (Table 5), sizes (bases against random
 partitions for each k; Fig. 8), negation (Table 6), ood (Tables 7, 13, 14), sparse (Table 8), mixed (Table 2), online (one by one under budgets).
 """
 
@@ -49,11 +49,13 @@ from thetau.evaluate.evaluator import Evaluator
 from thetau.evaluate.means import average
 from thetau.evaluate.measures import Measure
 from thetau.evaluate.similarity import TargetSimilarity
+from thetau.evidence import CoefficientConfig, FisherConfig, MomentConfig
 from thetau.finetune import FinetuneConfig, finetune
 from thetau.models import load_encoder, read_weights
 from thetau.parts import PerTask
 from thetau.studies.arithmetic import negation
 from thetau.studies.bases import BasesAddition, bases_addition, basis_ood, outer_space
+from thetau.studies.inner import Collector
 from thetau.studies.partitions import (
     Bench,
     PartitionStudy,
@@ -71,11 +73,35 @@ MARGIN = 0.05
 LAMBDAS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)  # and further, until the best is inside
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.5, 1.0, 1.5, 2.0, 3.0)
 OOD_ALPHAS = tuple(0.25 * i for i in range(5))
-INNER: dict[str, Any] = {
-    "Mean": methods.Average(),
-    "TIES": methods.Ties(scale=0.4),
-    "TopK": methods.TopK(),
-    "WUDI": methods.Wudi(solver="gradient_flow"),
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    """How a cluster becomes a basis: by a method, what it needs of the tasks' data being collected; with `joint` by training one model on all the
+    cluster's tasks, as many steps as they have together; with `tangent` by the method, of vectors that were learnt in the tangent space.
+    """
+
+    method: Any
+    joint: bool = False
+    tangent: bool = False
+
+    @property
+    def outside(self) -> bool:
+        """Whether bases can be merged by it too: it needs nothing but them."""
+        return not (self.joint or self.tangent or self.method.chain().needs)
+
+
+INNER: dict[str, Inner] = {
+    "Mean": Inner(method=methods.Average()),
+    "TIES": Inner(method=methods.Ties(scale=0.4)),
+    "TopK": Inner(method=methods.TopK()),
+    "WUDI": Inner(method=methods.Wudi(solver="gradient_flow")),
+    "Consensus": Inner(method=methods.ConsensusTa()),
+    "Fisher": Inner(method=methods.Fisher()),
+    "RegMean": Inner(method=methods.RegMean()),
+    "AdaMerging": Inner(method=methods.AdaMerging()),
+    "MTL": Inner(method=methods.Average(), joint=True),
+    "tangent": Inner(method=methods.Average(), tangent=True),
 }
 
 
@@ -84,6 +110,7 @@ class Setting:
     """A suite's tasks and settings. `four`: two natural pairs; `targets`: tasks outside them and the pair each is close to, if any.
 
     `validation`, `test`: examples a task, `control_size` of the control's splits; all of a task that has fewer.
+    `examples`: those of each task that evidence is collected from; AdaMerging makes `coefficient_steps`.
     `many`: those of test where many models of many tasks are compared.
     """
 
@@ -104,6 +131,8 @@ class Setting:
     lambdas: tuple[float, ...] = LAMBDAS
     alphas: tuple[float, ...] = ALPHAS
     inner: tuple[str, ...] = tuple(INNER)
+    examples: int = 64
+    coefficient_steps: int = 100
     snapshots: tuple[int, ...] = SNAPSHOTS
 
 
@@ -156,6 +185,8 @@ def quick(setting: Setting) -> Setting:
         lambdas=(1.0,),
         alphas=(0.0, 1.0),
         inner=("Mean", "TIES"),
+        examples=4,
+        coefficient_steps=2,
         snapshots=(1, 2),
     )
 
@@ -194,7 +225,8 @@ class Study:
     def tuned(self, task: str, **more: Any) -> Path:
         """A task's fine-tuned model."""
         config = FinetuneConfig.of({**self.setting.config, **more}, task)
-        key = Cache.key([config.content(), self.setting.snapshots])[:8]
+        snapshots = self.setting.snapshots if config.paradigm == "standard" else ()
+        key = Cache.key([config.content(), snapshots])[:8]
         out = self.run / "finetuned" / task / f"{config.paradigm}-{key}"
         self.evaluator.load_base()
         finetune(
@@ -203,10 +235,27 @@ class Study:
             out,
             config,
             base=self.setting.backbone,
-            snapshots=self.setting.snapshots,
+            snapshots=snapshots,
             heads=self.evaluator.heads,
         )
         return out
+
+    def together(self, cluster: Sequence[str]) -> Any:
+        """The vector of one model that is trained on a cluster's tasks, as many steps as they have one by one."""
+        steps = len(cluster) * int(self.setting.config["steps"])
+        config = FinetuneConfig.of({**self.setting.config, "paradigm": "mtl", "steps": steps}, "+".join(cluster))
+        out = self.run / "finetuned" / "together" / "+".join(cluster) / Cache.key([config.content()])[:8]
+        self.evaluator.load_base()
+        tasks = [self.loaded[task] for task in cluster]
+        finetune(self.encoder, tasks, out, config, base=self.setting.backbone, heads=self.evaluator.heads)
+        return (thetau.open(out) - self.base).named("+".join(cluster))
+
+    def vectors_of(self, inner: Inner, tasks: Sequence[str]) -> dict[str, Any]:
+        """The tasks' vectors where the inner merge wants them: in the model, or learnt in its tangent space."""
+        if not inner.tangent:
+            return {task: self.vectors[task] for task in tasks}
+        models = {task: self.tuned(task, paradigm="linear") for task in tasks}
+        return {task: (thetau.open(path, name=task) - self.base).named(task) for task, path in models.items()}
 
     def section(self, name: str, work: Callable[[], Any], again: Sequence[str]) -> None:
         """Do a section, or take it from an earlier run, and write all that there is."""
@@ -240,23 +289,42 @@ class Study:
     def bench(
         self,
         tasks: Sequence[str],
-        inner: Any,
+        inner: Inner,
         outer: Any = None,
         grid: Sequence[float] | None = None,
         evaluator: Evaluator | None = None,
     ) -> Bench:
+        vectors = self.vectors_of(inner, tasks)
+        needed = bool(inner.method.chain().needs)
         return Bench(
             evaluator or self.evaluator,
             self.weights,
-            {task: self.vectors[task] for task in tasks},
-            inner=inner,
+            vectors,
+            inner=inner.method,
             outer=outer,
+            given=self.together if inner.joint else None,
+            evidence=self.collector(inner.method, vectors) if needed else None,
+            tangent=inner.tangent,
             grid=grid or self.setting.lambdas,
             run=self.run / "bench",
         )
 
+    def collector(self, method: Any, vectors: Mapping[str, Any]) -> Collector:
+        """What collects the evidence that an inner method needs."""
+        few: dict[str, Any] = {"examples": self.setting.examples, **self.setting.size}
+        return Collector(
+            method=method,
+            evaluator=self.evaluator,
+            models=self.models,
+            vectors=vectors,
+            folder=self.run / "evidence",
+            fisher=FisherConfig(**few),
+            moments=MomentConfig(**few),
+            coefficients=CoefficientConfig(steps=self.setting.coefficient_steps, lr=1e-2, batch=8, **few),
+        )
+
     @property
-    def inner(self) -> dict[str, Any]:
+    def inner(self) -> dict[str, Inner]:
         """The inner methods."""
         return {name: INNER[name] for name in self.setting.inner}
 
@@ -359,8 +427,10 @@ class Study:
     def outer(self) -> Any:
         """The same with the mean inside and other methods outside, λ tuned."""
         made = {}
-        for name in self.inner:
-            bench = self.bench(self.four, INNER["Mean"], _at_one(INNER[name]))
+        for name, inner in self.inner.items():
+            if not inner.outside:
+                continue
+            bench = self.bench(self.four, INNER["Mean"], _at_one(inner.method))
             made[name] = _study(study_partitions(bench, all_partitions(self.four), natural=self.natural().groups))
         return made
 
@@ -368,7 +438,9 @@ class Study:
         """Save-One, bases and Save-All, the same method inside and outside."""
         made = {}
         for name, inner in self.inner.items():
-            found = compare_savings(self.bench(self.four, inner, _at_one(inner)), self.natural().groups)
+            if not inner.outside:
+                continue
+            found = compare_savings(self.bench(self.four, inner, _at_one(inner.method)), self.natural().groups)
             made[name] = {
                 one.name: {
                     "vectors": one.vectors,
@@ -443,8 +515,8 @@ class Study:
             for pair in self.setting.four:
                 shared = {"basis": bench.basis(pair), "merged": bench.basis(tuple(self.four))}
                 for task in pair:
-                    vectors = {**shared, "own": self.vectors[task]}
-                    space, _ = outer_space(self.evaluator, self.weights, vectors, None, tangent=False)
+                    vectors = {**shared, "own": bench.vectors[task]}
+                    space, _ = outer_space(self.evaluator, self.weights, vectors, None, tangent=inner.tangent)
                     found = {
                         how: negation(space, task, self.setting.control, vector=how, grid=self.setting.alphas) for how in vectors
                     }
@@ -463,7 +535,7 @@ class Study:
             for name, inner in self.inner.items():
                 bench = self.bench(self.four, inner)
                 bases = {"+".join(members): bench.basis(members) for members in subsets}
-                cosine = _cosines(self.vectors[target], bases)
+                cosine = _cosines(self.vectors_of(inner, [target])[target], bases)
                 values = {}
                 rows = []
                 for groups in all_partitions(self.four):
@@ -471,7 +543,7 @@ class Study:
                     similar = TargetSimilarity(task=target, how="vector", cosines=among)
                     best = similar.ranked()[0]
                     if best not in values:
-                        space, parts = outer_space(self.evaluator, self.weights, {best: bases[best]}, None, tangent=False)
+                        space, parts = outer_space(self.evaluator, self.weights, {best: bases[best]}, None, tangent=inner.tangent)
                         values[best] = basis_ood(space, similar, (best,), parts, grid=OOD_ALPHAS)
                     found = values[best]
                     rows.append(

@@ -35,6 +35,7 @@ PAIRS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # method, its 
         {"solver": "gradient_flow", "directions": "full"},
         {"solver": "gradient_flow", "directions": "auto"},
     ),
+    "tsv_m": ("tsv_m", {"rank": "full"}, {"rank": "auto"}),
 }
 
 

@@ -114,7 +114,7 @@ def test_the_gradient_is_that_of_finite_differences(group: tuple[int, int]) -> N
     learner = Learner(module, given, vectors(dtype), config, groups=dict(zip(("first", "second"), group, strict=True)))
     learner.mix()
     for number in range(2):
-        learner.entropy(number).backward()  # type: ignore[no-untyped-call]
+        learner.entropies.entropy(number).backward()  # type: ignore[no-untyped-call]
     got = learner.slopes()
     batches = [list(range(20))] * 2
     width, h = max(group) + 1, 1e-5
@@ -146,7 +146,7 @@ def test_the_first_steps_are_those_of_a_plain_loop_through_autograd(clamp: bool)
         adam.step()
         said.append(float(total.detach()))
     torch.testing.assert_close(learner.values.detach(), values.detach(), rtol=1e-4, atol=1e-4)
-    assert [sum(row) for row in learner.history] == pytest.approx(said, rel=1e-4)
+    assert [sum(row) for row in learner.entropies.history] == pytest.approx(said, rel=1e-4)
     assert said[0] != said[-1]
     assert sorted(learner.names) == ["first", "second"], "what no task changes has no coefficient"
     if clamp:
@@ -158,7 +158,7 @@ def test_a_coefficient_beyond_the_clamp_gets_no_gradient() -> None:
     with torch.no_grad():
         learner.values[0, 0], learner.values[1, 1] = -0.1, 1.2
     learner.mix()
-    learner.entropy(0).backward()  # type: ignore[no-untyped-call]
+    learner.entropies.entropy(0).backward()  # type: ignore[no-untyped-call]
     slopes = learner.slopes()
     assert float(slopes[0, 0]) == float(slopes[1, 1]) == 0
     assert float(slopes[0, 1]) != 0

@@ -23,15 +23,15 @@ CASES: list[tuple[str, str, Any]] = [
     for output, method in (
         ("star", Star()),
         ("cart", Cart(rank=0.08, residual=0.5)),
-        ("tsv_m", TsvM()),
+        ("tsv_m", TsvM(rank="full")),
         ("iso_c", IsoC()),
         ("iso_cts", IsoCts()),
         ("svc-sum", Svc(then=TaskArithmetic(scale=0.3), alpha=0.1)),
         ("svc-sum-authors", Svc(then=TaskArithmetic(scale=0.3), alpha=0.1)),
         ("svc-third", Svc(then=TaskArithmetic(scale=0.3), alpha=1 / tasks)),
         ("svc-third-authors", Svc(then=TaskArithmetic(scale=0.3))),
-        ("svc-tsv", Svc(then=TsvM(), alpha=1.0)),
-        ("svc-tsv-authors", Svc(then=TsvM(), alpha=1.0)),
+        ("svc-tsv", Svc(then=TsvM(rank="full"), alpha=1.0)),
+        ("svc-tsv-authors", Svc(then=TsvM(rank="full"), alpha=1.0)),
     )
 ]
 CASES += [

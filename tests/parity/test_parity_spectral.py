@@ -104,9 +104,9 @@ def dc_merge(vectors: list[Tensor], rank: int, entries: int, smoothing: str, rho
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_tsv_m_is_the_dense_construction(shape: tuple[int, int, int]) -> None:
     vectors = task_vectors(*shape, rms=1e-2)
-    assert relative(ours(TsvM(), vectors), torch.from_numpy(tsv(vectors))) < 1e-4
+    assert relative(ours(TsvM(rank="full"), vectors), torch.from_numpy(tsv(vectors))) < 1e-4
     if shape[0] == 1:
-        assert relative(ours(TsvM(), vectors), vectors[0]) < 1e-5
+        assert relative(ours(TsvM(rank="full"), vectors), vectors[0]) < 1e-5
 
 
 @pytest.mark.parametrize("rank", [2, 0.1])
@@ -246,7 +246,7 @@ def test_zeros_and_cost(part: Any) -> None:
     [
         (
             lambda: TsvM(rank=0),
-            r"`TsvM\(rank=\.\.\.\)` must be an integer of at least 1, a share in \(0, 1\], \"auto\", or None\. Got 0\.",
+            r"`TsvM\(rank=\.\.\.\)` must be an integer of at least 1, a share in \(0, 1\], \"auto\", \"full\", or None\. Got 0\.",
         ),
         (lambda: DcMerge(rho=0.5), r"`DcMerge\(rho=\.\.\.\)` must be a number of at least 1\. Got 0\.5\."),
         (lambda: Star(eta=0.0), r"`Star\(eta=\.\.\.\)` must be in \(0, 1\]\. Got 0\.0\."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +12,12 @@ import thetau
 from thetau.errors import RecipeError
 from thetau.evaluate import Evaluator
 from thetau.evaluate.merging import at_scale
+from thetau.evidence import MixtureConfig, learn_mixture
+from thetau.evidence.wemoe import read_mixture
 from thetau.facade import transform
-from thetau.methods import Awd, Emr, Twin
+from thetau.methods import Awd, Emr, Ties, Twin
 from thetau.models import load_encoder, read_weights
+from thetau.models.mixture import mixing
 from thetau.studies.suite import run_suite
 from thetau.studies.suite_results import SuiteResults, load_results
 from thetau.studies.tables import markdown_table
@@ -42,6 +46,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SuiteResults]:
             {"name": "awd individuals", "method": "awd", "each": True},
             {"method": "emr", "each": True},
             {"method": "twin", "fields": {"density": 0.5}, "each": True},
+            {"name": "WEMoE", "method": "ties", "wemoe": {"steps": 3, "depth": 1}},
         ],
     }
     results = run_suite(parse_suite(content, "rows", "rows.yaml"), root / "run", data=root / "data", memory=True)
@@ -58,7 +63,7 @@ def evaluator(root: Path) -> Evaluator:
 
 def test_every_row_has_its_role_and_its_loss(ran: tuple[Path, SuiteResults]) -> None:
     root, results = ran
-    assert [row.role for row in results.rows] == ["pretrained", "individual", "joint", "merged", "each", "each", "each"]
+    assert [row.role for row in results.rows] == ["pretrained", "individual", "joint", "merged", "each", "each", "each", "merged"]
     assert len(results.rows[3].trials) >= 7, "more than six λ"
     measured = evaluator(root)
     expected = measured.losses(measured.encoder.weights(), "test")
@@ -106,6 +111,26 @@ def test_each_task_has_what_the_method_makes_for_it(ran: tuple[Path, SuiteResult
         assert results.rows[place].loss[name] == measured.losses(weights, "test", [name])[name]
 
 
+def test_a_mixture_by_input_stands_over_the_merge(ran: tuple[Path, SuiteResults]) -> None:
+    root, results = ran
+    measured, base = evaluator(root), thetau.open(root / "model")
+    models = {name: next((root / "run/finetuned" / name).iterdir()) for name in NAMES}
+    vectors = {name: thetau.open(path) - base for name, path in models.items()}
+    start = measured.encoder.weights()
+    weights = at_scale(start, thetau.merge(list(vectors.values()), Ties(), names=list(NAMES)).state_dict(), 1.0)
+    config = MixtureConfig(steps=3, depth=1, examples=20, max_length=24)
+    made = learn_mixture(
+        measured.encoder, measured.tasks, vectors, weights, root / "again.safetensors", config, heads=measured.heads
+    )
+    mixture = read_mixture(made.path, weights, measured.encoder.base_hash)
+    with mixing(measured.encoder, mixture, start) as (encoder, _), measured.through(encoder):
+        assert results.rows[7].accuracy == measured.evaluate(weights, "test")
+        assert results.rows[7].loss == measured.losses(weights, "test")
+    assert results.rows[7].scale is None
+    assert results.rows[7].method is not None
+    assert "depth=1" in results.rows[7].method
+
+
 def test_seconds_and_memory_are_of_a_process_of_its_own(ran: tuple[Path, SuiteResults]) -> None:
     row = ran[1].rows[3]
     assert row.peak_gigabytes is not None
@@ -120,3 +145,16 @@ def test_a_row_of_individuals_has_no_lambda() -> None:
     content = {"backbone": "b", "tasks": ["a"], "methods": [{"method": "awd", "each": True, "scales": [1.0]}]}
     with pytest.raises(RecipeError, match=r"`methods\[0\]\.each` must be true or false, and true only without `scales`"):
         parse_suite(content, "s", "s.yaml")
+
+
+@pytest.mark.parametrize("more", [{"wemoe": True}, {"wemoe": {}, "scales": [1.0]}, {"wemoe": {}, "each": True}])
+def test_a_mixture_stands_alone(more: dict[str, Any]) -> None:
+    content = {"backbone": "b", "tasks": ["a"], "methods": [{"method": "ties", **more}]}
+    with pytest.raises(RecipeError, match=r"`methods\[0\]\.wemoe` must be a mapping"):
+        parse_suite(content, "s", "s.yaml")
+
+
+def test_a_mixtures_fields_are_checked_before_the_run(tmp_path: Path) -> None:
+    content = {"backbone": "b", "tasks": ["a"], "methods": [{"method": "ties", "wemoe": {"stepps": 3}}]}
+    with pytest.raises(RecipeError, match=r"(?s)method 'ties', wemoe: .*unknown key 'stepps'"):
+        run_suite(parse_suite(content, "s", "s.yaml"), tmp_path)

@@ -43,10 +43,12 @@ class Settings:
 
     - `inner`: merge_in as a recipe spells it. `opposed`: δ₁, None never splits.
     - `join`: similarity from which a new vector joins a basis; None: halfway between what clusters have inside and between them.
+    - `evidence`: what the inner method must know of the tasks' data: kind → task → where its file lay.
     - `max_bases`, `max_bytes`: the budget. `store`: how a basis is stored: `{"form": "dense"}`, or a compressed form with its fields.
     """
 
     inner: dict[str, Any] = field(default_factory=lambda: {"name": "average"})
+    evidence: dict[str, dict[str, str]] = field(default_factory=dict)
     opposed: float | None = OPPOSED
     join: float | None = None
     max_bases: int | None = None
@@ -164,6 +166,11 @@ class Bank:
     def nbytes(self) -> int:
         """Bytes of all the stored bases."""
         return sum(basis.nbytes for basis in self.bases.values())
+
+    @property
+    def offline_vectors(self) -> int:
+        """Whole vectors that an offline build holds at once, max(max |C_i|, m): a cluster's members while it is merged, the bases when they are joined."""
+        return max([len(self.bases), *(len(basis.members) for basis in self.bases.values())])
 
     @property
     def inner(self) -> Any:

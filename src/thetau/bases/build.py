@@ -12,14 +12,15 @@ from thetau.bases.cluster import Groups, Similarity
 from thetau.checkpoint import Source
 from thetau.engine.executor import Engine
 from thetau.engine.guard import FAR
-from thetau.errors import AlignmentError, RecipeError
-from thetau.facade import Expression, gram, merge
-from thetau.methods import TaskArithmetic
+from thetau.errors import AlignmentError, RecipeError, nearest
+from thetau.facade import Expression, Openable, gram, merge
+from thetau.methods import TaskArithmetic, name_of
 from thetau.parts import Method, PerTask
-from thetau.vectors.combination import require_vector
+from thetau.vectors.combination import Combination, require_vector
 from thetau.vectors.identity import identities
 
 Space = Literal["weights", "tangent"]
+Evidence = Mapping[str, Mapping[str, Openable | Combination]]
 
 
 def named_vectors(vectors: Sequence[Expression], names: Sequence[str] | None = None) -> dict[str, Expression]:
@@ -124,14 +125,17 @@ def merge_groups(
     inner: Method,
     *,
     given: Mapping[str, Expression] | None = None,
+    evidence: Evidence | None = None,
     seed: int = 0,
     exclude: Sequence[str] = (),
     engine: Engine | None = None,
 ) -> dict[str, Expression]:
     """A basis for each group, lazily: its vector, the one `given` for it (joint training, say), or its members merged by `inner`.
 
+    `evidence`: what `inner` must know of the tasks' data, by kind and task; each group gets its members'.
+
     Raises:
-        RecipeError: a vector is given for a basis that is not there.
+        RecipeError: a vector is given for a basis that is not there, or `inner` lacks evidence of a group's member.
     """
     given = given or {}
     extra = [name for name in given if name not in groups]
@@ -145,8 +149,32 @@ def merge_groups(
             found[basis] = vectors[members[0]]
         else:
             listed = [vectors[name] for name in members]
-            found[basis] = merge(listed, inner, names=members, seed=seed, exclude=exclude, engine=engine)
+            known = evidence_of(members, evidence)
+            found[basis] = merge(listed, inner, names=members, seed=seed, exclude=exclude, engine=engine, evidence=known)
     return found
+
+
+def evidence_of(members: Sequence[str], evidence: Evidence | None) -> Evidence:
+    """The members' part of the evidence."""
+    return {kind: {task: files[task] for task in members if task in files} for kind, files in (evidence or {}).items()}
+
+
+def check_evidence(evidence: Evidence | None, inner: Method, tasks: Sequence[str]) -> None:
+    """Raise `RecipeError` for evidence that the inner method does not ask for, or of no task, whichever clusters there will be."""
+    needs = inner.chain().needs
+    problems = [
+        f"`{name_of(inner)}`, the inner method, asks for no evidence `{kind}`.{nearest(kind, needs)} Leave it out."
+        for kind in evidence or {}
+        if kind not in needs
+    ]
+    problems += [
+        f"{kind}: {task!r} is not a task.{nearest(task, tasks)} Tasks: {', '.join(tasks)}."
+        for kind, files in (evidence or {}).items()
+        for task in files
+        if task not in tasks
+    ]
+    if problems:
+        raise RecipeError(problems, "evidence")
 
 
 def weighted(

@@ -17,10 +17,19 @@ from torch import Tensor
 
 from thetau._version import __version__
 from thetau.bases.bank import Bank, Basis, Member, Operation, Settings, State, lower
-from thetau.bases.build import merge_groups, named_vectors, refuse_far, refuse_other_base, similarities, space_of
+from thetau.bases.build import (
+    Evidence,
+    check_evidence,
+    merge_groups,
+    named_vectors,
+    refuse_far,
+    refuse_other_base,
+    similarities,
+    space_of,
+)
 from thetau.bases.change import write_manifest
 from thetau.bases.cluster import OPPOSED, Clustering, Groups, Similarity, cluster, named_groups, refuse_zero
-from thetau.bases.members import at_home, describe
+from thetau.bases.members import at_home, describe, recorded
 from thetau.bases.store import DENSE, bytes_of, check_store, coefficient, dense_bytes, lossless, slack_of, write_basis
 from thetau.checkpoint.disk import new_folder
 from thetau.engine.executor import Engine
@@ -50,6 +59,7 @@ def build(
     max_bases: int | None = None,
     max_bytes: int | None = None,
     store: Mapping[str, Any] | None = None,
+    evidence: Evidence | None = None,
     exclude: Sequence[str] = (),
     seed: int = 0,
     allow_far: bool = False,
@@ -66,6 +76,8 @@ def build(
         given: members of a cluster → the vector that is its basis (joint training on their data, say), instead of `inner`.
         join, max_bases, max_bytes: for later insertions, and the budget of this build; see `Settings`.
         store: `{"form": "dense"}`, or `sparse`, `low_rank`, `precision` with the fields of that form (`thetau.compress`).
+        evidence: what `inner` must know of the tasks' data, by kind and task: `{"fisher": {"sst2": "sst2.safetensors", …}}`; each cluster gets its
+            members'. The bank records where the files lie, for `forget` and `rebuild`.
         allow_far: take vectors that are too long for fine-tuning of this base.
 
     Raises:
@@ -77,6 +89,7 @@ def build(
     began = time.perf_counter()
     listed = named_vectors(vectors, names)
     inner = inner or Average()
+    check_evidence(evidence, inner, list(listed))
     form = check_store(store or DENSE)
     _check_budget(max_bases, max_bytes, join)
     source = base.terms[0][1]
@@ -95,7 +108,14 @@ def build(
         found = clusters or _cluster(similarity, k, k_min, top, opposed, seed)
         groups = _checked(found, listed, top)
         vectors_of = merge_groups(
-            listed, groups, inner, given=_by_basis(given or {}, groups), seed=seed, exclude=exclude, engine=engine
+            listed,
+            groups,
+            inner,
+            given=_by_basis(given or {}, groups),
+            evidence=evidence,
+            seed=seed,
+            exclude=exclude,
+            engine=engine,
         )
         bases: dict[str, Basis] = {}
         written = 0
@@ -142,6 +162,7 @@ def build(
             space=space,
             settings=Settings(
                 inner=plain(inner),
+                evidence=recorded(evidence),
                 opposed=opposed,
                 join=join,
                 max_bases=max_bases,

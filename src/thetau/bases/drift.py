@@ -40,7 +40,7 @@ def drift_of(
     apart_at_least = spectrum(similarity).components
     offline = cluster(similarity, min(max(count, apart_at_least), len(found)), opposed=settings.opposed, seed=settings.seed)
     own = {name: basis.members for name, basis in bank.bases.items()}
-    how: dict[str, Any] = {"seed": settings.seed, "exclude": settings.exclude, "engine": engine}
+    how: dict[str, Any] = {"seed": settings.seed, "exclude": settings.exclude, "engine": engine, "evidence": settings.evidence}
     again = merge_groups(found, own, bank.inner, **how)
     apart = merge_groups(found, offline.groups, bank.inner, **how)
     stored = bank.vectors()

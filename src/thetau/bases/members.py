@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from thetau.bases.bank import Bank, Member
+from thetau.bases.build import Evidence, check_evidence
 from thetau.checkpoint import Source
 from thetau.errors import BankError, ThetauError
 from thetau.facade import Expression, as_vector
@@ -23,6 +25,22 @@ def describe(name: str, basis: str, vector: Expression, norm: float) -> Member:
 def at_home(label: str) -> str:
     """A path from the root, so that a bank can be used from any folder; a hub id as it is."""
     return str(Path(label).resolve()) if Path(label).exists() else label
+
+
+def recorded(evidence: Evidence | None) -> dict[str, dict[str, str]]:
+    """Where files of evidence lie, as a bank keeps it; what lies in memory is not kept."""
+    return {
+        kind: {task: at_home(os.fspath(file)) for task, file in files.items() if isinstance(file, str | os.PathLike)}
+        for kind, files in (evidence or {}).items()
+    }
+
+
+def evidence_with(bank: Bank, more: Evidence | None, tasks: Sequence[str]) -> dict[str, dict[str, str]]:
+    """What the bank records of evidence, and what is given now, of these tasks. Raises `RecipeError`: another method's, or of no task."""
+    check_evidence(more, bank.inner, tasks)
+    known, new = bank.state.settings.evidence, recorded(more)
+    both = {kind: known.get(kind, {}) | new.get(kind, {}) for kind in (*known, *new)}
+    return {kind: {task: file for task, file in sorted(files.items()) if task in tasks} for kind, files in both.items()}
 
 
 def fingerprint_of(vector: Expression) -> str:

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from thetau.bases.bank import Bank, Basis, State, open_bank
-from thetau.bases.build import merge_groups, refuse_other_base, space_of, weighted
+from thetau.bases.build import Evidence, merge_groups, refuse_other_base, space_of, weighted
 from thetau.bases.change import Change, changing
 from thetau.bases.cluster import Similarity, cluster
 from thetau.bases.drift import drift_of
-from thetau.bases.members import at_hand, check_lengths, describe
+from thetau.bases.members import at_hand, check_lengths, describe, evidence_with
 from thetau.bases.placing import links_of, most_bases, place, some
 from thetau.bases.regroup import Node, exact_members, regroup, with_tasks
 from thetau.bases.store import bytes_of, coefficient, slack_of, write_basis
@@ -43,6 +43,7 @@ def insert(
     allow_far: bool = False,
     drift: bool = False,
     originals: Given | None = None,
+    evidence: Evidence | None = None,
     engine: Engine | None = None,
     wait: float = 600.0,
 ) -> Bank:
@@ -58,6 +59,7 @@ def insert(
         to: the basis that it joins, or `new` for one of its own, whatever the similarities say.
         allow_far: take a vector that is too long for fine-tuning of this base.
         drift: measure how far the bank then is from one built offline; reads all the original vectors (or `originals`) again.
+        evidence: of the new task, by kind and task, where the inner method needs it.
 
     Raises:
         BankError: the name is taken, the budget has no room for even one basis, or the bank is damaged or held by another process.
@@ -66,7 +68,7 @@ def insert(
     opened = _opened(bank)
     require_vector(vector, "A bank of bases")
     with changing(opened.path, wait=wait) as change:
-        now = _fresh(opened, change)
+        now = _knowing(_fresh(opened, change), evidence, name)
         if name in now.members:
             raise BankError(f"{now.path}: has a task {name!r} already. Forget it first, or give another name (NAME=PATH).")
         base = now.base().terms[0][1]
@@ -167,7 +169,13 @@ def forget(
             elif anew:
                 settings = now.state.settings
                 left = merge_groups(
-                    found, {basis.name: others}, now.inner, seed=settings.seed, exclude=settings.exclude, engine=engine
+                    found,
+                    {basis.name: others},
+                    now.inner,
+                    evidence=settings.evidence,
+                    seed=settings.seed,
+                    exclude=settings.exclude,
+                    engine=engine,
                 )[basis.name]
                 made = _rewritten(change, now, basis, others, left, "member" if len(others) == 1 else "merged", engine)
                 terms = [] if rest is None else [(rest, now.members[task].norm, 0.0) for task in others]
@@ -199,6 +207,7 @@ def forget(
             said[0] += _exactness(bases[basis.name])
         state = replace(
             after.state,
+            settings=replace(now.state.settings, evidence=evidence_with(now, None, list(kept))),
             bases=bases,
             gram=with_tasks(now.state.gram, sorted(now.members), kept, {}),
             basis_gram=_rows(products),
@@ -219,6 +228,7 @@ def rebuild(
     k_min: int | None = None,
     k_max: int | None = None,
     vectors: Given | None = None,
+    evidence: Evidence | None = None,
     drift: bool = False,
     engine: Engine | None = None,
     wait: float = 600.0,
@@ -233,7 +243,7 @@ def rebuild(
     """
     opened = _opened(bank)
     with changing(opened.path, wait=wait) as change:
-        now = _fresh(opened, change)
+        now = _knowing(_fresh(opened, change), evidence)
         found, lost = at_hand(now, vectors)
         nodes: dict[str, Node] = {}
         said: list[str] = []
@@ -310,6 +320,13 @@ def _opened(bank: Bank | str | os.PathLike[str]) -> Bank:
 def _fresh(opened: Bank, change: Change) -> Bank:
     """The newest state, with the base that was opened for the old one."""
     return Bank(change.path, change.state).use_base(opened.base())
+
+
+def _knowing(bank: Bank, evidence: Evidence | None, *more: str) -> Bank:
+    """The bank with evidence that is given now, of its tasks and `more`. Raises `RecipeError`."""
+    known = evidence_with(bank, evidence, [*bank.members, *more])
+    state = replace(bank.state, settings=replace(bank.state.settings, evidence=known))
+    return Bank(bank.path, state).use_base(bank.base())
 
 
 def _check_length(name: str, norm: float, bank: Bank, allow_far: bool) -> None:

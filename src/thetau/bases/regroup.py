@@ -16,10 +16,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thetau.bases.bank import Bank, Basis, Member, Rows, full, lower
-from thetau.bases.build import weighted
+from thetau.bases.build import evidence_of, weighted
 from thetau.bases.change import Change
 from thetau.bases.store import bytes_of, coefficient, lossless, slack_of, write_basis
 from thetau.engine.executor import Engine
+from thetau.errors import BankError
 from thetau.facade import Expression, gram, merge
 
 
@@ -155,6 +156,12 @@ def _joined(
         return total, "merged" if raw else "online", _Remark()
     names = ["+".join(node.members) for node in nodes]
     settings = bank.state.settings
+    several = [node for node in nodes if len(node.members) > 1]
+    if several and inner.chain().needs:  # type: ignore[attr-defined]
+        raise BankError(
+            f"{bank.path}: {settings.inner['name']} needs evidence of every vector that it merges, and the basis of {', '.join(several[0].members)} has none. "
+            "Give a new vector a basis of its own (`--to new`), or rebuild with all the vectors at hand (`--vector NAME=PATH`)."
+        )
     merged = merge(
         [node.vector for node in nodes],
         inner,  # type: ignore[arg-type]
@@ -162,6 +169,7 @@ def _joined(
         seed=settings.seed,
         exclude=settings.exclude,
         engine=engine,
+        evidence=evidence_of(names, settings.evidence),
     )
     kind = bank.state.settings.inner["name"]
     if raw and not given:

@@ -91,7 +91,7 @@ def merge(
     from thetau.engine.work import gigabytes
     from thetau.facade import complete, config_folder, dtype_of, from_recipe
     from thetau.recipes import Recipe, from_mapping, load
-    from thetau.recipes.schema import parse_size
+    from thetau.recipes.schema import parse_evidence, parse_size
 
     if json is not None and not dry_run:
         raise RecipeError(["`--json` writes the plan of `--dry-run`. What a merge did stands in its `thetau.json`."], "options")
@@ -100,7 +100,7 @@ def merge(
         "base": base,
         "models": [_entry(entry) for entry in model] if model else None,
         "method": {"name": method, **parse_fields(fields or [])} if method else None,
-        "evidence": _evidence(evidence or []) or None,
+        "evidence": parse_evidence(evidence or []) or None,
         "config": config,
         "rename": _renames(rename or []) or None,
         "exclude": list(writing.left_out.exclude) or None,
@@ -229,25 +229,6 @@ def _with_options(loaded: Recipe | MergekitRecipe, given: dict[str, Any], path: 
     checked = from_mapping({"base": "", "models": [""], "method": "average", **given}, "options")
     given = {key: checked.model_dump()[key] for key in given}
     return replace(loaded, **{**given, "exclude": tuple(given.get("exclude", loaded.exclude))})
-
-
-def _evidence(given: list[str]) -> dict[str, dict[str, str]]:
-    """`kind:task=file` by kind and task.
-
-    Raises:
-        RecipeError: all that are not of that form.
-    """
-    found: dict[str, dict[str, str]] = {}
-    problems = []
-    for text in given:
-        place, equals, path = text.partition("=")
-        kind, colon, task = place.partition(":")
-        if not (equals and colon and kind and task and path):
-            problems.append(f"`--evidence` takes `kind:task=file`, such as `fisher:sst2=sst2.safetensors`. Got {text!r}.")
-        found.setdefault(kind, {})[task] = path
-    if problems:
-        raise RecipeError(problems, "options")
-    return found
 
 
 def _renames(given: list[str]) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import final
 
@@ -206,6 +207,15 @@ class Evaluator:
         """Raise `DataError` for a causal model's task whose answers are longer than what is taught, so that it has no loss."""
         if isinstance(inputs := self.inputs(task, split), CausalInputs):
             check_loss(inputs)
+
+    @contextmanager
+    def through(self, encoder: Encoder) -> Iterator[None]:
+        """While it lasts, everything runs through this form of the encoder, by whose `form` results are kept."""
+        own, self.encoder = self.encoder, encoder
+        try:
+            yield
+        finally:
+            self.encoder = own
 
     def load_base(self) -> None:
         """Run with the base's weights."""

@@ -20,13 +20,14 @@ from thetau.tasks.suite import MethodChoice
 
 
 def build_method(choice: MethodChoice, where: str | None = None) -> Any:
-    """The method of a choice, with `scale=1` wherever it has one; as its fields say where each task has a model of its own, since no λ is chosen then.
+    """The method of a choice, with `scale=1` wherever it has one; as its fields say where no λ is chosen: where each task has a model of its
+    own, or MLPs are mixed by input.
 
     Raises `RecipeError` naming the row, or `where`.
     """
     try:
         made = build(choice.method, choice.fields)
-        return made if choice.each else _at_one(made)
+        return made if choice.each or choice.wemoe is not None else _at_one(made)
     except RecipeError as error:
         raise RecipeError(error.problems, where=where or f"method {choice.name!r} of the suite") from error
 

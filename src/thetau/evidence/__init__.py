@@ -5,6 +5,7 @@ from thetau.evidence.adamerging import learn_coefficients as learn_coefficients
 from thetau.evidence.config import CoefficientConfig as CoefficientConfig
 from thetau.evidence.config import FisherConfig as FisherConfig
 from thetau.evidence.config import MaskConfig as MaskConfig
+from thetau.evidence.config import MixtureConfig as MixtureConfig
 from thetau.evidence.config import MomentConfig as MomentConfig
 from thetau.evidence.config import RouterConfig as RouterConfig
 from thetau.evidence.config import SurgeryConfig as SurgeryConfig
@@ -23,3 +24,5 @@ from thetau.evidence.routers import Calibrated as Calibrated
 from thetau.evidence.routers import calibrate_routers as calibrate_routers
 from thetau.evidence.surgery import Surgery as Surgery
 from thetau.evidence.surgery import learn_surgery as learn_surgery
+from thetau.evidence.wemoe import Mixed as Mixed
+from thetau.evidence.wemoe import learn_mixture as learn_mixture

@@ -9,14 +9,12 @@ The gradient of λ_{t,l} is ⟨∂L/∂θ_l, τ_{t,l}⟩. So a step is one mixtu
 batches, and one inner product a task and tensor, each tensor of a vector being read when its turn is: memory is that of the base, the
 merged model and its gradient, whatever the number of tasks. The vectors lie on disk, after the transforms of the method that they are to be merged over.
 
-Entropy has a trivial minimum, a model that says the same of every example. Predictions are counted, and the run stops where all of a
-task's fall on one class over a window of steps though they did not at first; then the coefficients from before that are kept.
+Where the predictions for a task fall on one class (`entropy`) the run stops, and the coefficients from before that are kept.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -31,18 +29,18 @@ from torch import Tensor, nn
 from thetau.checkpoint import Roles
 from thetau.engine.executor import Engine
 from thetau.errors import AlignmentError, CheckpointError, DataError, OutputError
-from thetau.evidence.collecting import check_classes, file_of, key_of, stored_names
+from thetau.evidence.collecting import file_of, key_of, stored_names
 from thetau.evidence.config import CoefficientConfig
+from thetau.evidence.entropy import Entropies, lessons_of
 from thetau.evidence.files import read_facts, save_evidence
 from thetau.facade import Expression, transform
-from thetau.finetune.batches import training_batches
-from thetau.finetune.lesson import Lesson, to_device
+from thetau.finetune.lesson import Lesson
 from thetau.finetune.state import StateFolder
 from thetau.methods import AdaMerging, plain
 from thetau.methods.adamerging import KIND
 from thetau.models import Encoder, weights_hash
 from thetau.parts import Method
-from thetau.tasks import Task, encode, make_head
+from thetau.tasks import Task
 from thetau.tasks.head import AnyHead
 from thetau.vectors.combination import require_vector
 
@@ -159,7 +157,7 @@ def learn_coefficients(
         granularity=config.granularity,
         steps=learner.step,
         mean={name: float(row.mean()) for name, row in zip(names, values, strict=True)},
-        entropy=learner.entropies(),
+        entropy=learner.entropies.ends(),
         seconds=(time.perf_counter() - begun) / made,
         mixing=learner.mixing / made,
         demand=demand([parameter.numel() for parameter in learner.own.values()], len(names)),
@@ -177,19 +175,17 @@ def _lessons(
     encoder: Encoder, tasks: Mapping[str, Task], names: Sequence[str], config: CoefficientConfig, heads: Mapping[str, AnyHead]
 ) -> list[Lesson]:
     """The unlabelled examples of each task, and its head."""
-    sizes: dict[str, Any] = {"max_length": config.max_length, "image_size": config.image_size}
-    lessons = []
-    for name in names:
-        check_classes(tasks[name])
-        inputs = encode(encoder, tasks[name], config.split, limit=config.examples, **sizes)
-        if not len(inputs):
-            raise DataError(
-                f"task {name!r}: has no example in its split {config.split}, and coefficients are learned from unlabelled examples. Leave the "
-                "task out, or name another split (`split=test`)."
-            )
-        head = heads.get(name) or make_head(encoder, tasks[name], **sizes)
-        lessons.append(Lesson(name=name, inputs=inputs, head=head))
-    return lessons
+    return lessons_of(
+        encoder,
+        tasks,
+        names,
+        heads,
+        split=config.split,
+        examples=config.examples,
+        max_length=config.max_length,
+        image_size=config.image_size,
+        what="coefficients",
+    )
 
 
 def step_seconds(
@@ -275,22 +271,15 @@ class Learner:
             raise AlignmentError("no parameter of the model is changed by any of the task vectors: there is nothing to learn.")
         self.own = {name: known[name] for name in self.names}
         self.base = {name: parameter.detach().clone() for name, parameter in self.own.items()}
-        self.device = next(iter(self.own.values())).device
-        self.heads = [lesson.head.to(self.device) for lesson in lessons]
         numbers = [(groups or {}).get(name, index) for index, name in enumerate(self.names)]
         order = {number: place for place, number in enumerate(dict.fromkeys(numbers))}
         self.group = torch.tensor([order[number] for number in numbers])
         self.values = torch.full((len(self.lessons), len(order)), config.start, requires_grad=True)
         self.adam = torch.optim.Adam([self.values], lr=config.lr, betas=(0.9, 0.999))
         self.healthy = self.values.detach().clone()
-        self.counts = [torch.zeros(0, dtype=torch.int64) for _ in self.lessons]
-        self.first: list[int] = []  # classes that each task's predictions had in the first window
-        self.history: list[list[float]] = []
+        self.entropies = Entropies(module, lessons, batch=config.batch, seed=config.seed, window=config.window)
         self.step = self.begun = 0
         self.mixing = 0.0
-        self.picks = [
-            training_batches(lesson.inputs.lengths, config.batch, f"{config.seed}/{lesson.name}") for lesson in self.lessons
-        ]
 
     def coefficients(self) -> Float[Tensor, "task group"]:
         """Those of the forward pass."""
@@ -324,16 +313,6 @@ class Learner:
         inside = (self.values >= 0) & (self.values <= 1)
         return torch.where(inside, total, 0) if self.config.clamp else total
 
-    def entropy(self, number: int) -> Tensor:
-        """The mean entropy of a task's next batch, in nats, with the weights that the module holds; its predictions are counted."""
-        lesson, head = self.lessons[number], self.heads[number]
-        columns = to_device(lesson.inputs.batch(next(self.picks[number])), self.device)
-        told = head.logits(self.module(**columns)).log_softmax(-1)
-        picked = torch.bincount(told.detach().argmax(-1).cpu(), minlength=told.shape[-1])
-        held = self.counts[number]
-        self.counts[number] = picked if not len(held) else held + picked
-        return -(told.exp() * told).sum(-1).mean()
-
     def advance(self) -> float:
         """One step; the summed entropy before it.
 
@@ -345,24 +324,14 @@ class Learner:
         mixed = time.perf_counter()
         for parameter in self.own.values():
             parameter.grad = None
-        entropies = []
-        for number, lesson in enumerate(self.lessons):
-            entropy = self.entropy(number)
-            if not bool(torch.isfinite(entropy)):
-                raise DataError(
-                    f"step {self.step + 1}: the entropy of {lesson.name} must be finite. Got {float(entropy.detach())}; look at the weights, or begin "
-                    "with smaller coefficients (`start`)."
-                )
-            entropy.backward()  # type: ignore[no-untyped-call]
-            entropies.append(float(entropy.detach()))
+        total = self.entropies.descend(self.step + 1, "look at the weights, or begin with smaller coefficients (`start`).")
         back = time.perf_counter()
         self.values.grad = self.slopes()
         self.adam.step()
         self.mixing += mixed - begun + time.perf_counter() - back
         self.step += 1
-        self.history.append(entropies)
         self._check()
-        return math.fsum(entropies)
+        return total
 
     def finish(self, state: StateFolder | None = None, tick: Callable[[int, float], None] | None = None) -> str | None:
         """All steps, from those that `state` holds; why it stopped before, or None."""
@@ -392,15 +361,6 @@ class Learner:
             self.module.train(training)
         return None
 
-    def entropies(self) -> dict[str, tuple[float, float]]:
-        """Each task's mean entropy over the first and the last window; NaN where no step was made."""
-        wide = self.config.window
-        ends = [
-            torch.tensor(part).mean(0) if part else torch.full((len(self.lessons),), math.nan)
-            for part in (self.history[:wide], self.history[-wide:])
-        ]
-        return {lesson.name: (float(a), float(b)) for lesson, a, b in zip(self.lessons, *ends, strict=True)}
-
     def _check(self) -> None:
         values = self.values.detach()
         worst = values.abs().max()
@@ -417,19 +377,13 @@ class Learner:
         )
 
     def _collapsed(self) -> str | None:
-        """At the end of a window: the task whose predictions fell on one class in all of it, and did not at first."""
+        """At the end of a window: why it is to stop, or None."""
         if self.step % self.config.window:
             return None
-        seen = [int((counts > 0).sum()) for counts in self.counts]
-        self.first = self.first or seen
-        for lesson, before, now, counts in zip(self.lessons, self.first, seen, self.counts, strict=True):
-            if now == 1 and before > 1:
-                return (
-                    f"step {self.step}: every example of {lesson.name} in the last {self.config.window} steps was told class {int(counts.argmax())}, of "
-                    f"{before} classes at first: its entropy has collapsed. Kept are the coefficients of step {self.step - self.config.window}."
-                )
+        said = self.entropies.collapsed(self.step)
+        if said is not None:
+            return f"{said} Kept are the coefficients of step {self.step - self.config.window}."
         self.healthy = self.values.detach().clone()
-        self.counts = [torch.zeros_like(counts) for counts in self.counts]
         return None
 
     def _save(self, state: StateFolder) -> None:
@@ -437,10 +391,8 @@ class Learner:
         tensors = {
             "values": self.values.detach(),
             "healthy": self.healthy,
-            "history": torch.tensor(self.history, dtype=torch.float64),
-            "first": torch.tensor(self.first, dtype=torch.int64),
             **{f"moment/{name}": moments[name] for name in ("exp_avg", "exp_avg_sq", "step")},
-            **{f"counts/{number}": counts for number, counts in enumerate(self.counts)},
+            **self.entropies.tensors(),
         }
         state.save(self.step, tensors, [], [])
 
@@ -451,14 +403,10 @@ class Learner:
         told = saved.tensors
         with torch.no_grad():
             self.values.copy_(told["values"])
-        self.healthy, self.first = told["healthy"], told["first"].tolist()
-        self.history = told["history"].tolist()
-        self.counts = [told[f"counts/{number}"] for number in range(len(self.lessons))]
+        self.healthy = told["healthy"]
         self.adam.state[self.values] = {name: told[f"moment/{name}"] for name in ("exp_avg", "exp_avg_sq", "step")}
         self.step = self.begun = saved.step
-        for picks in self.picks:
-            for _ in range(saved.step):
-                next(picks)
+        self.entropies.resume(told, saved.step)
 
 
 def _check(encoder: Encoder, tasks: Mapping[str, Task], vectors: Mapping[str, Expression]) -> None:

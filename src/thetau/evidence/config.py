@@ -180,6 +180,35 @@ class SurgeryConfig(Config):
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class MixtureConfig(Config):
+    """How the routers of a mixture of MLPs (WEMoE) are learned.
+
+    - `depth`: linear layers of a router; 0 is one number a task and block, whatever the input. `start`: what each task gets at first.
+    - `lr`, `steps`: of Adam, the step falling to 0 as a cosine. `batch`: examples a task and step.
+    - `most`: a share beyond ± this ends the run, for it diverges.
+    - `window`: steps over which predictions are counted: where all of them fall on one class, and did not at first, the run stops.
+    - `examples`: at most so many of the split, of each task; None for all. `split`: the authors adapt to `test` itself; here it is `validation`
+      by default, so that a test measures. Labels are never looked at.
+    - `max_length`, `image_size`: of the inputs. `seed`: of the first routers and the order of batches. `save_every`: steps after which the state is kept.
+    """
+
+    depth: Annotated[int, Within("[0, 2]")] = 2
+    start: float = 0.3
+    lr: NotNegative = 1e-4
+    steps: Annotated[int, AtLeast(0)] = 1000
+    batch: Annotated[int, AtLeast(1)] = 16
+    most: Positive = 10.0
+    window: Annotated[int, AtLeast(1)] = 10
+    examples: Annotated[int | None, AtLeast(1)] = None
+    split: Literal["train", "validation", "test"] = "validation"
+    max_length: Annotated[int, AtLeast(3)] = 64
+    image_size: Annotated[int | None, AtLeast(8)] = None
+    seed: Annotated[int, AtLeast(0)] = 0
+    save_every: Annotated[int, AtLeast(1)] = 50
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class RouterConfig(Config):
     """How the routers of a merged mixture are calibrated.
 

@@ -103,7 +103,7 @@ def finetune(
         lessons,
         config,
         against=[(one.name, _unlabelled(one), one.head.hash() if config.penalty_of == "logits" else "") for one in penalised],
-        start=None if start is None else weights_hash(read_weights(start)),
+        start=None if start is None else weights_hash(read_weights(start, base=encoder.folder)),
         snapshots=sorted(snapshots),
     )
     processes = Processes(config.device)
@@ -216,7 +216,7 @@ def _tangent(encoder: Encoder, start: Path, config: FinetuneConfig) -> dict[str,
         )
     if record.get("base_hash") != encoder.base_hash:
         raise DataError(f"{start}: was fine-tuned from another base ({record.get('base')}), so its τ means nothing here.")
-    given, own = encoder.parameters(read_weights(start)), dict(encoder.module.named_parameters())
+    given, own = encoder.parameters(read_weights(start, base=encoder.folder)), dict(encoder.module.named_parameters())
     return {name: tensor.float() - own[name].detach() for name, tensor in given.items()}
 
 

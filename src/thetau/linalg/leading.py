@@ -20,6 +20,7 @@ from thetau.linalg.sketch import Bits, signs
 
 FIRST = 16  # directions of the first block; the blocks after it double what is there
 BESIDE = 8  # directions that are found beside a given number, and dropped
+TINY, HUGE = 1e-24, 1e30  # between them no row that counts leaves the range of float32
 POWERS = 1  # powers of MᵀM that each block goes through
 
 
@@ -52,25 +53,31 @@ def leading(matrix: Float[Tensor, "rows columns"], rank: int, bits: Bits, *, squ
     """So many directions, at most; `square` is ‖M‖² where it is known. Zeros have none."""
     width = min(rank + BESIDE, *matrix.shape)
     basis = _block(matrix, None, width, bits, 0)
-    return _measured(matrix @ basis, basis, _square(matrix, square)).cut(rank)
+    return _measured(matrix @ basis, basis, energy(matrix) if square is None else square).cut(rank)
 
 
 def followed(
-    matrix: Float[Tensor, "rows columns"], limit: int, bits: Bits, *, tolerance: float, square: float | None = None
+    matrix: Float[Tensor, "rows columns"],
+    limit: int,
+    bits: Bits,
+    *,
+    tolerance: float,
+    square: float | None = None,
+    first: int = FIRST,
 ) -> Leading:
-    """As many directions as the spectrum asks for, at most `limit`.
+    """As many directions as the spectrum asks for, at most `limit`; `first` in the first block.
 
     It ends where what is left out is no more than the share `tolerance` of ‖M‖², or where it looks like noise: no direction of it
     stands out from its mean by more than from independent entries of one variance, (1 + √β)² times with β the ratio of the sides
     (Marchenko and Pastur, 1967). The last values of a sketch are too small to tell; the one `BESIDE` before the last is asked.
     """
-    square = _square(matrix, square)
+    square = energy(matrix) if square is None else square
     small, large = min(matrix.shape), max(matrix.shape)
     edge = (1 + (small / large) ** 0.5) ** 2
     basis = images = matrix.new_empty(0, 0)
     while True:
         before = basis.shape[1]
-        width = min(max(FIRST, 2 * before), limit) - before
+        width = min(max(first, 2 * before), limit) - before
         block = _block(matrix, basis if before else None, width, bits, before)
         basis = torch.cat([basis, block], 1) if before else block
         images = torch.cat([images, matrix @ block], 1) if before else matrix @ block
@@ -89,8 +96,12 @@ def leading_flops(rows: int, columns: int, rank: int) -> float:
     return 2.0 * width * rows * columns * (2 + 2 * POWERS) + (rows + columns) * width**2 * (4.0 + 4 * POWERS) + 20.0 * width**3
 
 
-def _square(matrix: Tensor, square: float | None) -> float:
-    return float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2 if square is None else square
+def energy(matrix: Float[Tensor, "rows columns"]) -> float:
+    """‖M‖²: rows in float32, which is eight times as fast, their sum in float64; all in float64 where rows leave float32's range."""
+    square = float(torch.linalg.vector_norm(matrix, dim=1).double().square().sum())
+    if TINY < square < HUGE:
+        return square
+    return float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2
 
 
 def _block(matrix: Tensor, basis: Tensor | None, width: int, bits: Bits, number: int) -> Tensor:

@@ -12,11 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from thetau.linalg.gram import add_upper
 from thetau.linalg.rounding import eps
 from thetau.linalg.sketch import Bits, gaussian
 
 OVERSAMPLE, POWERS = 16, 2
 EIGEN = 22.0  # float32 operations a side cubed that an eigendecomposition in float64 takes the time of
+PIECE = 4096  # rows that are in float64 at once
+LOST = 1e-3  # of a direction, that rounding in float32 may turn it by
 
 
 def svd(matrix: Float[Tensor, "rows columns"]) -> tuple[Tensor, Tensor, Tensor]:
@@ -36,19 +39,19 @@ def svd(matrix: Float[Tensor, "rows columns"]) -> tuple[Tensor, Tensor, Tensor]:
     return u, s, vt
 
 
-def decomposed(matrix: Float[Tensor, "rows columns"]) -> tuple[Tensor, Tensor, Tensor]:
-    """U `[rows, r]`, s `[r]` and V `[columns, r]` in float64, of the directions of a float32 matrix that are more than rounding."""
-    exact = matrix.double()
-    s, basis = spectrum(exact)
-    if matrix.shape[0] <= matrix.shape[1]:
-        return basis, s, (exact.T @ basis) / s
-    return (exact @ basis) / s, s, basis
+def decomposed(matrix: Float[Tensor, "rows columns"], rank: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """U `[rows, r]`, s `[r]` and V `[columns, r]` in float64, of the directions of a float32 matrix that are more than rounding; the first `rank`."""
+    s, basis = spectrum(matrix)
+    return _both(matrix, s[:rank], basis[:, :rank])
 
 
 def spectrum(matrix: Float[Tensor, "rows columns"]) -> tuple[Float[Tensor, " r"], Float[Tensor, "small r"]]:
     """Singular values, falling, and the vectors of the smaller side (the left one of a square) in float64, without what is rounding in float32."""
-    exact = matrix.double()
-    values, vectors = torch.linalg.eigh(exact @ exact.T if exact.shape[0] <= exact.shape[1] else exact.T @ exact)
+    tall = _tall(matrix)
+    gram = torch.zeros(tall.shape[1], tall.shape[1], dtype=torch.float64)
+    for piece in torch.split(tall, PIECE):
+        add_upper(gram, piece.double())
+    values, vectors = torch.linalg.eigh(gram, UPLO="U")
     s = values.flip(0).clamp(min=0).sqrt()
     return s[: (rank := seen(s, s, tuple(matrix.shape)))], vectors.flip(1)[:, :rank]
 
@@ -56,13 +59,17 @@ def spectrum(matrix: Float[Tensor, "rows columns"]) -> tuple[Float[Tensor, " r"]
 def polar(matrix: Float[Tensor, "rows columns"]) -> tuple[Float[Tensor, "rows columns"], Float[Tensor, " r"]]:
     """U Vᵀ, and the singular values; directions that are rounding are 0 in it, so that it is a partial isometry.
 
-    M (MᵀM)^(−1/2), or (MMᵀ)^(−1/2) M where M is wide.
+    M (MᵀM)^(−1/2), or (MMᵀ)^(−1/2) M where M is wide. A product in float32 turns the direction of σ by ε₃₂ σ₁/σ at most, about; it is one
+    in float64 where that is more than `LOST` for some direction.
     """
     s, basis = spectrum(matrix)
+    tall = _tall(matrix)
+    if len(s) and float(s[0]) * eps(torch.float32) <= LOST * float(s[-1]):
+        root = (basis / s).to(matrix) @ basis.T.to(matrix)
+        return (matrix @ root if tall is matrix else root @ matrix), s.to(matrix)
     root = (basis / s) @ basis.T
-    exact = matrix.double()
-    nearest = root @ exact if matrix.shape[0] <= matrix.shape[1] else exact @ root
-    return nearest.to(matrix), s.to(matrix)
+    nearest = torch.cat([(piece.double() @ root).to(matrix) for piece in torch.split(tall, PIECE)])
+    return (nearest if tall is matrix else nearest.T.contiguous()), s.to(matrix)
 
 
 def truncated_svd(matrix: Float[Tensor, "d_out d_in"], rank: int, bits: Bits) -> tuple[Tensor, Tensor, Tensor]:
@@ -75,9 +82,10 @@ def truncated_svd(matrix: Float[Tensor, "d_out d_in"], rank: int, bits: Bits) ->
     width = rank + OVERSAMPLE
     if not sketched(rows, columns, rank):
         if matrix.dtype == torch.float32 and rank < small:
-            u, s, v = decomposed(matrix)
+            s, basis = spectrum(matrix)
             if len(s) >= rank:
-                return u[:, :rank].to(matrix), s[:rank].to(matrix), v[:, :rank].to(matrix)
+                u, s, v = _both(matrix, s[:rank], basis[:, :rank])
+                return u.to(matrix), s.to(matrix), v.to(matrix)
         u, s, vt = svd(matrix)  # zeros have vectors, too
         return u[:, :rank], s[:rank], vt[:rank].T
     wide = matrix if rows <= columns else matrix.T  # [small, large]
@@ -88,6 +96,18 @@ def truncated_svd(matrix: Float[Tensor, "d_out d_in"], rank: int, bits: Bits) ->
     rank = min(rank, small)
     u, v = basis @ inner[:, :rank], vt[:rank].T
     return (u, s[:rank], v) if rows <= columns else (v, s[:rank], u)
+
+
+def _tall(matrix: Tensor) -> Tensor:
+    """With at least as many rows as columns; a square is turned, so that its columns are the left side."""
+    return matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix
+
+
+def _both(matrix: Tensor, s: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """U, s and V in float64 from the vectors of the smaller side."""
+    tall = _tall(matrix)
+    other = torch.cat([piece.double() @ basis for piece in torch.split(tall, PIECE)]) / s
+    return (other, s, basis) if tall is matrix else (basis, s, other)
 
 
 def sketched(rows: int, columns: int, rank: int) -> bool:
@@ -101,14 +121,14 @@ def truncated_flops(rows: int, columns: int, rank: int) -> float:
     if sketched(rows, columns, rank):
         return 20.0 * rank * entries
     if rank < small:
-        return 4.0 * entries * small + EIGEN * small**3 + 4.0 * rank * entries
+        return 2.5 * entries * small + EIGEN * small**3 + 4.0 * rank * entries
     return 8.0 * entries * small + 34.0 * small**3
 
 
 def polar_flops(rows: int, columns: int) -> float:
     """Operations of `polar`, likewise."""
     entries, small = rows * columns, min(rows, columns)
-    return 8.0 * entries * small + (EIGEN + 4.0) * small**3
+    return 4.5 * entries * small + (EIGEN + 2.0) * small**3
 
 
 def orthonormal(columns: Float[Tensor, "d k"]) -> Float[Tensor, "d k"]:

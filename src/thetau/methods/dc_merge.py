@@ -26,7 +26,7 @@ from torch import Tensor
 from thetau.methods.fields import Coefficient, Elsewhere, Rank, SplitFused, Tensors, Within
 from thetau.methods.reductions import DisjointMean, Scale
 from thetau.methods.registry import register
-from thetau.methods.spectra import Factors, factoring, procrustes, rank_of
+from thetau.methods.spectra import Factors, begun, factoring, procrustes
 from thetau.parts import Chain, Cost, Method, Selection, Site, StreamReduction
 from thetau.random import stream
 from thetau.transforms import Elect
@@ -39,14 +39,14 @@ SHARE = 1e-3  # of the entries of M_i, as the authors have it
 class DcMerge(Method, StreamReduction):
     r"""$\tau = \lambda\,P\,\mathrm{blockdiag}_K(M)\,Q^\top$, $M$ the elected mean of the largest entries of all $P^\top \hat\tau_i Q$.
 
-    - `rank`: r, singular vectors of each task: a number, a share of the smaller dimension, None for its K-th part, or as many of those as
-      its spectrum asks for (`auto`).
+    - `rank`: r, singular vectors of each task: the smaller dimension's K-th part (`full`; None says the same), as many of those as its
+      spectrum asks for (`auto`), a number, or a share of the smaller dimension.
     - `smoothing`: what becomes of a task's singular values, their sum kept: `none`, all alike (`average`), or falling evenly (`linear`).
     - `rho`: ρ, the largest ratio of the first to the last singular value under `linear`.
     - `keep`: entries of each M_i that are kept, in units of r; None for 0.1 % of all, but at least r.
     """
 
-    rank: Annotated[int | float | str | None, Rank(("auto",))] = None
+    rank: Annotated[int | float | str | None, Rank(("auto", "full"))] = "full"
     smoothing: Literal["none", "average", "linear"] = "none"
     rho: Annotated[float, Within("[1, inf)")] = 5.0
     keep: Annotated[float | None, Within("(0, inf)", none="for 0.1 % of all")] = None
@@ -67,8 +67,7 @@ class DcMerge(Method, StreamReduction):
 
     def init(self, d_out: int, d_in: int, tasks: int) -> Factors:
         """Nothing yet."""
-        rank = rank_of(self.rank, min(d_out, d_in), tasks)
-        return Factors(shape=(d_out, d_in), rank=rank, auto=self.rank == "auto")
+        return begun((d_out, d_in), self.rank, tasks)
 
     def add(self, factors: Factors, vector: Float[Tensor, "d_out d_in"], site: Site) -> Factors:
         """Take in one task."""

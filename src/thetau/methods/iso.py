@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thetau.linalg.svd import orthonormal, polar, seen, svd
+from thetau.linalg.svd import decomposed, orthonormal, polar, polar_flops, seen
 from thetau.methods.fields import Coefficient, Elsewhere, Portion, SplitFused, Tensors
 from thetau.methods.reductions import Scale
 from thetau.methods.registry import register
-from thetau.methods.spectra import polar_cost, spectral_cost
+from thetau.methods.spectra import polar_cost, procrustes
 from thetau.parts import Chain, Cost, Method, Selection, Site, StreamReduction
 
 
@@ -79,8 +79,8 @@ class Summed:
 class IsoCts(Method, StreamReduction):
     r"""$\tau = \lambda\,\bar\sigma\,\hat U \hat V^\top$, $\hat U$ and $\hat V$ from the common space of $\sum_i \tau_i$ and each task's own part outside it.
 
-    Use it instead of `iso_c` for many or very different tasks, whose own directions their sum hides. It costs a decomposition a task and matrix
-    and three more, and holds all tasks' vectors of a matrix.
+    Use it instead of `iso_c` for many or very different tasks, whose own directions their sum hides. It costs an eigendecomposition
+    of the smaller side a task and matrix and three more, and holds all tasks' vectors of a matrix.
 
     - `common`: share of the singular vectors that the common space keeps.
     """
@@ -116,23 +116,27 @@ class IsoCts(Method, StreamReduction):
         own = self._own(min(state.total.shape), state.tasks)
         if own == 0 or not bool(state.total.any()):
             return flattened(state.total)
-        u, s, vt = svd(state.total)
-        common = min(seen(s, s, state.total.shape), len(s) - own * state.tasks)
-        u, v = u[:, :common], vt[:common].T
-        left, values, right = [u], [s[:common]], [v]
+        small = min(state.total.shape)
+        common = max(0, small - own * state.tasks)
+        u, s, v = (part.to(state.total) for part in decomposed(state.total, max(1, common)))
+        top, (u, s, v) = s[:1], (u[:, :common], s[:common], v[:, :common])
+        left, values, right = [u], [s], [v]
         for vector in state.kept:
-            a, b, ct = svd(vector - u @ (u.T @ vector))
-            rank = min(own, seen(b, s, vector.shape))
+            a, b, c = (part.to(vector) for part in decomposed(vector - u @ (u.T @ vector), own))
+            rank = seen(b, top, vector.shape)
             left.append(a[:, :rank])
             values.append(b[:rank])
-            right.append(ct[:rank].T)
-        flat = float(torch.cat(values).sum()) / len(s)
+            right.append(c[:, :rank])
+        flat = float(torch.cat(values).sum()) / small
         return flat * orthonormal(torch.cat(left, 1)) @ orthonormal(torch.cat(right, 1)).T
 
     def cost(self, shape: tuple[int, ...], tasks: int) -> Cost:
         """Operations and working memory of one matrix."""
-        own = self._own(min(shape), tasks)
-        return spectral_cost(shape, decompositions=tasks + 3 if own else 1, kept=tasks if own else 0)
+        entries, small = shape[0] * shape[1], min(shape)
+        if not self._own(small, tasks):
+            return polar_cost(shape)
+        flops = (tasks + 1) * polar_flops(*shape) + procrustes(shape, small) + 4.0 * (tasks + 1) * small * entries
+        return Cost(flops=flops, memory=4 * ((tasks + 8) * entries + 12 * small**2))
 
     def _own(self, small: int, tasks: int) -> int:
         """Singular vectors of each task's own part."""

@@ -9,13 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thetau.linalg.leading import followed, leading, leading_flops
+from thetau.linalg.leading import energy, followed, leading, leading_flops
 from thetau.linalg.sketch import Bits
 from thetau.linalg.svd import orthonormal, polar_flops, seen, truncated_flops, truncated_svd
-from thetau.methods.sketched import EXPECTED
+from thetau.methods.sketched import EXPECTED, SMALLEST
 from thetau.parts import Cost
 
 DROPPED = 0.3  # of a task's energy may go with `auto`; measured, see docs/sketches.md
+FIRST = 48  # directions of the first block with `auto`: fewer passes over a matrix than by small blocks, and mostly enough
 PROBE = 64  # directions that a vector of low rank may have to be told as one
 
 
@@ -37,12 +38,13 @@ class Factors:
 
     def take(self, vector: Float[Tensor, "d_out d_in"], bits: Bits) -> None:
         """Take in one task."""
-        if not bool(vector.any()):
+        square = energy(vector)
+        if square == 0:
             return
         if self.auto:
-            found = followed(vector, self.rank, bits, tolerance=DROPPED).least(DROPPED)
+            found = followed(vector, self.rank, bits, tolerance=DROPPED, square=square, first=FIRST).least(DROPPED)
         elif self.rank >= 2 * PROBE:
-            found = leading(vector, PROBE, bits)
+            found = leading(vector, PROBE, bits, square=square)
         else:
             found = None
         if found is not None and (found.rest == 0 or (self.auto and found.enough)):
@@ -61,10 +63,20 @@ class Factors:
         return left, right
 
 
+def begun(shape: tuple[int, int], rank: int | float | str | None, tasks: int) -> Factors:
+    """None yet; `auto` is for matrices that are sketched sooner than decomposed."""
+    return Factors(shape=shape, rank=rank_of(rank, min(shape), tasks), auto=follows(rank, shape))
+
+
+def follows(rank: int | float | str | None, shape: tuple[int, ...]) -> bool:
+    """Whether the spectrum settles how many singular vectors a task keeps."""
+    return rank == "auto" and min(shape) >= SMALLEST
+
+
 def rank_of(rank: int | float | str | None, small: int, tasks: int, cut: Callable[[float], int] = int) -> int:
     """Singular vectors of one task where the smaller dimension is `small`: as given, a share of it, or its K-th part; at least 1.
 
-    The K-th part is the most that `auto` gives.
+    `full` is the K-th part too, and it is the most that `auto` gives.
 
     `cut` makes an integer of a share.
     """
@@ -76,7 +88,7 @@ def rank_of(rank: int | float | str | None, small: int, tasks: int, cut: Callabl
 def factoring(shape: tuple[int, int], rank: int | float | str | None, tasks: int) -> tuple[float, int]:
     """Operations of the factors of all tasks, and how many singular vectors they have together, about, where `auto` settles it."""
     most = rank_of(rank, min(shape), tasks)
-    if rank == "auto":
+    if follows(rank, shape):
         each = min(most, EXPECTED)
         return tasks * leading_flops(*shape, each), tasks * each
     return tasks * truncating(shape, most), tasks * most
@@ -88,12 +100,6 @@ def truncating(shape: tuple[int, ...], rank: int) -> float:
     return truncated_flops(d_out, d_in, rank)
 
 
-def decomposing(shape: tuple[int, ...]) -> float:
-    """Operations of one whole decomposition."""
-    d_out, d_in = shape
-    return truncated_flops(d_out, d_in, min(shape))
-
-
 def procrustes(shape: tuple[int, ...], width: int) -> float:
     """Operations of the covers of so many singular vectors of all tasks."""
     d_out, d_in = shape
@@ -101,15 +107,7 @@ def procrustes(shape: tuple[int, ...], width: int) -> float:
 
 
 def polar_cost(shape: tuple[int, ...]) -> Cost:
-    """Operations and working memory of one polar factor, which is worked out in float64."""
+    """Operations and working memory of one polar factor, whose Gram matrix is in float64."""
     d_out, d_in = shape
     entries, small = d_out * d_in, min(d_out, d_in)
     return Cost(flops=polar_flops(d_out, d_in), memory=4 * (6 * entries + 8 * small**2))
-
-
-def spectral_cost(shape: tuple[int, ...], *, decompositions: float, kept: int = 0) -> Cost:
-    """Operations and working memory of so many decompositions of one matrix, with so many vectors held beside it."""
-    d_out, d_in = shape
-    entries, small = d_out * d_in, min(d_out, d_in)
-    memory = 4 * entries + 4 * small**2 + kept * entries
-    return Cost(flops=decompositions * decomposing(shape) + 2.0 * small * entries, memory=4 * memory)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from thetau.errors import RecipeError
 
 FLOAT_NAMES = ("float32", "float16", "bfloat16", "float64", "float8_e4m3fn", "float8_e5m2")
 Quantise = Literal["fp8-tensor", "fp8-row", "fp8-block"]
@@ -119,3 +122,22 @@ def parse_size(value: str | int) -> int:
     if size <= 0:
         raise ValueError(f"a size must be positive. Got {value!r}")
     return size
+
+
+def parse_evidence(given: Sequence[str]) -> dict[str, dict[str, str]]:
+    """`kind:task=file` by kind and task.
+
+    Raises:
+        RecipeError: all that are not of that form.
+    """
+    found: dict[str, dict[str, str]] = {}
+    problems = []
+    for text in given:
+        place, equals, path = text.partition("=")
+        kind, colon, task = place.partition(":")
+        if not (equals and colon and kind and task and path):
+            problems.append(f"`--evidence` takes `kind:task=file`, such as `fisher:sst2=sst2.safetensors`. Got {text!r}.")
+        found.setdefault(kind, {})[task] = path
+    if problems:
+        raise RecipeError(problems, "options")
+    return found

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
@@ -19,12 +20,14 @@ from thetau.evaluate.options import BASE, Reading
 from thetau.evaluate.session import Session
 from thetau.evaluate.tuned import difference, is_tangent
 from thetau.evidence.surgery import corrected_heads
+from thetau.evidence.wemoe import mixture_file, read_mixture
 from thetau.facade import open_base
 from thetau.finetune.output import read_record, trained_heads
 from thetau.models import locate, read_weights
 from thetau.models.causal import check_tokenizer
 from thetau.models.classifier import Classifier, classifier_of, load_classifier
 from thetau.models.loading import kind_of
+from thetau.models.mixture import Mixture, mixing
 from thetau.pace import each
 from thetau.studies.options import Evaluate
 from thetau.tasks import Task, load_task
@@ -40,6 +43,7 @@ class CheckpointMeasured(Result):
     - `average`: of all but perplexities, None where there is nothing else. `head`: what turned features into answers.
     - `corrected`: the tasks whose features went through a correction that lies beside the model (`thetau evidence surgery`).
     - `own`: the tasks that were measured with what the method made for them, which lies beside the model (`thetau merge --tasks`).
+    - `mixed`: the tasks that were measured with MLPs mixed by input, whose mixture lies beside the model (`thetau evidence wemoe`).
     """
 
     model: str
@@ -53,6 +57,7 @@ class CheckpointMeasured(Result):
     head: str = "made from the base"
     corrected: tuple[str, ...] = ()
     own: tuple[str, ...] = ()
+    mixed: tuple[str, ...] = ()
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -62,7 +67,7 @@ class CheckpointMeasured(Result):
     def to_json(self) -> dict[str, Any]:
         """As plain values, the metric beside each task's value."""
         facts = {name: value for name, value in asdict(self).items() if name not in ("metrics", "tasks")}
-        facts["corrected"], facts["own"] = list(self.corrected), list(self.own)
+        facts |= {"corrected": list(self.corrected), "own": list(self.own), "mixed": list(self.mixed)}
         return facts | {"tasks": {name: {"metric": self.metrics[name], **asdict(one)} for name, one in self.tasks.items()}}
 
 
@@ -174,10 +179,13 @@ def evaluate_checkpoint(
     session.evaluator.on_tokens = on_tokens
     beside = {} if tangent or not given.tasks or not where.is_dir() else parts_beside(where, open_base(session.base))
     own_tasks = [name for name in session.tasks if name in beside]
-    heads = {
-        name: head for name, head in session.evaluator.heads.items() if name not in own_tasks
-    }  # a correction is of the merged model's features
-    corrected = {} if tangent or not given.surgery else corrected_heads(where, weights, heads)
+    shared = [name for name in session.tasks if name not in own_tasks]
+    mixture = None
+    if not tangent and given.mixture and mixture_file(where).is_file():
+        mixture = read_mixture(mixture_file(where), weights, session.encoder.base_hash)
+    # A correction is of the merged model's features, which a task's own model and a mixture do not have.
+    heads = {name: head for name, head in session.evaluator.heads.items() if name not in own_tasks}
+    corrected = {} if tangent or mixture is not None or not given.surgery else corrected_heads(where, weights, heads)
     session.evaluator.heads.update(corrected)
     found: dict[str, Measure] = {}
     if tangent:
@@ -188,8 +196,8 @@ def evaluate_checkpoint(
         for task in own_tasks:
             own = beside[task].state_dict()
             found |= session.evaluator.evaluate(own, given.split, [task], origin=f"{model} for {task}")
-        shared = [name for name in session.tasks if name not in own_tasks]
-        found |= session.evaluator.evaluate(weights, given.split, shared, origin=str(model))
+        with _mixed(session, mixture):
+            found |= session.evaluator.evaluate(weights, given.split, shared, origin=str(model))
         found = {name: found[name] for name in session.tasks}
     shares = {name: one for name, one in found.items() if name not in perplexities(found)}
     return CheckpointMeasured(
@@ -204,7 +212,18 @@ def evaluate_checkpoint(
         head=_head(model, session, given),
         corrected=tuple(corrected),
         own=tuple(own_tasks),
+        mixed=() if mixture is None else tuple(shared),
     )
+
+
+@contextmanager
+def _mixed(session: Session, mixture: Mixture | None) -> Iterator[None]:
+    """While it lasts, the session's encoder mixes its MLPs by input, where there is a mixture."""
+    if mixture is None:
+        yield
+        return
+    with mixing(session.encoder, mixture, session.weights) as (encoder, _), session.evaluator.through(encoder):
+        yield
 
 
 def in_tangent_space(where: Path, options: Evaluate) -> bool:

@@ -131,7 +131,9 @@ def merges(session: Session, merged: Mapping[str, str], methods: Mapping[str, Me
         raise RecipeError([f"two merges are called {twice[0]!r}: name one of them otherwise, as NAME=PATH."], "options")
     if methods and len(session.models) < 2:
         raise RecipeError(["--method merges the models: give at least two."], "options")
-    found: dict[str, Mapping[str, Tensor]] = {name: read_weights(path) for name, path in merged.items()}
+    found: dict[str, Mapping[str, Tensor]] = {
+        name: read_weights(path, base=session.encoder.folder) for name, path in merged.items()
+    }
     vectors = session.expressions() if methods else {}
     for name, method in methods.items():
         vector = merge(list(vectors.values()), method, names=list(vectors)).state_dict()

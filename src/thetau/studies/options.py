@@ -147,6 +147,13 @@ class CompareBases:
     inner_fields: Annotated[
         Mapping[str, Any], Option("A field of the inner method, as density=0.2; may be repeated.", flags=("--inner-set",))
     ] = field(default_factory=dict)
+    evidence: Annotated[
+        tuple[str, ...],
+        Option(
+            "KIND:TASK=FILE, as fisher:sst2=sst2.safetensors: what the inner method must know of a task's data. Repeat.",
+            flags=("--evidence",),
+        ),
+    ] = ()
     outer: Outer = field(default_factory=Outer)
     k: Annotated[
         int | Literal["auto"],
@@ -302,6 +309,9 @@ class Evaluate:
         Option("Measure each task with what was made for it, where that lies beside the model.", flags=("--tasks/--no-tasks",)),
     ] = True
     surgery: Annotated[bool, Option("Use the corrections that lie beside the model.", flags=("--surgery/--no-surgery",))] = True
+    mixture: Annotated[
+        bool, Option("Mix MLPs by input, where a mixture lies beside the model.", flags=("--mixture/--no-mixture",))
+    ] = True
     limit: Limit = None
 
     def __post_init__(self) -> None:

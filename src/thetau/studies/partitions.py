@@ -9,7 +9,7 @@ a cluster share its work, and an interrupted study goes on where it was.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -18,7 +18,7 @@ from typing import Any, Literal, final
 from torch import Tensor
 
 from thetau._version import __version__
-from thetau.bases.build import merge_groups
+from thetau.bases.build import Evidence, check_evidence, evidence_of, merge_groups
 from thetau.engine.executor import Engine
 from thetau.errors import DataError, OutputError
 from thetau.evaluate.cache import Cache
@@ -126,7 +126,9 @@ class Bench:
 
     - `base`: the weights of the evaluator's encoder. `vectors`: task → its vector over that base.
     - `inner` merges within a cluster (one task's basis is its vector). `outer` merges bases at λ = 1, None for their sum.
-    - `given`: cluster (names, sorted) → its basis, made elsewhere, such as by joint training; in place of `inner`'s.
+    - `given`: cluster (names, sorted) → its basis, made elsewhere, such as by joint training; in place of `inner`'s. A function makes it when it is
+      first needed, for clusters of several.
+    - `evidence`: what `inner` must know of the tasks' data, by kind and task; a function of a cluster where that depends on it (AdaMerging's coefficients).
     - `run`: a folder that keeps merges and the terms of linear models.
 
     Raises `DataError`: no vectors, or a task that the evaluator does not know.
@@ -140,7 +142,8 @@ class Bench:
         *,
         inner: Method,
         outer: Method | None = None,
-        given: Mapping[Cluster, Expression] | None = None,
+        given: Mapping[Cluster, Expression] | Callable[[Cluster], Expression] | None = None,
+        evidence: Evidence | Callable[[Cluster], Evidence] | None = None,
         tangent: bool = False,
         grid: Sequence[float] = ADDITION,
         run: Path | None = None,
@@ -153,8 +156,12 @@ class Bench:
                 if unknown
                 else "partitions are of tasks with vectors. Got none."
             )
+        if not callable(evidence):
+            check_evidence(evidence, inner, list(vectors))
         self.evaluator, self.base, self.vectors = evaluator, base, {name: vectors[name] for name in sorted(vectors)}
-        self.inner, self.outer, self.given = inner, outer, {tuple(sorted(key)): one for key, one in (given or {}).items()}
+        self.inner, self.outer, self.evidence = inner, outer, evidence
+        self.given = given if callable(given) else {tuple(sorted(key)): one for key, one in (given or {}).items()}
+        self._made: dict[Cluster, Expression] = {}
         self.tangent, self.grid, self.run, self.engine = tangent, tuple(grid), run, engine
         self._individual: dict[str, dict[str, Measure]] | None = None
 
@@ -181,10 +188,13 @@ class Bench:
         unknown = [task for task in cluster if task not in self.vectors]
         if unknown:
             raise DataError(f"no task vector of {unknown[0]!r}. Known: {', '.join(self.vectors)}.")
-        if cluster in self.given:
-            return self.given[cluster]
-        merged = merge_groups(self.vectors, {"basis": cluster}, self.inner, engine=self.engine)["basis"]
-        key = self._key(cluster)
+        made = self._elsewhere(cluster)
+        if made is not None:
+            return made
+        evidence = self.evidence(cluster) if callable(self.evidence) and len(cluster) > 1 else self.evidence
+        known = evidence_of(cluster, evidence if isinstance(evidence, Mapping) else None)
+        merged = merge_groups(self.vectors, {"basis": cluster}, self.inner, evidence=known, engine=self.engine)["basis"]
+        key = self._key(cluster, known)
         if len(cluster) == 1 or self.run is None or key is None:
             return merged
         path = self.run / "merges" / f"{key}.safetensors"
@@ -197,19 +207,38 @@ class Bench:
         stored = open_weights(path)
         return Expression(stored.terms, reference=merged.reference, name="+".join(cluster))
 
+    def _elsewhere(self, cluster: Cluster) -> Expression | None:
+        """The basis that was made elsewhere, if one was."""
+        if not callable(self.given):
+            return self.given.get(cluster)
+        if len(cluster) == 1:
+            return None
+        if cluster not in self._made:
+            self._made[cluster] = self.given(cluster)
+        return self._made[cluster]
+
     def nbytes(self) -> int:
         """Of one task vector in float32."""
         return 4 * sum(
             spec.elements for spec in next(iter(self.vectors.values())).specs().values() if spec.dtype.is_floating_point
         )
 
-    def _key(self, cluster: Cluster) -> str | None:
-        """The content of a cluster's merge; None where a vector is itself computed, and has no content to go by."""
+    def _key(self, cluster: Cluster, evidence: Evidence) -> str | None:
+        """The content of a cluster's merge; None where a vector is itself computed, or evidence is no file, and there is no content to go by."""
         terms = {task: self.vectors[task].terms for task in cluster}
+        files = [file for one in evidence.values() for file in one.values()]
+        if not all(isinstance(file, str | Path) for file in files):
+            return None
         if any(source.children() for listed in terms.values() for _, source in listed):
             return None
         content = {task: [(weight, source.fingerprint()) for weight, source in listed] for task, listed in terms.items()}
-        return Cache.key([__version__, plain(self.inner), content])
+        known = {
+            kind: {
+                task: open_weights(file).terms[0][1].fingerprint() for task, file in one.items() if isinstance(file, str | Path)
+            }
+            for kind, one in evidence.items()
+        }
+        return Cache.key([__version__, plain(self.inner), content, *([known] if known else [])])
 
 
 def value_of_partition(bench: Bench, groups: Groups, *, own: bool = False) -> PartitionValue:

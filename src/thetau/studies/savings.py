@@ -14,6 +14,7 @@ from thetau.engine.executor import Engine
 from thetau.evaluate.merging import inner_method, outer_method
 from thetau.evaluate.session import Session
 from thetau.evaluate.tuned import open_tuned
+from thetau.recipes.schema import parse_evidence
 from thetau.studies.arithmetic import ADDITION
 from thetau.studies.options import CompareBases
 from thetau.studies.partitions import Bench, PartitionStudy, Savings, compare_savings, study_partitions
@@ -54,6 +55,7 @@ def compare_bases(session: Session, options: CompareBases | None = None, *, engi
         session.expressions(),
         inner=inner_method(given.inner, given.inner_fields),
         outer=outer_method(given.outer.outer, given.outer.fields),
+        evidence=parse_evidence(given.evidence),
         tangent=session.tangent,
         grid=given.alphas or ADDITION,
         run=session.cache,

@@ -10,7 +10,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -21,18 +21,21 @@ from torch import Tensor
 
 from thetau._version import __version__
 from thetau.checkpoint.disk import write_json, write_text
-from thetau.errors import OutputError
+from thetau.errors import OutputError, RecipeError
 from thetau.evaluate.cache import Cache
 from thetau.evaluate.evaluator import Evaluator
 from thetau.evaluate.means import average, normalised
 from thetau.evaluate.measures import Loss, Measure
-from thetau.evaluate.merging import at_scale, build_method, merged_vector
+from thetau.evaluate.merging import at_scale, build_method, merge_out, merged_vector
 from thetau.evaluate.search import ScaleTrial, choose_scale
+from thetau.evidence import MixtureConfig, learn_mixture
+from thetau.evidence.wemoe import read_mixture
 from thetau.facade import open as open_weights
 from thetau.facade import outputs
 from thetau.finetune import FinetuneConfig, FinetuneResult, finetune
 from thetau.finetune.progress import Bar, bar
 from thetau.models import load_encoder, read_weights
+from thetau.models.mixture import mixing
 from thetau.studies.memory import cost_of_merge
 from thetau.studies.suite_results import Row, SuiteResults, TaskFacts
 from thetau.studies.tables import markdown_table
@@ -54,8 +57,14 @@ def quick_form(suite: Suite) -> Suite:
             task: {k: v for k, v in own.items() if k not in ("steps", "batch_size")} for task, own in suite.finetune_of.items()
         },
         limits=replace(suite.limits, validation=min(40, suite.limits.validation), test=min(80, suite.limits.test)),
-        methods=tuple(replace(choice, scales=choice.scales[::3][:2]) for choice in suite.methods),
+        methods=tuple(_quick(choice) for choice in suite.methods),
     )
+
+
+def _quick(choice: MethodChoice) -> MethodChoice:
+    """A row of at most two λ, or of few steps."""
+    few = None if choice.wemoe is None else {**choice.wemoe, "steps": 20}
+    return replace(choice, scales=choice.scales[::3][:2], wemoe=few)
 
 
 def plan_of(suite: Suite, *, quick: bool = False) -> dict[str, Any]:
@@ -94,7 +103,11 @@ def run_suite(
         task: FinetuneConfig.of({**suite.finetune, **suite.finetune_of.get(task, {})}, f"suite {suite.name}, task {task}")
         for task in suite.tasks
     }
+    if suite.joint:
+        joint_config(configs)
     built = {choice.name: build_method(choice) for choice in suite.methods}
+    for choice in suite.methods:
+        _mixture_config(suite, choice)
     tasks = [load_task(name, data) for name in suite.tasks]
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out}: the run's folder is a file. Choose another one.")
@@ -121,6 +134,16 @@ def run_suite(
     results.save(out / "results.json")
     write_text(out / "results.md", markdown_table(results))
     return results
+
+
+def joint_config(configs: Mapping[str, FinetuneConfig]) -> FinetuneConfig:
+    """Of one model for all tasks, in the paradigm of the first one's own. Raises `RecipeError`: a paradigm that joint training has no form of."""
+    first = next(iter(configs.values()))
+    paradigm = "mtl" if first.paradigm == "standard" else f"mtl+{first.paradigm}"
+    try:
+        return replace(first, paradigm=paradigm, steps=sum(one.steps for one in configs.values()))
+    except ValueError as error:
+        raise RecipeError([f"`joint`: {error}"], "suite") from error
 
 
 @final
@@ -211,7 +234,7 @@ class _Run:
         for task in self.tasks:
             self.advance(0, f"evaluate the model of {task.name}")
             out = tuned[task.name].out
-            weights = read_weights(out)
+            weights = read_weights(out, base=self.evaluator.encoder.folder)
             losses |= self.evaluator.losses(weights, "test", [task.name], origin=str(out))
             for split, found in self.individual.items():
                 found |= self.evaluator.evaluate(weights, split, [task.name], origin=str(out))
@@ -225,14 +248,13 @@ class _Run:
 
     def joint(self) -> Row:
         """One model for all tasks, trained on them together for as many steps as they have one by one."""
-        steps = sum(self.configs[task.name].steps for task in self.tasks)
-        config = replace(self.configs[self.tasks[0].name], paradigm="mtl", steps=steps)
+        config = joint_config(self.configs)
         self.advance(0, "train on all tasks jointly")
         self.evaluator.load_base()
         folder = self.out / "finetuned" / "joint" / _settings_key(config)
         made = finetune(self.evaluator.encoder, self.tasks, folder, config, base=self.suite.backbone, heads=self.evaluator.heads)
         self.say(f"trained jointly: loss {made.first_loss:.2f} → {made.last_loss:.2f}")
-        weights = read_weights(made.out)
+        weights = read_weights(made.out, base=self.evaluator.encoder.folder)
         found = self.evaluator.evaluate(weights, "test", origin=str(made.out))
         return self.row("joint training", "joint", found, loss=self.evaluator.losses(weights, "test", origin=str(made.out)))
 
@@ -265,6 +287,8 @@ class _Run:
         names = [task.name for task in self.tasks]
         if choice.each:
             return self.each(choice, method, tuned)
+        if choice.wemoe is not None:
+            return self.mixed(choice, method, tuned)
         start = time.perf_counter()
         vector = merged_vector(self.evaluator.encoder.folder, [tuned[name].out for name in names], names, method)
         seconds = round(time.perf_counter() - start, 2)
@@ -309,6 +333,33 @@ class _Run:
             losses |= self.evaluator.losses(weights, "test", [name], origin=f"{choice.name}, {name}")
         return self.row(choice.name, "each", found, method=repr(method), loss=losses)
 
+    def mixed(self, choice: MethodChoice, method: Any, tuned: dict[str, FinetuneResult]) -> Row:
+        """The merge with MLPs mixed by input: routers learned on validation, without its labels."""
+        start = open_weights(self.evaluator.encoder.folder)
+        names = [task.name for task in self.tasks]
+        vectors = {name: open_weights(tuned[name].out, base=start) - start for name in names}
+        weights = at_scale(self.base, merge_out(vectors, method).state_dict(), 1.0)
+        config = _mixture_config(self.suite, choice)
+        self.evaluator.load_base()
+        key = hashlib.blake2b(json.dumps([asdict(config), repr(method)]).encode(), digest_size=4).hexdigest()
+        made = learn_mixture(
+            self.evaluator.encoder,
+            self.evaluator.tasks,
+            vectors,
+            weights,
+            self.out / "wemoe" / f"{key}.safetensors",
+            config,
+            heads=self.evaluator.heads,
+            origin=choice.name,
+        )
+        for note in made.notes:
+            self.say(f"{choice.name}: {note}")
+        mixture = read_mixture(made.path, weights, self.evaluator.encoder.base_hash)
+        with mixing(self.evaluator.encoder, mixture, self.base) as (encoder, _), self.evaluator.through(encoder):
+            found = self.evaluator.evaluate(weights, "test", origin=choice.name)
+            losses = self.evaluator.losses(weights, "test", origin=choice.name)
+        return self.row(choice.name, "merged", found, method=f"{method!r} with {config!r}", loss=losses)
+
     def row_parts(self, choice: MethodChoice, method: Any, tuned: dict[str, FinetuneResult]) -> list[Any]:
         """All that a row depends on."""
         splits = [self.evaluator.inputs(task.name, split).hash for task in self.tasks for split in ("validation", "test")]
@@ -320,6 +371,7 @@ class _Run:
             repr(method),
             choice.scales,
             choice.each,
+            *([] if choice.wemoe is None else [asdict(_mixture_config(self.suite, choice))]),
             self.memory,
             self.evaluator.encoder.base_hash,
             models,
@@ -346,6 +398,13 @@ class _Run:
             first_loss=tuned.first_loss,
             last_loss=tuned.last_loss,
         )
+
+
+def _mixture_config(suite: Suite, choice: MethodChoice) -> MixtureConfig:
+    """How a row's routers are learned: inputs as the suite's limits have them. Raises `RecipeError`."""
+    limits = suite.limits
+    inputs = {"examples": limits.validation, "max_length": limits.max_length, "image_size": limits.image_size}
+    return MixtureConfig.of({**inputs, **(choice.wemoe or {})}, f"suite {suite.name}, method {choice.name!r}, wemoe")
 
 
 def _settings_key(config: FinetuneConfig) -> str:

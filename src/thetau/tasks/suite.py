@@ -15,7 +15,8 @@ from thetau.errors import RecipeError, nearest
 class MethodChoice:
     """One row of the table: `method` with `fields`, named `name`; its λ is the best of `scales` on validation, or 1 when there
     are none. Several widen until the best is inside, a single one is given. With `each` the row is of what the method makes for each
-    task (EMR, TALL, Twin), or of its vector after the method's transforms, on that task, and there is no λ.
+    task (EMR, TALL, Twin), or of its vector after the method's transforms, on that task, and there is no λ. With `wemoe`, the fields of
+    its config, MLPs are mixed by input over the merge, and there is no λ either.
     """
 
     name: str
@@ -23,6 +24,7 @@ class MethodChoice:
     fields: Mapping[str, Any]
     scales: tuple[float, ...] = ()
     each: bool = False
+    wemoe: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if len(set(self.scales)) != len(self.scales):
@@ -289,7 +291,7 @@ def _method(row: Any, number: int, problems: list[str]) -> MethodChoice | None:
     if not isinstance(row, dict) or not isinstance(row.get("method"), str):
         problems.append(f"`{where}` must be a mapping with a `method`. Got {row!r}.")
         return None
-    _check_keys(row, ["name", "method", "fields", "scales", "each"], where, problems)
+    _check_keys(row, ["name", "method", "fields", "scales", "each", "wemoe"], where, problems)
     fields, scales = row.get("fields", {}), row.get("scales", [])
     if not isinstance(fields, dict):
         problems.append(f"`{where}.fields` must be a mapping. Got {fields!r}.")
@@ -302,6 +304,11 @@ def _method(row: Any, number: int, problems: list[str]) -> MethodChoice | None:
     if not isinstance(row.get("each", False), bool) or (row.get("each") and scales):
         problems.append(f"`{where}.each` must be true or false, and true only without `scales`. Got {row.get('each')!r}.")
         return None
+    if "wemoe" in row and (not isinstance(row["wemoe"], dict) or row.get("each") or scales):
+        problems.append(
+            f"`{where}.wemoe` must be a mapping, of fields of the mixture's config, and stand without `scales` and `each`. Got {row['wemoe']!r}."
+        )
+        return None
     if "scale" in fields:
         problems.append(f"`{where}.fields.scale` is chosen on validation; write the values to try under `scales`.")
         return None
@@ -312,6 +319,7 @@ def _method(row: Any, number: int, problems: list[str]) -> MethodChoice | None:
             fields=fields,
             scales=tuple(map(float, scales)),
             each=row.get("each", False),
+            wemoe=row.get("wemoe"),
         )
     except ValueError as error:
         problems.append(str(error))

@@ -15,7 +15,7 @@ from thetau.options import Option
 # Words for a method in a space; everything else is a method's own name.
 SHORT: dict[str, tuple[str, Literal["product", "core", "knots"], dict[str, Any]]] = {
     "knots": ("ties", "knots", {"density": 0.2, "scale": 0.6}),
-    "core_space": ("tsv_m", "core", {}),
+    "core_space": ("tsv_m", "core", {"rank": "full"}),
 }
 
 

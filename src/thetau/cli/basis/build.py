@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, final
 
 import typer
 
-from thetau.cli.basis.common import AllowFar, Clusters, Given
+from thetau.cli.basis.common import AllowFar, Clusters, Evidence, Given
 from thetau.cli.basis.report import report, write_state
 from thetau.cli.common import BaseOption, Json, LeftOut, Machine
 from thetau.cli.options import with_options
@@ -83,6 +83,7 @@ def build(
     out: Annotated[Path, typer.Option("--out", "-o", help="The bank: a new folder.")],
     more: Given,
     options: Build,
+    evidence: Evidence,
     allow_far: AllowFar = False,
     json: Json,
     machine: Machine,
@@ -90,6 +91,7 @@ def build(
     """Cluster task vectors, merge each cluster into a basis, and write the bank.
 
     thetau basis build --base base sst2 mr cr mnli qnli rte -o bank
+    thetau basis build --base base sst2 mr --inner fisher --evidence fisher:sst2=sst2.safetensors --evidence fisher:mr=mr.safetensors -o bank
     """
     from thetau.bases import build as make
     from thetau.evaluate.merging import inner_method
@@ -118,6 +120,7 @@ def build(
         max_bases=options.max_bases,
         max_bytes=None if options.max_bytes is None else _size(options.max_bytes),
         store=store_of(options.store),
+        evidence=evidence.by_kind(),
         exclude=options.left_out.exclude,
         seed=options.seed,
         allow_far=allow_far,

@@ -66,6 +66,26 @@ class Given:
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What the inner method must know of the tasks' data."""
+
+    evidence: Annotated[
+        tuple[str, ...],
+        Option(
+            "KIND:TASK=FILE, as fisher:sst2=sst2.safetensors: what the inner method must know of a task's data. Repeat.",
+            flags=("--evidence",),
+        ),
+    ] = ()
+
+    def by_kind(self) -> dict[str, dict[str, str]]:
+        """Kind → task → file. Raises `RecipeError`."""
+        from thetau.recipes.schema import parse_evidence
+
+        return parse_evidence(self.evidence)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class Clusters:
     """How many clusters there are."""
 

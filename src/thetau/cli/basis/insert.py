@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from thetau.cli.basis.common import AllowFar, BankFolder, Changing, Moved
+from thetau.cli.basis.common import AllowFar, BankFolder, Changing, Evidence, Moved
 from thetau.cli.basis.report import report, write_state
 from thetau.cli.common import Json, Machine
 from thetau.cli.options import with_options
@@ -20,6 +20,7 @@ def insert(
     *,
     moved: Moved,
     allow_far: AllowFar = False,
+    evidence: Evidence,
     change: Changing,
     json: Json,
     machine: Machine,
@@ -39,6 +40,7 @@ def insert(
         vectors[0],
         names[0],
         to=to,
+        evidence=evidence.by_kind(),
         allow_far=allow_far,
         drift=change.drift,
         wait=change.wait,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from thetau.cli.basis.common import BankFolder, Changing, Clusters, Given, Moved
+from thetau.cli.basis.common import BankFolder, Changing, Clusters, Evidence, Given, Moved
 from thetau.cli.basis.report import report, write_state
 from thetau.cli.common import Json, Machine
 from thetau.cli.options import with_options
@@ -10,7 +10,14 @@ from thetau.cli.options import with_options
 
 @with_options
 def rebuild(
-    bank: BankFolder, clusters: Clusters, given: Given, moved: Moved, change: Changing, json: Json, machine: Machine
+    bank: BankFolder,
+    clusters: Clusters,
+    given: Given,
+    evidence: Evidence,
+    moved: Moved,
+    change: Changing,
+    json: Json,
+    machine: Machine,
 ) -> None:
     """Cluster anew: from the tasks' vectors where they are still at hand, from the stored bases where not.
 
@@ -23,6 +30,7 @@ def rebuild(
     done = make(
         opened,
         vectors=given.of(opened),
+        evidence=evidence.by_kind(),
         k=clusters.k,
         k_min=clusters.k_min,
         k_max=clusters.k_max,

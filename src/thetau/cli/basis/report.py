@@ -97,6 +97,12 @@ def table_of(bank: Bank) -> None:
         f"{bank.path}: {len(bank.members)} tasks in {len(bank.bases)} bases, {gigabytes(bank.nbytes)}"
         f"{'; ' + ', '.join(budget) if budget else ''}; base {bank.base_label}, {bank.space}"
     )
+    if bank.bases:
+        largest = max(len(basis.members) for basis in bank.bases.values())
+        console.print(
+            f"an offline build holds {bank.offline_vectors} whole vectors at once, max(max |C|, m): its largest cluster has {largest}, its bases are "
+            f"{len(bank.bases)}; one merge of all would hold {len(bank.members)}"
+        )
     spectrum = bank.state.spectrum
     if spectrum is not None:
         console.print("of the last clustering: eigenvalues " + " ".join(f"{value:.4f}" for value in spectrum.eigenvalues))
