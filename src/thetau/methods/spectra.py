@@ -122,4 +122,4 @@ def polar_cost(shape: tuple[int, ...]) -> Cost:
 
 def decomposing_memory(small: int) -> int:
     """Numbers in float32 that fill as much memory as one eigendecomposition of that side, and the rows that are in float64 beside it."""
-    return 14 * small**2 + 4 * PIECE * small
+    return 11 * small**2 + 4 * PIECE * small

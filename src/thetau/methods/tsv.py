@@ -75,6 +75,6 @@ class TsvM(Method, StreamReduction):
         d_out, d_in = shape
         entries = d_out * d_in
         build, width = factoring((d_out, d_in), self.rank, tasks)
-        memory = 6 * width * (d_out + d_in) + 3 * entries + factoring_memory(shape, self.rank, width)
+        memory = 4 * width * (d_out + d_in) + 3 * entries + factoring_memory(shape, self.rank, width)
         flops = build + procrustes(shape, width) + 2.0 * width * entries
         return Cost(flops=flops, memory=4 * memory)
