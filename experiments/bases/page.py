@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from experiments import common
+from experiments import common, leads
 from experiments.common import DOCS, EXPERIMENTS, IMAGES
+from experiments.leads import led
 from thetau.bases.cluster import Spectrum
 from thetau.plots.bases import draw_clusters, sizes_chart
 from thetau.studies.arithmetic import CONTROL as SHARE
@@ -569,7 +570,8 @@ def page() -> str:
 
 
 def main() -> None:
-    PAGE.write_text(page(), encoding="utf-8")
+    text = EXPERIMENTS / "bases" / "text.json"
+    PAGE.write_text(led(page(), leads.bases(json.loads(text.read_text(encoding="utf-8")))), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
+from experiments import leads
 from experiments.common import DOCS, EXPERIMENTS, ROOT, table
+from experiments.leads import led
 from thetau.methods import Bilateral
 
 RESULTS = EXPERIMENTS / "bilateral" / "results.json"
@@ -458,7 +460,11 @@ def page(content: Mapping[str, Any]) -> str:
 def main() -> None:
     """Write the page."""
     content = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
-    PAGE.write_text(page(content), encoding="utf-8")
+    text = page(content)
+    if content.get("comparisons"):
+        leads.bilateral_chart(content, "bilateral.png")
+        text = led(text, leads.bilateral(content))
+    PAGE.write_text(text, encoding="utf-8")
     sys.stdout.write(f"{PAGE.relative_to(ROOT)}\n")
 
 

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import get_args
 
+from experiments import leads
 from experiments.common import DOCS, EXPERIMENTS, IMAGES, ROOT, table
+from experiments.leads import led
 from thetau.diagnostics.disentanglement import Disentanglement
 from thetau.diagnostics.interference import Interference
 from thetau.diagnostics.kernel import KernelTest
@@ -224,8 +226,6 @@ def page(results: ParadigmResults) -> str:
         f"Test accuracy in percent, means over tasks. The pre-trained model: {100 * pretrained:.1f}.",
         "",
         *table(["paradigm", "individual", "α = 1", "normalised", "tuned", "normalised", "α", "seeds"], addition_rows(results)),
-        "![Normalised validation accuracy over α](images/paradigms-alpha.png)",
-        "",
         "### The same vectors in the other space",
         "",
         "Standard and attention-only vectors in the linear form (post hoc), linear ones in the model itself.",
@@ -431,7 +431,7 @@ def _interference(values: Sequence[float | None]) -> str:
 def main() -> None:
     """Write the page and its chart."""
     results = load_paradigm_results(RESULTS)
-    PAGE.write_text(page(results), encoding="utf-8")
+    PAGE.write_text(led(page(results), leads.paradigms(results)), encoding="utf-8")
     alpha_chart(alpha_curves(results), CHART)
     sys.stdout.write(f"{PAGE.relative_to(ROOT)}, {CHART.relative_to(ROOT)}\n")
 
