@@ -156,8 +156,8 @@ def data(results: Results, verdict: str) -> Lead:
 # Paradigms
 
 
-def paradigms(results: ParadigmResults) -> Lead:
-    """Of sums at the α that validation prefers, and of forgetting."""
+def paradigms(results: ParadigmResults) -> Lead | None:
+    """Of sums at the α that validation prefers, and of forgetting; None where standard fine-tuning was not measured in both."""
     added = {
         name: mean(one)
         for name in results.names()
@@ -173,6 +173,8 @@ def paradigms(results: ParadigmResults) -> Lead:
         for name in results.names()
         if (one := [cut.tuned.target.value for row in results.of(name) for cut in row.negation])
     }
+    if "standard" not in added or "standard" not in forgot:
+        return None
     best, least = max(added, key=lambda name: added[name]), min(forgot, key=lambda name: forgot[name])
     base = mean(results.pretrained[task].value for task in results.tasks)
     return Lead(

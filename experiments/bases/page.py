@@ -553,6 +553,12 @@ def load(name: str) -> dict[str, Any] | None:
 
 
 def page() -> str:
+    file = RESULTS / "text.json"
+    text = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return led(body(), leads.bases(text)) if {"sizes", "savings"} <= set(text) else body()
+
+
+def body() -> str:
     """The page as it should stand."""
     parts = [INTRODUCTION.read_text(encoding="utf-8").rstrip()]
     contents = {name: content for name in SUITES if (content := load(name)) is not None}
@@ -570,8 +576,7 @@ def page() -> str:
 
 
 def main() -> None:
-    text = EXPERIMENTS / "bases" / "text.json"
-    PAGE.write_text(led(page(), leads.bases(json.loads(text.read_text(encoding="utf-8")))), encoding="utf-8")
+    PAGE.write_text(page(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -428,6 +428,11 @@ def missing(section: str) -> list[str]:
 
 
 def page(content: Mapping[str, Any]) -> str:
+    """The whole page, with its lead where there are comparisons."""
+    return led(body(content), leads.bilateral(content)) if content.get("comparisons") else body(content)
+
+
+def body(content: Mapping[str, Any]) -> str:
     """The whole page."""
     lines = [
         "# Bilateral merging",
@@ -460,11 +465,9 @@ def page(content: Mapping[str, Any]) -> str:
 def main() -> None:
     """Write the page."""
     content = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
-    text = page(content)
+    PAGE.write_text(page(content), encoding="utf-8")
     if content.get("comparisons"):
         leads.bilateral_chart(content, "bilateral.png")
-        text = led(text, leads.bilateral(content))
-    PAGE.write_text(text, encoding="utf-8")
     sys.stdout.write(f"{PAGE.relative_to(ROOT)}\n")
 
 

@@ -187,6 +187,12 @@ def negation_rows(results: ParadigmResults) -> list[list[str]]:
 
 
 def page(results: ParadigmResults) -> str:
+    """The whole page, with its lead where what that tells of was measured."""
+    lead = leads.paradigms(results)
+    return body(results) if lead is None else led(body(results), lead)
+
+
+def body(results: ParadigmResults) -> str:
     """The whole page."""
     seeds = len(results.seeds)
     tests = sorted({results.sizes[task]["test"] for task in results.tasks})
@@ -431,7 +437,7 @@ def _interference(values: Sequence[float | None]) -> str:
 def main() -> None:
     """Write the page and its chart."""
     results = load_paradigm_results(RESULTS)
-    PAGE.write_text(led(page(results), leads.paradigms(results)), encoding="utf-8")
+    PAGE.write_text(page(results), encoding="utf-8")
     alpha_chart(alpha_curves(results), CHART)
     sys.stdout.write(f"{PAGE.relative_to(ROOT)}, {CHART.relative_to(ROOT)}\n")
 

@@ -74,7 +74,9 @@ def test_the_doctors_rates_are_called_by_their_intervals() -> None:
 
 def test_paradigms_name_the_best_and_its_seeds() -> None:
     results = load_paradigm_results(EXPERIMENTS / "paradigms" / "results.json")
-    words = leads.paradigms(results).sentences[0]
+    lead = leads.paradigms(results)
+    assert lead is not None
+    words = lead.sentences[0]
     values = {
         name: [row.addition.tuned.absolute for row in results.of(name) if row.addition is not None] for name in results.names()
     }
