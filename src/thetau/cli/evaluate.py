@@ -108,6 +108,7 @@ def _table(found: CheckpointMeasured) -> Table:
     form = ", in the linear form" if found.space == "tangent" else ""
     form += ", features corrected" if found.corrected else ""
     form += ", MLPs mixed by input" if found.mixed else ""
+    form += ", with what was made for the tasks, chosen by the router" if found.routed else ""
     form += f", with what was made for {len(found.own)} of the tasks" if found.own else ""
     made = Table(caption=f"{found.model} on {found.split}{form}, head: {found.head}; in percent", caption_justify="left")
     made.add_column("task", no_wrap=True)

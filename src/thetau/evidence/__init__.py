@@ -9,6 +9,7 @@ from thetau.evidence.config import MixtureConfig as MixtureConfig
 from thetau.evidence.config import MomentConfig as MomentConfig
 from thetau.evidence.config import RouterConfig as RouterConfig
 from thetau.evidence.config import SurgeryConfig as SurgeryConfig
+from thetau.evidence.config import TwinConfig as TwinConfig
 from thetau.evidence.fisher import Fisher as Fisher
 from thetau.evidence.fisher import collect_fisher as collect_fisher
 from thetau.evidence.fisher import fisher_sums as fisher_sums
@@ -24,5 +25,7 @@ from thetau.evidence.routers import Calibrated as Calibrated
 from thetau.evidence.routers import calibrate_routers as calibrate_routers
 from thetau.evidence.surgery import Surgery as Surgery
 from thetau.evidence.surgery import learn_surgery as learn_surgery
+from thetau.evidence.twin import Routed as Routed
+from thetau.evidence.twin import learn_router as learn_router
 from thetau.evidence.wemoe import Mixed as Mixed
 from thetau.evidence.wemoe import learn_mixture as learn_mixture

@@ -209,6 +209,31 @@ class MixtureConfig(Config):
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class TwinConfig(Config):
+    """How the router of Twin-Merging is learned: which task an input is of, from a merged model's features.
+
+    - `hidden`: width of its hidden layer. `lr`, `epochs`, `batch`: of Adam, over the tasks' examples together.
+    - `mode`: what it is used for: `soft` mixes the tasks' parts by their probabilities, `top` takes the likeliest task's alone.
+    - `hold`: every so many-th example of a task is not learned from; those tell how often the router is right. 0 learns from all.
+    - `examples`: at most so many of the split, of each task; None for all. `split`: theirs. Their labels are never looked at.
+    - `max_length`, `image_size`: of the inputs. `seed`: of the first matrices and the order of batches.
+    """
+
+    hidden: Annotated[int, AtLeast(1)] = 256
+    lr: Positive = 5e-4
+    epochs: Annotated[int, AtLeast(0)] = 50
+    batch: Annotated[int, AtLeast(1)] = 64
+    mode: Literal["soft", "top"] = "soft"
+    hold: Annotated[int, AtLeast(0)] = 5
+    examples: Annotated[int | None, AtLeast(1)] = 500
+    split: Literal["train", "validation", "test"] = "validation"
+    max_length: Annotated[int, AtLeast(3)] = 64
+    image_size: Annotated[int | None, AtLeast(8)] = None
+    seed: Annotated[int, AtLeast(0)] = 0
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class RouterConfig(Config):
     """How the routers of a merged mixture are calibrated.
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from thetau.methods.fields import Coefficient, Elsewhere, Rank, SplitFused, Tensors
 from thetau.methods.reductions import Scale
 from thetau.methods.registry import register
-from thetau.methods.spectra import Factors, begun, factoring, procrustes
+from thetau.methods.spectra import Factors, begun, factoring, factoring_memory, procrustes
 from thetau.parts import Chain, Cost, Method, Selection, Site, StreamReduction
 from thetau.random import stream
 
@@ -73,8 +73,8 @@ class TsvM(Method, StreamReduction):
     def cost(self, shape: tuple[int, ...], tasks: int) -> Cost:
         """Operations and working memory of one matrix."""
         d_out, d_in = shape
-        entries, small = d_out * d_in, min(d_out, d_in)
+        entries = d_out * d_in
         build, width = factoring((d_out, d_in), self.rank, tasks)
-        memory = width * (d_out + d_in) + 6 * entries + 4 * small**2 + 2 * width**2
+        memory = 6 * width * (d_out + d_in) + 3 * entries + factoring_memory(shape, self.rank, width)
         flops = build + procrustes(shape, width) + 2.0 * width * entries
         return Cost(flops=flops, memory=4 * memory)

@@ -4,12 +4,12 @@ Lu et al., NeurIPS 2024, <https://arxiv.org/abs/2406.15479>. The shared part is 
 code (coefficient 0.29) and by any method here; a task's exclusive part is θ_t − θ*, of which a tenth is kept: of the singular values
 (`svd`), of the entries by magnitude (`magnitude`), or of entries at random, rescaled (`bernoulli`), in each tensor; vectors and scalars
 stay whole. A task's model is θ* plus its exclusive part: the outputs. This is the part without data. The paper then mixes the exclusive
-parts for every input, Σ_t softmax(router)_t · exclusive_t, by a router that is trained on labelled examples and is not here; `part:
-exclusive` gives what such a router would mix. Departs from the code in keeping at least one singular value, ⌈density · n⌉ entries, and in
+parts for every input, Σ_t softmax(router)_t · exclusive_t, by a router that is trained on examples whose task is known: `thetau evidence twin`; `part:
+exclusive` gives what the router mixes. Departs from the code in keeping at least one singular value, ⌈density · n⌉ entries, and in
 taking a tensor of more than two axes as rows × the rest, where the code's slices fit matrices only.
 
-Use it to keep each task's model beside a merged one at a low rank, when it is known at inference which task an input is of: `thetau.outputs`
-gives them. It needs no data; `svd` decomposes every matrix of the task that is read.
+Use it to keep each task's model beside a merged one at a low rank, when it is known at inference which task an input is of, or can be told by the
+router: `thetau.outputs` gives them. It needs no data; `svd` decomposes every matrix of the task that is read.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -20,6 +20,7 @@ from thetau.evaluate.options import BASE, Reading
 from thetau.evaluate.session import Session
 from thetau.evaluate.tuned import difference, is_tangent
 from thetau.evidence.surgery import corrected_heads
+from thetau.evidence.twin import read_router, router_file
 from thetau.evidence.wemoe import mixture_file, read_mixture
 from thetau.facade import open_base
 from thetau.finetune.output import read_record, trained_heads
@@ -30,6 +31,7 @@ from thetau.models.loading import kind_of
 from thetau.models.mixture import Mixture, mixing
 from thetau.pace import each
 from thetau.studies.options import Evaluate
+from thetau.studies.routed import measure_routed
 from thetau.tasks import Task, load_task
 from thetau.tasks.encoding import encode, features
 from thetau.tasks.head import AnyHead
@@ -43,6 +45,8 @@ class CheckpointMeasured(Result):
     - `average`: of all but perplexities, None where there is nothing else. `head`: what turned features into answers.
     - `corrected`: the tasks whose features went through a correction that lies beside the model (`thetau evidence surgery`).
     - `own`: the tasks that were measured with what the method made for them, which lies beside the model (`thetau merge --tasks`).
+    - `routed`: of the tasks whose parts a router chose, input by input (`thetau evidence twin`): the share of inputs whose own task it held for the
+      likeliest; None where it does not know the task.
     - `mixed`: the tasks that were measured with MLPs mixed by input, whose mixture lies beside the model (`thetau evidence wemoe`).
     """
 
@@ -58,6 +62,7 @@ class CheckpointMeasured(Result):
     corrected: tuple[str, ...] = ()
     own: tuple[str, ...] = ()
     mixed: tuple[str, ...] = ()
+    routed: dict[str, float | None] = field(default_factory=dict)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -178,7 +183,8 @@ def evaluate_checkpoint(
     weights = read_weights(where if where.exists() else model, base=session.encoder.folder)
     session.evaluator.on_tokens = on_tokens
     beside = {} if tangent or not given.tasks or not where.is_dir() else parts_beside(where, open_base(session.base))
-    own_tasks = [name for name in session.tasks if name in beside]
+    router = read_router(router_file(where), weights) if beside and given.router and router_file(where).is_file() else None
+    own_tasks = [name for name in session.tasks if name in beside or router is not None]
     shared = [name for name in session.tasks if name not in own_tasks]
     mixture = None
     if not tangent and given.mixture and mixture_file(where).is_file():
@@ -188,12 +194,17 @@ def evaluate_checkpoint(
     corrected = {} if tangent or mixture is not None or not given.surgery else corrected_heads(where, weights, heads)
     session.evaluator.heads.update(corrected)
     found: dict[str, Measure] = {}
+    routed: dict[str, float | None] = {}
     if tangent:
         base = session.encoder.weights(exact=True)
         linear = session.space_of({"model": difference(weights, base)}, tangent=True)
         found = {name: linear.accuracy({"model": 1.0}, name, given.split) for name in session.tasks}
     else:
-        for task in own_tasks:
+        if router is not None:
+            found, routed = measure_routed(
+                session.evaluator, router, weights, beside, session.tasks, given.split, origin=str(model)
+            )
+        for task in [] if router is not None else own_tasks:
             own = beside[task].state_dict()
             found |= session.evaluator.evaluate(own, given.split, [task], origin=f"{model} for {task}")
         with _mixed(session, mixture):
@@ -211,8 +222,9 @@ def evaluate_checkpoint(
         tasks=found,
         head=_head(model, session, given),
         corrected=tuple(corrected),
-        own=tuple(own_tasks),
-        mixed=() if mixture is None else tuple(shared),
+        own=() if router is not None else tuple(own_tasks),
+        routed=routed,
+        mixed=() if mixture is None or router is not None else tuple(shared),
     )
 
 

@@ -309,6 +309,13 @@ class Evaluate:
         Option("Measure each task with what was made for it, where that lies beside the model.", flags=("--tasks/--no-tasks",)),
     ] = True
     surgery: Annotated[bool, Option("Use the corrections that lie beside the model.", flags=("--surgery/--no-surgery",))] = True
+    router: Annotated[
+        bool,
+        Option(
+            "Choose what was made for a task by the router that lies beside the model, and not by the task's name.",
+            flags=("--router/--no-router",),
+        ),
+    ] = True
     mixture: Annotated[
         bool, Option("Mix MLPs by input, where a mixture lies beside the model.", flags=("--mixture/--no-mixture",))
     ] = True
