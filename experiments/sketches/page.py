@@ -10,7 +10,9 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from experiments import leads
 from experiments.common import DOCS, EXPERIMENTS, table
+from experiments.leads import led
 from thetau.linalg.leading import BESIDE, FIRST
 from thetau.linalg.svd import LOST
 from thetau.methods.sketched import SMALLEST, TOLERANCE
@@ -163,7 +165,10 @@ def main() -> None:
     accuracy = json.loads((HERE / "accuracy.json").read_text(encoding="utf-8"))
     found = {size: HERE / f"{size}.json" for size in SIZES}
     timings = {size: json.loads(path.read_text(encoding="utf-8")) for size, path in found.items() if path.is_file()}
-    PAGE.write_text(page(accuracy["rows"], timings) + "\n", encoding="utf-8")
+    confirm = HERE / "confirm.json"
+    told = json.loads(confirm.read_text(encoding="utf-8")) if confirm.is_file() else None
+    leads.sketches_chart(timings, SIZES).draw("sketches.png")
+    PAGE.write_text(led(page(accuracy["rows"], timings), leads.sketches(timings, told)) + "\n", encoding="utf-8")
     sys.stdout.write("docs/sketches.md\n")
 
 
