@@ -20,6 +20,7 @@ from experiments.catalogue import page as catalogue
 from experiments.common import DOCS, EXPERIMENTS
 from experiments.data_methods import page as data_methods
 from experiments.doctor import page as doctor
+from experiments.everyday import page as everyday
 from experiments.llm import page as llm
 from experiments.mergekit import page as mergekit
 from experiments.paradigms import page as paradigms

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
+from experiments import leads
 from experiments.adapters.lora import DEFAULT, RESULTS, difference, merges
 from experiments.common import DOCS, ROOT, table
 
@@ -31,6 +32,7 @@ def _head(content: Content) -> list[str]:
     return [
         "## Which merge of adapters, and why",
         "",
+        *leads.section(leads.adapters(content)),
         f"Measured by `{content['command']}` on {len(s['tasks'])} tasks of the text suite ({', '.join(s['tasks'])}) with {s['backbone']}: one "
         f"adapter a task, of rank 8 on every matrix of the blocks. The fine-tunes are smaller than the suite's: {s['steps']} steps of "
         f"{s['batch_size']} examples, texts cut at {s['max_length']} tokens, learning rate {s['lr']:g}; {s['validation']} validation and {s['test']} "
@@ -236,7 +238,9 @@ def page(content: Content) -> str:
 
 def main() -> None:
     """Write the section."""
-    PAGE.write_text(page(json.loads(RESULTS.read_text(encoding="utf-8"))), encoding="utf-8")
+    content = json.loads(RESULTS.read_text(encoding="utf-8"))
+    leads.adapters_chart(content).draw("adapters.png")
+    PAGE.write_text(page(content), encoding="utf-8")
     sys.stdout.write(f"{PAGE.relative_to(ROOT)}\n")
 
 

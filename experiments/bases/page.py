@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from experiments import common
+from experiments import common, leads
 from experiments.common import DOCS, EXPERIMENTS, IMAGES
+from experiments.leads import led
 from thetau.bases.cluster import Spectrum
 from thetau.plots.bases import draw_clusters, sizes_chart
 from thetau.studies.arithmetic import CONTROL as SHARE
@@ -552,6 +553,12 @@ def load(name: str) -> dict[str, Any] | None:
 
 
 def page() -> str:
+    file = RESULTS / "text.json"
+    text = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return led(body(), leads.bases(text)) if {"sizes", "savings"} <= set(text) else body()
+
+
+def body() -> str:
     """The page as it should stand."""
     parts = [INTRODUCTION.read_text(encoding="utf-8").rstrip()]
     contents = {name: content for name in SUITES if (content := load(name)) is not None}

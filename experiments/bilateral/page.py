@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
+from experiments import leads
 from experiments.common import DOCS, EXPERIMENTS, ROOT, table
+from experiments.leads import led
 from thetau.methods import Bilateral
 
 RESULTS = EXPERIMENTS / "bilateral" / "results.json"
@@ -426,6 +428,11 @@ def missing(section: str) -> list[str]:
 
 
 def page(content: Mapping[str, Any]) -> str:
+    """The whole page, with its lead where there are comparisons."""
+    return led(body(content), leads.bilateral(content)) if content.get("comparisons") else body(content)
+
+
+def body(content: Mapping[str, Any]) -> str:
     """The whole page."""
     lines = [
         "# Bilateral merging",
@@ -459,6 +466,8 @@ def main() -> None:
     """Write the page."""
     content = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     PAGE.write_text(page(content), encoding="utf-8")
+    if content.get("comparisons"):
+        leads.bilateral_chart(content, "bilateral.png")
     sys.stdout.write(f"{PAGE.relative_to(ROOT)}\n")
 
 

@@ -15,9 +15,11 @@ from typing import Any
 
 import yaml
 
+from experiments import leads
 from experiments.catalogue.names import APART, NAMES, Name
 from experiments.catalogue.run import ours
 from experiments.common import DOCS, table
+from experiments.leads import led
 from thetau.engine.work import gigabytes
 from thetau.methods import registry
 from thetau.methods.traits import PURPOSES, Traits, traits, use
@@ -77,6 +79,7 @@ def main() -> None:
     for path, text in pages(results, costs).items():
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
+    leads.catalogue_chart(results, ranking(results, "one")).draw("catalogue.png")
     stale = {path for path in FOLDER.glob("*.md") if path.stem not in ours()}
     for path in stale:
         path.unlink()
@@ -91,7 +94,9 @@ def read(path: Path) -> dict[str, Any]:
 
 def pages(results: Mapping[str, Any], costs: Mapping[str, Any]) -> dict[Path, str]:
     """Every page by where it lies."""
-    made = {DOCS / "methods.md": index_page(), DOCS / "catalogue.md": catalogue_page(results)}
+    best = ranking(results, "one")
+    whole = led(catalogue_page(results), leads.catalogue(results, best, margin(results)))
+    made = {DOCS / "methods.md": index_page(), DOCS / "catalogue.md": whole}
     return made | {FOLDER / f"{name}.md": method_page(name, results, costs) for name in ours()}
 
 

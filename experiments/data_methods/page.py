@@ -12,8 +12,10 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
+from experiments import leads
 from experiments.common import DOCS, IMAGES, table
 from experiments.data_methods.run import OUT, ROWS
+from experiments.leads import led
 
 PAGE, CHART, INTRO = DOCS / "data.md", IMAGES / "data.png", Path(__file__).parent / "intro.md"
 KINDS = {"none": "no data", "unlabelled": "unlabelled examples", "labelled": "labelled examples"}
@@ -23,7 +25,7 @@ Rows = Mapping[str, Mapping[str, Any]]
 def main() -> None:
     """Write page and chart."""
     results = json.loads(OUT.read_text(encoding="utf-8"))
-    PAGE.write_text(page(results), encoding="utf-8")
+    PAGE.write_text(led(page(results), leads.data(results, verdict(results))), encoding="utf-8")
     chart(results, CHART)
     sys.stdout.write("docs/data.md\n")
 
@@ -135,7 +137,7 @@ def measured(results: Mapping[str, Any]) -> list[str]:
     ]
     if lacking:
         lines += [f"Not measured yet: {'; '.join(lacking)}.", ""]
-    return [*lines, "![Accuracy over seconds of each row](images/data.png)", ""]
+    return lines
 
 
 def chart(results: Mapping[str, Any], path: Path) -> None:

@@ -13,7 +13,9 @@ from collections.abc import Mapping
 from statistics import mean
 from typing import Any
 
+from experiments import leads
 from experiments.common import DOCS, EXPERIMENTS, table
+from experiments.leads import led
 from thetau.diagnostics.predictions import wilson
 
 HERE = EXPERIMENTS / "doctor"
@@ -204,7 +206,12 @@ def main() -> None:
     study = HERE / "study.json"
     result = json.loads((HERE / "results.json").read_text(encoding="utf-8"))
     told = json.loads(study.read_text(encoding="utf-8")) if study.is_file() else None
-    PAGE.write_text(drawn(result, told), encoding="utf-8")
+    text = drawn(result, told)
+    if told is not None:
+        intervals = {word: wilson(one["hits"], one["n"]) for word, one in told["hits"].items()}
+        leads.doctor_chart(told, intervals).draw("doctor.png")
+        text = led(text, leads.doctor(told, intervals))
+    PAGE.write_text(text, encoding="utf-8")
     sys.stdout.write("docs/doctor.md\n")
 
 

@@ -69,17 +69,6 @@ def build(folder: Path, size: str, *, falling: bool = False) -> None:
         return (left * (decay / decay.norm())) @ right
 
     hidden, inner, layers, vocabulary = SHAPES[size]
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (vocabulary, hidden),
-        "lm_head.weight": (vocabulary, hidden),
-        "model.norm.weight": (hidden,),
-    }
-    for layer in range(layers):
-        at = f"model.layers.{layer}"
-        shapes |= {f"{at}.self_attn.{part}_proj.weight": (hidden, hidden) for part in "qkvo"}
-        shapes |= {f"{at}.mlp.{part}_proj.weight": (inner, hidden) for part in ("gate", "up")}
-        shapes |= {f"{at}.mlp.down_proj.weight": (hidden, inner)}
-        shapes |= {f"{at}.{norm}.weight": (hidden,) for norm in ("input_layernorm", "post_attention_layernorm")}
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -98,13 +87,30 @@ def build(folder: Path, size: str, *, falling: bool = False) -> None:
         if (path / "model.safetensors").exists():
             continue
         tensors = {}
-        for index, (name, shape) in enumerate(sorted(shapes.items())):
+        for index, (name, shape) in enumerate(sorted(shapes(size).items())):
             base = torch.randn(shape, generator=torch.Generator().manual_seed(index)) * 0.02
             if number:
                 base += difference(shape, 1000 * number + index) * 0.001
             tensors[name] = base.to(torch.bfloat16)
         save_file(tensors, path / "building.tmp", metadata={"format": "pt"})
         (path / "building.tmp").rename(path / "model.safetensors")
+
+
+def shapes(size: str) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a checkpoint of that size."""
+    hidden, inner, layers, vocabulary = SHAPES[size]
+    found: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (vocabulary, hidden),
+        "lm_head.weight": (vocabulary, hidden),
+        "model.norm.weight": (hidden,),
+    }
+    for layer in range(layers):
+        at = f"model.layers.{layer}"
+        found |= {f"{at}.self_attn.{part}_proj.weight": (hidden, hidden) for part in "qkvo"}
+        found |= {f"{at}.mlp.{part}_proj.weight": (inner, hidden) for part in ("gate", "up")}
+        found |= {f"{at}.mlp.down_proj.weight": (hidden, inner)}
+        found |= {f"{at}.{norm}.weight": (hidden,) for norm in ("input_layernorm", "post_attention_layernorm")}
+    return found
 
 
 def places(folder: Path, size: str) -> list[Path]:

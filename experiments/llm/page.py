@@ -13,7 +13,9 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
+from experiments import leads
 from experiments.common import DOCS, table
+from experiments.leads import led
 from experiments.llm.run import OUT, Sizes, has_scale
 from thetau.evaluate.accuracy import Z95
 
@@ -23,7 +25,10 @@ Row = Mapping[str, Any]
 
 def main() -> None:
     """Write the page."""
-    PAGE.write_text(page(json.loads(OUT.read_text(encoding="utf-8"))), encoding="utf-8")
+    results = json.loads(OUT.read_text(encoding="utf-8"))
+    margins = {name: margin(row) for name, row in results["rows"].items() if "average" in row}
+    leads.llm_chart(results, margins).draw("llm.png")
+    PAGE.write_text(led(page(results), leads.llm(results, margins)), encoding="utf-8")
     sys.stdout.write("docs/llm.md\n")
 
 

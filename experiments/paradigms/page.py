@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import get_args
 
+from experiments import leads
 from experiments.common import DOCS, EXPERIMENTS, IMAGES, ROOT, table
+from experiments.leads import led
 from thetau.diagnostics.disentanglement import Disentanglement
 from thetau.diagnostics.interference import Interference
 from thetau.diagnostics.kernel import KernelTest
@@ -185,6 +187,12 @@ def negation_rows(results: ParadigmResults) -> list[list[str]]:
 
 
 def page(results: ParadigmResults) -> str:
+    """The whole page, with its lead where what that tells of was measured."""
+    lead = leads.paradigms(results)
+    return body(results) if lead is None else led(body(results), lead)
+
+
+def body(results: ParadigmResults) -> str:
     """The whole page."""
     seeds = len(results.seeds)
     tests = sorted({results.sizes[task]["test"] for task in results.tasks})
@@ -224,8 +232,6 @@ def page(results: ParadigmResults) -> str:
         f"Test accuracy in percent, means over tasks. The pre-trained model: {100 * pretrained:.1f}.",
         "",
         *table(["paradigm", "individual", "α = 1", "normalised", "tuned", "normalised", "α", "seeds"], addition_rows(results)),
-        "![Normalised validation accuracy over α](images/paradigms-alpha.png)",
-        "",
         "### The same vectors in the other space",
         "",
         "Standard and attention-only vectors in the linear form (post hoc), linear ones in the model itself.",

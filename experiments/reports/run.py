@@ -50,7 +50,9 @@ def main(run: Path, work: Path) -> None:
         call("basis", "insert", str(bank), vectors[-1])
     seen = work / "doctor.json"
     if not seen.exists():
-        call("doctor", base, *(f"{task}={path}" for task, path in models.items()), "--json", str(seen))
+        vectors = [f"{task}={path}" for task, path in models.items()]
+        named = [word for task in tasks for word in ("-t", task)]
+        call("doctor", base, *vectors, *named, "--max-length", "40", "--json", str(seen))
     EXAMPLES.mkdir(exist_ok=True)
     for name, what in (("suite", run), ("merged", merged), ("bank", bank), ("doctor", seen)):
         call("report", str(what), "-o", str(EXAMPLES / f"{name}.html"))

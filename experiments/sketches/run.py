@@ -1,13 +1,13 @@
 """Matrix methods beside TIES: whole merges of Llama-shaped checkpoints, what they took before their sketches, and what the plan says.
 
-    python -m experiments.sketches.run [--folder runs/bench] [--size 280m] [--noise] [--runs 1] [--before SRC] [--only LABEL …]
+    python -m experiments.sketches.run [--folder runs/bench] [--size 280m] [--noise] [--runs 1] [--before SRC] [--device cuda] [--only LABEL …]
 
 K = `TASKS` models in bfloat16 whose differences have a falling spectrum, as those of the demo's fine-tuned models (`--noise`: independent numbers,
 which no sketch can shorten but by what they have in common). Every contestant is a whole command, start-up, checks and fsync included;
 TIES runs before each of them, and a figure is the median of the ratios to the TIES beside it, of time by the clock and of the
 processors' time, which other work on the machine disturbs less. `--before` names the `src` folder of another revision, whose program runs the same
-merge. Operations are those of the
-plan (`--dry-run`). Checkpoints are made once from a seed. `slice` is two of the blocks of `280m`,
+merge. `--device cuda` has the matrix solvers on a graphics card, TIES beside them on the processor as ever, and writes SIZE-cuda.json.
+Operations are those of the plan (`--dry-run`). Checkpoints are made once from a seed. `slice` is two of the blocks of `280m`,
 for those that would take long. Rows go to experiments/sketches/SIZE.json (SIZE-noise.json) as they are made.
 """
 
@@ -32,6 +32,8 @@ ROWS: dict[str, tuple[str, ...]] = {
     "task_arithmetic": ("task_arithmetic", "scale=0.3"),
     "wudi gradient flow": ("wudi", "solver=gradient_flow"),
     "wudi closed form": ("wudi", "solver=closed_form"),
+    "tsv_m, full": ("tsv_m", "rank=full"),
+    "iso_cts": ("iso_cts",),
     "bilateral": ("bilateral",),
     "tsv_m": ("tsv_m",),
     "iso_c": ("iso_c",),
@@ -49,6 +51,7 @@ def main() -> None:
     parser.add_argument("--noise", action="store_true")
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--before", type=Path)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--only", nargs="*", default=list(ROWS))
     parser.add_argument("--build", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -58,11 +61,12 @@ def main() -> None:
     again = [sys.executable, "-m", "experiments.sketches.run", "--build", "--folder", str(given.folder), "--size", given.size]
     subprocess.run([*again, *(["--noise"] if given.noise else [])], check=True)  # this process stays small
     paths = places(given.folder, given.size if given.noise else f"{given.size}-falling")[: TASKS + 1]
-    out, file = given.folder / "out", HERE / (f"{given.size}-noise.json" if given.noise else f"{given.size}.json")
+    out = given.folder / "out"
+    file = HERE / f"{given.size}{'-noise' if given.noise else ''}{'-cuda' if given.device == 'cuda' else ''}.json"
     kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.is_file() else {}
     floor(paths, out)  # warms the page cache
     for label in given.only:
-        command = merge(paths, out, ROWS[label])
+        command = [*merge(paths, out, ROWS[label]), "--device", given.device]
         row = {**kept.get(label, {}), **beside(merge(paths, out, ("ties",)), command, out, given.runs)}
         row["operations"] = operations([*command, "--dry-run"])
         if given.before:
@@ -72,7 +76,17 @@ def main() -> None:
         row["floor_seconds"] = floor(paths, out)
         kept[label] = row
         print(label, {key: round(value, 2) for key, value in row.items() if isinstance(value, float)}, flush=True)
-        write_result(file, {"command": "make sketches", "size": given.size, "tasks": TASKS, "machine": machine(), "rows": kept})
+        write_result(
+            file,
+            {
+                "command": "make sketches",
+                "size": given.size,
+                "tasks": TASKS,
+                "device": given.device,
+                "machine": machine(),
+                "rows": kept,
+            },
+        )
     shutil.rmtree(out, ignore_errors=True)
 
 

@@ -510,7 +510,7 @@ def verify(
 
 
 def open_base(what: Openable) -> Expression:
-    """Open a checkpoint that others are measured from.
+    """Open a checkpoint that others are measured from; it is called as people know it, be its folder just `model`.
 
     Raises:
         AlignmentError: it is a task vector.
@@ -520,6 +520,10 @@ def open_base(what: Openable) -> Expression:
         raise AlignmentError(
             f"{base.label} is a task vector and cannot be the base. Give the model that the others were fine-tuned from."
         )
+    if isinstance(what, str | os.PathLike) and "/" in (path := os.fspath(what)):
+        from thetau.checkpoint.locate import known_as
+
+        return base.named(known_as(path)) if Path(path).exists() else base
     return base
 
 

@@ -4,22 +4,28 @@ with doing("head of sst2"), counted(len(examples), "examples") as advance:
     for example in examples:
         ...
         advance(1)
+
+Several works that belong to a larger one are its steps:
+
+for task in each("task", tasks):
+    ...
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Protocol, final
+from typing import Any, Protocol, TypeVar, final
 
 FIRST, EVERY = 10.0, 60.0  # seconds until the first plain line, and between two of them
 Advance = Callable[[float], None]
+T = TypeVar("T")
 
 
 class Watcher(Protocol):
-    """Told of one work at a time."""
+    """Told of one work at a time, and of which step of a larger one it is a part."""
 
     def begin(self, text: str, total: float, unit: str) -> None:
         """Work of so many units begins; without a unit they mean nothing but a share."""
@@ -30,9 +36,19 @@ class Watcher(Protocol):
     def end(self) -> None:
         """It has ended, well or not."""
 
+    def enter(self, what: str, total: int) -> None:
+        """A larger work of so many steps begins; a step is called `what`."""
+
+    def step(self, text: str) -> None:
+        """The next step begins."""
+
+    def leave(self) -> None:
+        """The last one has ended, well or not."""
+
 
 _WATCHER: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
 _TEXT: ContextVar[str] = ContextVar("text", default="working")
+_STEPPING: ContextVar[bool] = ContextVar("stepping", default=False)
 
 
 @contextmanager
@@ -91,6 +107,57 @@ def counted(total: float, unit: str = "") -> Iterator[Advance]:
             watcher.end()
 
 
+@contextmanager
+def counted_by(tick: Callable[[int], None] | None, total: float, unit: str = "") -> Iterator[Callable[[int], None]]:
+    """As `counted`, but told to `tick` where one is given, in the place of whoever watches."""
+    if tick is None:
+        with counted(total, unit) as advance:
+            yield advance
+        return
+    with watched(None):
+        yield tick
+
+
+@contextmanager
+def steps(what: str, total: int) -> Iterator[Callable[[str], None]]:
+    """A larger work of about `total` steps, each called `what`; call what is given with a word on each step as it begins. What work a step does is told
+    beside it. Steps inside of steps are a part of them, and are not told apart.
+
+    Examples:
+        >>> told = Plain(print, clock=iter([0.0, 0.0, 1.0, 2.0, 40.0, 50.0]).__next__)
+        >>> with watched(told), steps("row", 3) as step:
+        ...     step("density=0.1")
+        ...     step("density=0.2")
+        ...     with doing("evaluate on sst2"), counted(400, "examples") as advance:
+        ...         advance(100)
+        row 2 of 3, density=0.2: evaluate on sst2: 25 % (10 examples/s, 30 s left); about 2 min left in all
+    """
+    watcher = _WATCHER.get()
+    if watcher is None or _STEPPING.get():
+        yield lambda text: None
+        return
+    watcher.enter(what, total)
+    token = _STEPPING.set(True)
+    try:
+        yield watcher.step
+    finally:
+        _STEPPING.reset(token)
+        watcher.leave()
+
+
+def each(what: str, items: Sequence[T], name: Callable[[T], str] = str) -> Iterator[T]:
+    """The items one after the other, each as a step of a larger work.
+
+    Examples:
+        >>> list(each("task", ["sst2", "mnli"]))
+        ['sst2', 'mnli']
+    """
+    with steps(what, len(items)) as step:
+        for item in items:
+            step(name(item))
+            yield item
+
+
 @final
 class Plain:
     """A line now and then, for outputs that are no terminal: the first after `FIRST` seconds, then one in `EVERY`, over all work of a command."""
@@ -99,6 +166,7 @@ class Plain:
         self._say, self._clock = say, clock
         self._due = clock() + FIRST
         self._text, self._unit, self._total, self._done, self._start = "", "", 0.0, 0.0, 0.0
+        self._what, self._steps, self._place, self._step, self._entered = "", 0, 0, "", 0.0
 
     def begin(self, text: str, total: float, unit: str) -> None:
         """Work of so many units begins."""
@@ -111,18 +179,45 @@ class Plain:
         now = self._clock()
         if now >= self._due:
             self._due = now + EVERY
-            self._say(self.line(now - self._start))
+            self._say(self.line(now - self._start, now))
 
     def end(self) -> None:
         """Nothing is said of the end: what was made is."""
+        self._text = ""
 
-    def line(self, seconds: float) -> str:
-        """How far it is after so many seconds."""
+    def enter(self, what: str, total: int) -> None:
+        """A larger work of so many steps begins."""
+        self._what, self._steps, self._place, self._step, self._entered = what, total, 0, "", self._clock()
+
+    def step(self, text: str) -> None:
+        """The next step begins; says so where it is time to."""
+        self._place, self._step = self._place + 1, text
+        now = self._clock()
+        if now >= self._due:
+            self._due = now + EVERY
+            self._say(self.line(0.0, now))
+
+    def leave(self) -> None:
+        """The larger work has ended."""
+        self._what = ""
+
+    def line(self, seconds: float, now: float = 0.0) -> str:
+        """How far it is after so many seconds of this work, and at this time of the larger one."""
         share = min(1.0, self._done / self._total) if self._total > 0 else 0.0
         rate = self._done / seconds if seconds > 0 else 0.0
         told = [f"{_amount(rate, self._unit)}/s"] if self._unit and rate else []
         told += [f"{lasting((self._total - self._done) / rate)} left"] if rate and self._total > self._done else []
-        return f"{self._text}: {100 * share:.0f} %" + (f" ({', '.join(told)})" if told else "")
+        inner = f"{self._text}: {100 * share:.0f} %" + (f" ({', '.join(told)})" if told else "") if self._text else ""
+        if not self._what:
+            return inner
+        count = max(self._steps, self._place)
+        line = (
+            f"{self._what} {self._place} of {count}" + (f", {self._step}" if self._step else "") + (f": {inner}" if inner else "")
+        )
+        if self._place < 2:
+            return line
+        each = (now - self._entered) / (self._place - 1)  # what is done of this step is part of it
+        return f"{line}; about {lasting(each * (count - self._place + 1))} left in all"
 
 
 def _amount(value: float, unit: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -17,10 +18,12 @@ from commands import run
 from thetau.cli.methods import _PARTS
 from thetau.cli.progress import bar as engine_bar
 from thetau.evaluate import Evaluator
+from thetau.evaluate.grids import search
 from thetau.finetune.progress import bar
 from thetau.models import load_encoder
-from thetau.pace import Plain, counted, doing, watched
+from thetau.pace import Plain, counted, doing, each, steps, watched
 from thetau.tasks import load_task
+from thetau.tasks.encoding import features
 from tiny import make_model, make_task
 
 
@@ -131,6 +134,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.told: list[tuple[Any, ...]] = []
+        self.steps: list[Any] = []
 
     def begin(self, text: str, total: float, unit: str) -> None:
         self.told.append((text, total, unit, 0.0))
@@ -140,6 +144,15 @@ class Recorder:
 
     def end(self) -> None:
         self.told[-1] = (*self.told[-1], "ended")
+
+    def enter(self, what: str, total: int) -> None:
+        self.steps.append((what, total))
+
+    def step(self, text: str) -> None:
+        self.steps.append(text)
+
+    def leave(self) -> None:
+        self.steps.append("left")
 
 
 def test_nobody_watches_a_library() -> None:
@@ -151,6 +164,87 @@ def test_nobody_watches_a_library() -> None:
             within(5)
         advance(2)
     assert seen.told == [("outer", 2, "x", 2.0, "ended")]
+
+
+def test_a_work_of_steps_says_which_of_how_many() -> None:
+    said: list[str] = []
+    plain = Plain(said.append, clock=ticking(0, 0, 10, 20, 21, 80, 90, 91, 200))
+    with watched(plain), steps("row", 4) as step:  # entered at 0
+        step("a")  # at 10: due
+        with steps("trial", 9) as inner, doing("evaluate"), counted(10, "x") as advance:  # begins at 20
+            inner("not told apart")
+            advance(5)  # at 21
+        step("b")  # at 80
+        with doing("evaluate"), counted(10, "x") as advance:  # begins at 90
+            advance(5)  # at 91
+            advance(5)  # at 200
+    assert said == [
+        "row 1 of 4, a",
+        "row 2 of 4, b; about 4 min left in all",
+        "row 2 of 4, b: evaluate: 100 % (0.0909 x/s); about 10 min left in all",
+    ]
+
+
+def test_steps_end_where_the_work_fails_and_grow_where_there_are_more() -> None:
+    seen = Recorder()
+
+    def work() -> None:
+        for one in each("task", ["a", "b"]):
+            if one == "b":
+                raise ValueError("no")
+
+    with watched(seen), pytest.raises(ValueError, match="no"):
+        work()
+    assert seen.steps == [("task", 2), "a", "b", "left"]
+    said: list[str] = []
+    plain = Plain(said.append, clock=ticking(0, 0, 1, 100))
+    plain.enter("trial", 1)
+    plain.step("0.2")
+    plain.step("0.3")
+    assert said == ["trial 2 of 2, 0.3; about 2 min left in all"]
+
+
+def test_a_sweep_and_a_search_for_a_coefficient_are_told_by_their_steps(tmp_path: Path) -> None:
+    seen = Recorder()
+    with watched(seen):
+        search([0.2, 0.4, 0.6], lambda value: -abs(value - 0.4))
+    assert seen.steps == [("trial", 3), "0.2", "0.4", "0.6", "left"]
+
+
+def test_two_bars_on_a_terminal_and_none_for_what_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+
+    from thetau.cli import progress
+
+    screen = Console(file=io.StringIO(), force_terminal=True, width=100)
+    monkeypatch.setattr(progress, "console", lambda: screen)
+    shown = progress._Bar()
+    with watched(shown), steps("row", 2) as step:
+        step("a")
+        with doing("evaluate"), counted(2, "x") as advance:
+            advance(1)
+    assert screen.file.getvalue() == ""  # type: ignore[attr-defined]
+    monkeypatch.setattr(progress, "SHORT", -1.0)
+    with watched(shown), steps("row", 2) as step:
+        step("density=[0.1]")
+        with doing("evaluate"), counted(2, "x") as advance:
+            advance(1)
+            assert shown._live is not None
+        step("b")
+    told = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert "row 1: density=[0.1]" in told and "evaluate" in told and "0/2" in told
+    assert shown._live is None and shown._outer is None and shown._inner is None
+
+
+def test_a_tick_takes_the_place_of_whoever_watches(tmp_path: Path) -> None:
+    make_task(tmp_path / "data", "animals")
+    encoder, task = load_encoder(make_model(tmp_path / "base")), load_task("animals", tmp_path / "data")
+    evaluator = Evaluator(encoder, [task])
+    seen, ticked = Recorder(), []
+    with watched(seen):
+        inputs = evaluator.inputs(task.name, "test")
+        features(encoder, inputs, ticked.append)
+    assert seen.told == [] and sum(ticked) == sum(inputs.lengths), "no bar is begun beside one's own"
 
 
 def test_heads_and_evaluations_are_told(tmp_path: Path) -> None:

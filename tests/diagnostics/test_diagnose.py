@@ -227,7 +227,7 @@ def test_the_commands_write_json_and_charts(bench: Bench, tmp_path: Path) -> Non
     for name in ("tau_jp", "disentanglement-animals-weather-kl", "kernel", "cosine"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert "belongs to the tangent space" in refused("diagnose", "tau-jp", standard[0], linear[1], *own)
-    assert "of two models. Got 1" in refused("diagnose", "disentanglement", standard[0], *own)
+    assert "of each two of several. Got 1" in refused("diagnose", "disentanglement", standard[0], *own)
     (tmp_path / "tau_jp.json").write_text("{}")
     with pytest.raises(DataError, match=r"tau_jp\.json: cannot be read as Interference"):
         load_result(Interference, tmp_path / "tau_jp.json")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from torch.func import functional_call, jvp
 
+from commands import run
+from thetau.diagnostics.disentanglement import Disentanglement
+from thetau.diagnostics.results import load_result
 from thetau.errors import CheckpointError, DataError
 from thetau.evaluate import Evaluator, Session
 from thetau.evaluate.options import Reading
@@ -98,3 +103,68 @@ def test_a_linear_model_remembers_its_features(model: Path, data: Path, tmp_path
 def test_a_language_model_has_no_raw_form(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"This one is of kind mask; leave `--features raw` out"):
         load_encoder(folder_of(tmp_path, "bert"), raw=True)
+
+
+def test_disentanglement_at_the_representation_takes_raw_features(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """KL of the softmax of features that nothing brought to unit length, of each two of three vectors; linear ones against their terms by hand."""
+    tasks = tmp_path / "tasks"
+    for name in ("animals", "weather"):
+        make_task(tasks, name)
+    shutil.copytree(tasks / "weather", tasks / "sky")
+    meta = tasks / "sky" / "meta.json"
+    meta.write_text(json.dumps(json.loads(meta.read_text("utf-8")) | {"task": "sky"}), encoding="utf-8")
+    encoder = load_encoder(model, raw=True)
+    loaded = {name: load_task(name, tasks) for name in ("animals", "weather", "sky")}
+    evaluator = Evaluator(encoder, list(loaded.values()), max_length=24)
+    for paradigm in ("standard", "linear"):
+        for seed, name in enumerate(loaded):
+            config = FinetuneConfig(paradigm=paradigm, steps=4, lr=5e-3, batch_size=16, max_length=24, seed=seed)
+            finetune(encoder, loaded[name], tmp_path / paradigm / name, config, base=str(model), heads=evaluator.heads)
+            evaluator.load_base()
+    shared = (
+        "--base",
+        str(model),
+        "--data",
+        str(tasks),
+        "--max-length",
+        "24",
+        "--limit",
+        "8",
+        "--points",
+        "3",
+        "--distance",
+        "kl",
+    )
+    for paradigm in ("standard", "linear"):
+        models = [str(tmp_path / paradigm / name) for name in loaded]
+        out = tmp_path / f"out-{paradigm}"
+        code, text = run(capsys, "diagnose", "disentanglement", *models, *shared, "--features", "raw", "-o", str(out))
+        assert code == 0, text
+        assert "kl of raw features" in text and "weather and sky" in text
+        assert len(list(out.glob("disentanglement-*-kl-raw.json"))) == len(list(out.glob("*.png"))) == 3
+    raw = load_result(Disentanglement, tmp_path / "out-linear" / "disentanglement-animals-weather-kl-raw.json")
+    assert raw.features == "raw" and raw.space == "tangent" and raw.grid == (-2.0, 0.0, 2.0)
+    session = Session.open(
+        [tmp_path / "linear" / name for name in ("animals", "weather")],
+        base=model,
+        limits={"test": 8},
+        reading=Reading(data=tasks, max_length=24, features="raw"),
+        exact=True,
+    )
+    first, change = session.linear.terms("animals", "animals", "test")
+    other = session.linear.terms("weather", "animals", "test")[1]
+    p, q = ((first + 2 * change + by * other).double().softmax(-1) for by in (0.0, -2.0))
+    expected = float(((p * (p / q).log()).sum(-1) + (q * (q / p).log()).sum(-1)).mean() / 2)
+    assert raw.parts["animals"][2][0] == pytest.approx(expected, rel=1e-5)
+    code, text = run(capsys, "diagnose", "disentanglement", *models, *shared, "-o", str(tmp_path / "unit"))
+    assert code != 0 and "linear form of raw features, and these are unit" in text
+    standard = [str(tmp_path / "standard" / name) for name in ("animals", "weather")]
+    code, text = run(capsys, "diagnose", "disentanglement", *standard, *shared, "-o", str(tmp_path / "unit"))
+    assert code == 0 and "kl of unit features" in text
+    unit = load_result(Disentanglement, tmp_path / "unit" / "disentanglement-animals-weather-kl.json")
+    same = load_result(Disentanglement, tmp_path / "out-standard" / "disentanglement-animals-weather-kl-raw.json")
+    assert unit.features == "unit" and max(same.cells) > 2 * max(unit.cells), (
+        "features of unit length are nearly alike under a softmax"
+    )

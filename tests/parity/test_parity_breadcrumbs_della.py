@@ -196,3 +196,45 @@ def test_the_compiled_loop_has_the_bits_of_torch(tmp_path: Path, method: Any, dt
     for name in ROWS:
         assert torch.equal(written.read(name), want[name]), name
         assert name in ("one", "narrow") or not torch.equal(want[name], base[name])
+
+
+def _rows_that_are_hard_to_sort(width: int) -> Tensor:
+    """By row: ties alone, zeros and tiny ones, one entry far beyond the others, falling and rising magnitudes, ends of the range, all the same."""
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.randn(width, generator=generator)
+    ramp = torch.arange(1, width + 1).float()
+    few = torch.randint(0, 5, (width,), generator=generator).float() - 2
+    sparse = noise.where(torch.rand(width, generator=generator) < 0.02, 0)
+    outlier = noise * 1e-6
+    outlier[width // 2] = 1e6
+    ends = noise.clone()
+    ends[0], ends[-1], ends[width // 3] = 3e38, -1e-45, 1e-38
+    return torch.stack(
+        [
+            noise,
+            few,
+            sparse,
+            outlier,
+            ramp,
+            -ramp.flip(0),
+            1.5 ** (ramp % 120 - 60),
+            ends,
+            torch.full((width,), -2.0),
+            noise.bfloat16().float(),
+        ]
+    )
+
+
+@pytest.mark.parametrize("width", [2, 65, 1000, 5000, 16384, 16385])
+def test_rows_of_every_kind_are_ranked_as_torch_ranks_them(tmp_path: Path, width: int) -> None:
+    """Buckets, insertion and the way back to bytes are chosen by what a row holds; ranks are not."""
+    rows = _rows_that_are_hard_to_sort(width)
+    base = {"layers.0.mlp.weight": torch.zeros_like(rows)}
+    for name, state in {"base": base, "a": {"layers.0.mlp.weight": rows}, "b": {"layers.0.mlp.weight": rows.flip(1)}}.items():
+        write_model(tmp_path / name, state)
+    start = thetau.open(tmp_path / "base")
+    method = DellaLinear(drop=0.5, epsilon=0.8, rescale="none")
+    expression = start + thetau.merge([thetau.open(tmp_path / task) - start for task in "ab"], method, seed=7)
+    expression.save(tmp_path / "out")
+    want = expression.state_dict()["layers.0.mlp.weight"]
+    assert torch.equal(thetau.open(tmp_path / "out").terms[0][1].read("layers.0.mlp.weight"), want)

@@ -68,6 +68,29 @@ def locate(model: str | Path) -> Path:
     return _checked(_download(name, "give a local folder"))
 
 
+_PLACES = frozenset({"model", "models", "checkpoint", "weights", "final", "last", "best", "output", "snapshots", "merged"})
+
+
+def known_as(path: str | Path) -> str:
+    """What people call the model at a path: its hub id where it lies in the hub's cache, its packaged name; else the last part that is more than a
+    word for a place.
+
+    Examples:
+        >>> known_as("hub/models--org--small/snapshots/0123456789abcdef0123456789abcdef01234567")
+        'org/small'
+        >>> known_as("runs/qwen/final"), known_as("model"), known_as("org/small")
+        ('qwen', 'model', 'small')
+    """
+    parts = Path(path).parts
+    for part in reversed(parts):
+        if part.startswith("models--") and part.count("--") >= 2:
+            return "/".join(part.split("--")[1:3])
+    for name, entry in packaged_models().items():
+        if entry.package in parts and parts[-1] == Path(entry.folder).name:
+            return name
+    return next((part for part in reversed(parts) if part not in _PLACES and part not in ("/", ".", "..")), Path(path).name)
+
+
 def _package_folder(entry: PackagedModel) -> Path | None:
     spec = find_spec(entry.package)  # finds a top-level package without running its code
     for root in (spec.submodule_search_locations or []) if spec else []:

@@ -29,8 +29,12 @@ def _run(argv: Sequence[str] | None) -> int:
     from thetau.pace import watched
 
     try:
-        with watched(watcher()):
-            app(args=list(argv) if argv is not None else None, prog_name="thetau")
+        with watched(seen := watcher()):
+            try:
+                app(args=list(argv) if argv is not None else None, prog_name="thetau")
+            finally:  # a bar must not stand where an error is told
+                seen.end()
+                seen.leave()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except ThetauError as error:

@@ -20,6 +20,7 @@ from thetau.diagnostics.theorems import Geometry
 from thetau.errors import DataError
 from thetau.evaluate.evaluator import Evaluator
 from thetau.evaluate.spaces import WeightSpace
+from thetau.pace import each
 
 
 @final
@@ -85,7 +86,7 @@ def bounds(
     theta = math.sqrt(float(Geometry.of({"base": {key: start[key] for key in moved}}).gram[0, 0]))
     before = {name: loss.value for name, loss in space.losses({}, names, split).items()}
     constants, slopes = [], {}
-    for name in names:
+    for name in each("task", names):
         own = space.losses({name: 1.0}, [name], split)[name]
         evaluator.encoder.load(space.weights({name: 1.0}), name)
         operator = LossOperator(evaluator.encoder, evaluator.heads[name], evaluator.inputs(name, split), moved)

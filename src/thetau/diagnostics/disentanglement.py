@@ -19,6 +19,7 @@ from thetau.diagnostics.results import Matrix, Result
 from thetau.errors import DataError
 from thetau.evaluate.evaluator import Evaluator
 from thetau.evaluate.spaces import Space
+from thetau.pace import counted, doing, each
 
 GRID = tuple(round(-2 + 4 * i / 14, 12) for i in range(15))
 """The attention-only paper's: 15 values in [−2, 2]."""
@@ -47,6 +48,17 @@ class Disentanglement(Result):
     error: Matrix
     features: Literal["unit", "raw"] = "unit"
 
+    @property
+    def cells(self) -> list[float]:
+        """Every error of the grid."""
+        return [value for row in self.error for value in row]
+
+    @property
+    def inside(self) -> list[float]:
+        """Those where both α are in 0..1, in which they are sought."""
+        held = [place for place, alpha in enumerate(self.grid) if 0 <= alpha <= 1]
+        return [self.error[i][j] for i in held for j in held]
+
 
 def disentanglement(
     space: Space,
@@ -71,7 +83,7 @@ def disentanglement(
         raise DataError(f"`distance` must be disagreement or kl. Got {distance!r}.")
     parts: dict[str, Matrix] = {}
     n: dict[str, int] = {}
-    for place, task in enumerate(tasks):
+    for place, task in enumerate(each("task", tasks)):
         head = evaluator.heads[task]
 
         def told(features: Tensor) -> Tensor:
@@ -79,14 +91,16 @@ def disentanglement(
 
         alone = [told(space.features({task: alpha}, task, split)) for alpha in grid]
         rows = []
-        for i, first in enumerate(grid):
-            row = []
-            for j, second in enumerate(grid):
-                both = told(space.features({tasks[0]: first, tasks[1]: second}, task, split))
-                found = _distance(alone[(i, j)[place]], both, distance, symmetric)
-                row.append(float(found.mean()))
-                n[task] = len(found)
-            rows.append(tuple(row))
+        with doing(f"{tasks[0]} with {tasks[1]} on {task}"), counted(len(grid) ** 2, "points") as advance:
+            for i, first in enumerate(grid):
+                row = []
+                for j, second in enumerate(grid):
+                    both = told(space.features({tasks[0]: first, tasks[1]: second}, task, split))
+                    found = _distance(alone[(i, j)[place]], both, distance, symmetric)
+                    row.append(float(found.mean()))
+                    n[task] = len(found)
+                    advance(1)
+                rows.append(tuple(row))
         parts[task] = tuple(rows)
     a, b = (parts[task] for task in tasks)
     return Disentanglement(

@@ -24,6 +24,7 @@ from thetau.diagnostics.doctor import Advice, Doctor, HitRate, OnTask
 from thetau.diagnostics.layers import FEATURES, Seen, activations, direction_change, magnitude_change
 from thetau.diagnostics.predictions import measured
 from thetau.engine.executor import Engine
+from thetau.engine.work import Silent
 from thetau.errors import DataError, RecipeError, nearest
 from thetau.evaluate.evaluator import Evaluator
 from thetau.evaluate.measures import Loss, Measure
@@ -35,7 +36,7 @@ from thetau.facade import Expression, ThetauWarning, as_vector
 from thetau.finetune.output import read_record
 from thetau.models import load_encoder
 from thetau.models.loading import kind_named
-from thetau.pace import doing
+from thetau.pace import doing, each
 from thetau.tasks import load_task
 from thetau.tasks.head import AnyHead
 from thetau.vectors.identity import identities
@@ -131,8 +132,9 @@ def with_examples(
     """The doctor's result with what the examples say of the models that fit the base, and the advice that follows from it."""
     opened = dict(zip(identities(models), models, strict=True))
     look = _Look(examples)
-    for name in found.compared:
-        look.take(name, _vector(opened[name], base, engine))
+    silent = replace(engine or Engine(), progress=Silent())  # the models are told, not their bytes
+    for name in each("model", found.compared):
+        look.take(name, _vector(opened[name], base, silent))
     examples.evaluator.load_base()
     tasks = look.done()
     return replace(
@@ -143,7 +145,7 @@ def with_examples(
     )
 
 
-def _vector(model: Expression, base: Expression, engine: Engine | None) -> dict[str, Tensor]:
+def _vector(model: Expression, base: Expression, engine: Engine) -> dict[str, Tensor]:
     """τ in memory; without tensors where the model is the base itself. What it warns of is among the findings already."""
     vector = as_vector(model, base)
     with warnings.catch_warnings():

@@ -18,6 +18,7 @@ from thetau.errors import DataError
 from thetau.evaluate.means import normalised
 from thetau.evaluate.measures import Measure
 from thetau.evaluate.spaces import Space, TangentSpace
+from thetau.pace import each
 
 
 @final
@@ -71,7 +72,7 @@ def interference(
     if len(names) < 2:
         raise DataError(f"interference is between task vectors; at least two are needed. Got {len(names)}.")
     products, unit, n = [], {}, {}
-    for vector in names:
+    for vector in each("vector", names):
         row = []
         for task in names:
             first, change = tangent.terms(vector, task, split)
@@ -81,7 +82,7 @@ def interference(
     cosines = cosine_matrix([vectors[name] for name in names])
     own = {name: space.accuracy({name: 1.0}, name, split) for name in names}
     pairs = []
-    for i, j in combinations(range(len(names)), 2):
+    for i, j in each("pair", list(combinations(range(len(names)), 2)), lambda pair: " and ".join(names[k] for k in pair)):
         a, b = names[i], names[j]
         both = {a: 1.0, b: 1.0}
         found = {name: space.accuracy(both, name, split) for name in (a, b)}

@@ -14,6 +14,7 @@ from thetau.errors import DataError
 from thetau.evaluate.evaluator import Evaluator
 from thetau.evaluate.measures import Measure, measure
 from thetau.evaluate.spaces import TangentSpace, WeightSpace
+from thetau.pace import each
 
 
 @final
@@ -46,7 +47,7 @@ def kernel_test(
 ) -> KernelTest:
     """Compare the two spaces, which hold the same vectors, on each task. Raises `DataError` when a vector changes nothing."""
     rows = []
-    for task in tasks:
+    for task in each("task", tasks):
         head, inputs, metric = evaluator.heads[task], evaluator.inputs(task, split), evaluator.tasks[task].metric
         first, change = linear.terms(task, task, split)
         moved = model.features({task: 1.0}, task, split)

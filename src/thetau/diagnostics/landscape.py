@@ -27,6 +27,7 @@ from thetau.pace import counted, doing
 from thetau.tasks.inputs import label_tensor
 
 BASE = "base"  # what the base is called on a plane
+ROUNDED = 1e-5  # of a side: how far off the plane rounding to float32 leaves what lies on it
 FLAT = 1e-12  # of the squared lengths: the squared area below which two directions are one
 Point = tuple[float, float]
 Vector = Mapping[str, Tensor]
@@ -232,7 +233,7 @@ class _Plane:
         if self.start:  # from the middle of the three, which no order of them changes
             spot, middle = on_frame(self.frame, at), on_frame(self.frame, (1 / 3, 1 / 3))
             whole = dist(spot, middle) ** 2 + off
-            outside = off / whole if whole > 0 else 0.0
+            outside = off / whole if off > (ROUNDED * self.frame[0][0]) ** 2 else 0.0
         return at, outside, sqrt(off)
 
 

@@ -27,6 +27,7 @@ from thetau.evaluate.evaluator import Evaluator
 from thetau.evidence.layers import Layer, batched, measurable, watched
 from thetau.linalg.svd import truncated_svd
 from thetau.models import Encoder
+from thetau.pace import each
 from thetau.random import stream
 from thetau.tasks.inputs import Inputs
 
@@ -103,7 +104,7 @@ def layers(
     found: list[LayerRow] = []
     n: dict[str, int] = {}
     try:
-        for task, own in models.items():
+        for task, own in each("task", list(models.items()), lambda item: item[0]):
             inputs = evaluator.inputs(task, split)
             if not len(inputs):
                 raise DataError(f"task {task!r}: the split {split!r} has no example.")

@@ -24,6 +24,10 @@ const int thetau_form = 3;
 #define CHUNK 32768 /* a multiple of TILE */
 #define LANES 16
 #define GROUP 4 /* rows of a Gram matrix at a time */
+#define BUCKETS 4096 /* of a row's magnitudes, at most */
+#define BUCKETED 16384 /* longer rows have too many entries for them */
+#define OCTAVES (8u << 23) /* below the largest magnitude; what is smaller is in one bucket */
+#define MOVES 8 /* an entry, in the buckets: more than that, and sorting by bytes is faster */
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define CLONES __attribute__((target_clones("arch=sapphirerapids", "arch=x86-64-v4", "arch=x86-64-v3", "default")))
@@ -254,15 +258,56 @@ CLONES static uint32_t differing(const uint32_t *restrict bits, int n) {
     return any & ~all;
 }
 
-/* Ranks of one row by magnitude, smallest first and equal ones by position: a stable radix sort by bytes, passing over those in which no
- * two magnitudes differ (the lower ones, for differences of 16-bit numbers). `a` and `b` hold n pairs of magnitude and place each,
- * `drawn` n numbers. Then what stays of each entry is multiplied by its rank's factor. */
-static void rank_drop(float *row, uint64_t *a, uint64_t *b, uint32_t *drawn, uint32_t index, const int32_t *keys, const int32_t *thresholds,
-                      const float *factors, int n) {
-    const uint32_t *bits = (const uint32_t *)row;
-    uint32_t mask = differing(bits, n);
-    draw(drawn, index, (uint32_t)keys[0], (uint32_t)keys[1], n);
-    for (int i = 0; i < n; i++) a[i] = (uint64_t)(bits[i] & 0x7fffffffu) << 32 | (uint32_t)i;
+/* The smallest and the largest magnitude of a row but for zeros; the smallest is 0x80000000 where all are zeros. */
+CLONES static void extremes(const uint32_t *restrict bits, uint32_t *least, uint32_t *most, int n) {
+    uint32_t low = 0xffffffffu, high = 0;
+    for (int i = 0; i < n; i++) {
+        uint32_t size = bits[i] & 0x7fffffffu, below = size - 1u; /* that of a zero is the largest of all */
+        low = below < low ? below : low, high = size > high ? size : high;
+    }
+    *least = low == 0xffffffffu ? 0x80000000u : low + 1u, *most = high;
+}
+
+/* Bucket 0 for zeros, 1 for what is no larger than `low`, and then one for every 2^shift steps of a magnitude. */
+CLONES static void into_buckets(const uint32_t *restrict bits, uint16_t *restrict bucket, uint32_t low, int shift, int n) {
+    for (int i = 0; i < n; i++) {
+        uint32_t size = bits[i] & 0x7fffffffu, over = size > low ? size - low : 0u;
+        bucket[i] = (uint16_t)((over >> shift) + (size != 0u));
+    }
+}
+
+/* Pairs of magnitude and place in order, for rows whose magnitudes are spread as most are: one counting pass over the eight octaves below
+ * the largest, about as many buckets as entries, and insertion inside them. Gives 0 where that takes more than `MOVES` moves an entry;
+ * then equal magnitudes are still by position. */
+static int by_buckets(const uint32_t *bits, uint64_t *a, uint16_t *bucket, int n) {
+    uint32_t starts[BUCKETS + 2], low, high, sum = 0;
+    int size = 6, shift = 0;
+    extremes(bits, &low, &high, n);
+    if (low < 0x80000000u && high - low > OCTAVES) low = high - OCTAVES;
+    while (1 << size < n && 1 << size < BUCKETS) size++;
+    while (low < high && (high - low) >> shift >= 1u << size) shift++;
+    into_buckets(bits, bucket, low, shift, n);
+    memset(starts, 0, sizeof(uint32_t) * ((1u << size) + 2));
+    for (int i = 0; i < n; i++) starts[bucket[i]]++;
+    for (int v = 0; v < (1 << size) + 2; v++) {
+        uint32_t count = starts[v];
+        starts[v] = sum, sum += count;
+    }
+    for (int i = 0; i < n; i++) a[starts[bucket[i]]++] = (uint64_t)(bits[i] & 0x7fffffffu) << 32 | (uint32_t)i;
+    int64_t left = (int64_t)MOVES * n;
+    for (int i = 1; i < n; i++) {
+        uint64_t pair = a[i];
+        int at = i;
+        for (; at > 0 && a[at - 1] > pair; at--) a[at] = a[at - 1];
+        a[at] = pair;
+        left -= i - at;
+        if (left < 0) return 0;
+    }
+    return 1;
+}
+
+/* The same for any row: a stable radix sort by bytes, passing over those in which no two magnitudes differ. Gives where the pairs are. */
+static uint64_t *by_bytes(uint32_t mask, uint64_t *a, uint64_t *b, int n) {
     for (int shift = 0; shift < 32; shift += 8) {
         if (!(mask >> shift & 255u)) continue;
         uint32_t even[256] = {0}, odd[256] = {0}, sum = 0;
@@ -276,6 +321,21 @@ static void rank_drop(float *row, uint64_t *a, uint64_t *b, uint32_t *drawn, uin
         for (i = 0; i < n; i++) b[even[a[i] >> (32 + shift) & 255u]++] = a[i];
         uint64_t *other = a;
         a = b, b = other;
+    }
+    return a;
+}
+
+/* Ranks of one row by magnitude, smallest first and equal ones by position. `a` and `b` hold n pairs of magnitude and place each, `drawn`
+ * n numbers. Then what stays of each entry is multiplied by its rank's factor. */
+static void rank_drop(float *row, uint64_t *a, uint64_t *b, uint32_t *drawn, uint32_t index, const int32_t *keys, const int32_t *thresholds,
+                      const float *factors, int n) {
+    const uint32_t *bits = (const uint32_t *)row;
+    draw(drawn, index, (uint32_t)keys[0], (uint32_t)keys[1], n);
+    int bucketed = n <= BUCKETED;
+    if (!bucketed || !by_buckets(bits, a, (uint16_t *)b, n)) {
+        if (!bucketed)
+            for (int i = 0; i < n; i++) a[i] = (uint64_t)(bits[i] & 0x7fffffffu) << 32 | (uint32_t)i;
+        a = by_bytes(differing(bits, n), a, b, n);
     }
     for (int rank = 0; rank < n; rank++) {
         uint32_t place = (uint32_t)a[rank];

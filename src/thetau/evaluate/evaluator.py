@@ -19,7 +19,7 @@ from thetau.evaluate.causal import causal_loss, check_loss, examine
 from thetau.evaluate.measures import Loss, Measure, measure
 from thetau.models import Encoder, weights_hash
 from thetau.models.causal import end_tokens
-from thetau.pace import counted, doing
+from thetau.pace import counted_by, doing
 from thetau.tasks import Task, encode, make_head
 from thetau.tasks.causal.encode import CausalInputs
 from thetau.tasks.encoding import features
@@ -112,8 +112,11 @@ class Evaluator:
                     self.encoder.load(weights, origin)
                     loaded = True
                 if isinstance(inputs, CausalInputs):
-                    with doing(f"evaluate {origin} on {name}, {split}"), counted(sum(inputs.lengths), "tokens") as advance:
-                        found = examine(self.encoder, inputs, self.on_tokens or advance)
+                    with (
+                        doing(f"evaluate {origin} on {name}, {split}"),
+                        counted_by(self.on_tokens, sum(inputs.lengths), "tokens") as advance,
+                    ):
+                        found = examine(self.encoder, inputs, advance)
                 else:
                     with torch.inference_mode(), doing(f"evaluate {origin} on {name}, {split}"):
                         read = features(self.encoder, inputs, self.on_tokens)
@@ -150,8 +153,11 @@ class Evaluator:
                     self.encoder.load(weights, origin)
                     loaded = True
                 if isinstance(inputs, CausalInputs):
-                    with doing(f"loss of {origin} on {name}, {split}"), counted(sum(inputs.lengths), "tokens") as advance:
-                        found = causal_loss(self.encoder, inputs, self.on_tokens or advance)
+                    with (
+                        doing(f"loss of {origin} on {name}, {split}"),
+                        counted_by(self.on_tokens, sum(inputs.lengths), "tokens") as advance,
+                    ):
+                        found = causal_loss(self.encoder, inputs, advance)
                 else:
                     with torch.inference_mode(), doing(f"loss of {origin} on {name}, {split}"):
                         value = head.loss(features(self.encoder, inputs, self.on_tokens).float(), label_tensor(inputs.labels))
@@ -181,8 +187,8 @@ class Evaluator:
         inputs = self.inputs(task, split)
         assert isinstance(inputs, CausalInputs)
         asked = inputs if rows is None else inputs.some(rows)
-        with doing(f"answers on {task}, {split}"), counted(sum(asked.lengths), "tokens") as advance:
-            found = examine(self.encoder, asked, self.on_tokens or advance)
+        with doing(f"answers on {task}, {split}"), counted_by(self.on_tokens, sum(asked.lengths), "tokens") as advance:
+            found = examine(self.encoder, asked, advance)
         return found, causal_loss(self.encoder, asked, self.done) if loss else None
 
     def judge(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import final
 
 from thetau.errors import DataError
+from thetau.pace import steps
 
 LOWEST = 0.02
 REACH = 10.0
@@ -40,11 +41,19 @@ def search(grid: Sequence[float], score: Callable[[float], float], *, widen: boo
         0.02
     """
     checked_grid(grid)
-    scores = {value: score(value) for value in grid}
-    if widen and len(grid) > 1 and min(grid) >= 0:
-        limit = REACH * max(grid)
-        while (further := _beyond(scores, _best(scores, zero_wins_ties), limit)) is not None:
-            scores[further] = score(further)
+    scores: dict[float, float] = {}
+    with steps("trial", len(grid)) as step:
+
+        def tried_at(value: float) -> None:
+            step(f"{value:g}")
+            scores[value] = score(value)
+
+        for value in grid:
+            tried_at(value)
+        if widen and len(grid) > 1 and min(grid) >= 0:
+            limit = REACH * max(grid)
+            while (further := _beyond(scores, _best(scores, zero_wins_ties), limit)) is not None:
+                tried_at(further)
     best = _best(scores, zero_wins_ties)
     tried = [value for value in scores if value != 0 or min(grid) < 0]
     at_end = len(scores) > 1 and best != 0 and best in (min(tried), max(tried))

@@ -21,7 +21,7 @@ from thetau.evaluate.evaluator import Evaluator
 from thetau.evaluate.measures import Loss, Measure
 from thetau.models import weights_hash
 from thetau.models.linear import LinearModel
-from thetau.pace import counted, doing
+from thetau.pace import counted_by, doing
 from thetau.tasks.encoding import ordered_batches
 
 Reader = Callable[[str, str, Sequence[int] | None], Tensor]
@@ -157,11 +157,11 @@ class TangentSpace:
         model = LinearModel(encoder.module.eval(), self._vectors[vector])
         rows: list[tuple[int, Tensor, Tensor]] = []
         told = doing(f"linear terms of {vector} on {task}, {split}")
-        with torch.no_grad(), told, counted(sum(inputs.lengths), "tokens") as advance:
+        with torch.no_grad(), told, counted_by(self._evaluator.on_tokens, sum(inputs.lengths), "tokens") as advance:
             for indices in ordered_batches(inputs.lengths):
                 first, change = model.parts(inputs.batch(indices))
                 rows.extend(zip(indices, first, change, strict=True))
-                (self._evaluator.on_tokens or advance)(sum(inputs.lengths[i] for i in indices))
+                advance(sum(inputs.lengths[i] for i in indices))
         rows.sort(key=lambda row: row[0])
         terms = torch.stack([row[1] for row in rows]), torch.stack([row[2] for row in rows])
         if not all(bool(torch.isfinite(term).all()) for term in terms):

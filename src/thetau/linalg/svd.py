@@ -48,7 +48,7 @@ def decomposed(matrix: Float[Tensor, "rows columns"], rank: int | None = None) -
 def spectrum(matrix: Float[Tensor, "rows columns"]) -> tuple[Float[Tensor, " r"], Float[Tensor, "small r"]]:
     """Singular values, falling, and the vectors of the smaller side (the left one of a square) in float64, without what is rounding in float32."""
     tall = _tall(matrix)
-    gram = torch.zeros(tall.shape[1], tall.shape[1], dtype=torch.float64)
+    gram = torch.zeros(tall.shape[1], tall.shape[1], dtype=torch.float64, device=tall.device)
     for piece in torch.split(tall, PIECE):
         add_upper(gram, piece.double())
     values, vectors = torch.linalg.eigh(gram, UPLO="U")

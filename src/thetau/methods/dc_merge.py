@@ -26,7 +26,7 @@ from torch import Tensor
 from thetau.methods.fields import Coefficient, Elsewhere, Rank, SplitFused, Tensors, Within
 from thetau.methods.reductions import DisjointMean, Scale
 from thetau.methods.registry import register
-from thetau.methods.spectra import Factors, begun, factoring, procrustes
+from thetau.methods.spectra import Factors, begun, factoring, factoring_memory, procrustes
 from thetau.parts import Chain, Cost, Method, Selection, Site, StreamReduction
 from thetau.random import stream
 from thetau.transforms import Elect
@@ -46,7 +46,7 @@ class DcMerge(Method, StreamReduction):
     - `keep`: entries of each M_i that are kept, in units of r; None for 0.1 % of all, but at least r.
     """
 
-    rank: Annotated[int | float | str | None, Rank(("auto", "full"))] = "full"
+    rank: Annotated[int | float | str | None, Rank(("auto", "full"))] = None
     smoothing: Literal["none", "average", "linear"] = "none"
     rho: Annotated[float, Within("[1, inf)")] = 5.0
     keep: Annotated[float | None, Within("(0, inf)", none="for 0.1 % of all")] = None
@@ -91,11 +91,11 @@ class DcMerge(Method, StreamReduction):
     def cost(self, shape: tuple[int, ...], tasks: int) -> Cost:
         """Operations and working memory of one matrix."""
         d_out, d_in = shape
-        entries, small = d_out * d_in, min(d_out, d_in)
+        entries = d_out * d_in
         build, width = factoring((d_out, d_in), self.rank, tasks)
         cores = 2.0 * width**2 * (d_out + d_in + width)
         flops = build + procrustes(shape, width) + cores + 2.0 * width * (entries + width * d_out)
-        memory = 2 * width * (d_out + d_in) + 6 * entries + 4 * small**2 + (3 * tasks + 4) * width**2
+        memory = 5 * width * (d_out + d_in) + 3 * entries + factoring_memory(shape, self.rank, width) + (3 * tasks + 4) * width**2
         return Cost(flops=flops, memory=4 * memory)
 
     def _kept(self, width: int, rank: int) -> int:

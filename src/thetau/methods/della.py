@@ -5,7 +5,7 @@ divided by its own 1 − p_i. mergekit's `epsilon` is half of this one (its prob
 its DELLA is `drop = 1 - density`, `epsilon` twice its own, `rescale="l1"` (`rescale: false`: `none`), its `weight` λ_t in `della_linear` and
 `weights` in `della`, `cancelled="positive"`, `total: 1` or `normalise` for `normalize: true`.
 
-Use it as DARE, where large changes should stay likelier than small ones; it ranks the rows of every tensor, five times the work of a
+Use it as DARE, where large changes should stay likelier than small ones; it ranks the rows of every tensor, seven times the work of a
 sum. It needs a base, and its result hangs on the seed.
 """
 

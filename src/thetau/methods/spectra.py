@@ -11,7 +11,7 @@ from torch import Tensor
 
 from thetau.linalg.leading import energy, followed, leading, leading_flops
 from thetau.linalg.sketch import Bits
-from thetau.linalg.svd import orthonormal, polar_flops, seen, truncated_flops, truncated_svd
+from thetau.linalg.svd import PIECE, orthonormal, polar_flops, seen, truncated_flops, truncated_svd
 from thetau.methods.sketched import EXPECTED, SMALLEST
 from thetau.parts import Cost
 
@@ -26,7 +26,8 @@ class Factors:
 
     A task whose vector is all zero, of which any singular vectors are as good as others, is left out. A vector of low rank has as many
     singular vectors as its rank, found without a decomposition. With `auto` each has the fewest that leave out no more than `DROPPED` of
-    its energy, or no more than noise (`thetau.linalg.leading.followed`), at most `rank`.
+    its energy, or no more than noise (`thetau.linalg.leading.followed`), at most `rank`; but all where its first block holds all of it, as
+    with LoRA.
     """
 
     shape: tuple[int, int]
@@ -42,7 +43,8 @@ class Factors:
         if square == 0:
             return
         if self.auto:
-            found = followed(vector, self.rank, bits, tolerance=DROPPED, square=square, first=FIRST).least(DROPPED)
+            found = followed(vector, self.rank, bits, tolerance=DROPPED, square=square, first=FIRST)
+            found = found.least(DROPPED) if found.rest else found
         elif self.rank >= 2 * PROBE:
             found = leading(vector, PROBE, bits, square=square)
         else:
@@ -94,6 +96,11 @@ def factoring(shape: tuple[int, int], rank: int | float | str | None, tasks: int
     return tasks * truncating(shape, most), tasks * most
 
 
+def factoring_memory(shape: tuple[int, ...], rank: int | float | str | None, width: int) -> int:
+    """Numbers in float32 for the largest decomposition: of a task's vector, unless it is sketched, or of all singular vectors together."""
+    return decomposing_memory(min(width, *shape) if follows(rank, shape) else min(shape))
+
+
 def truncating(shape: tuple[int, ...], rank: int) -> float:
     """Operations of one truncated decomposition."""
     d_out, d_in = shape
@@ -110,4 +117,9 @@ def polar_cost(shape: tuple[int, ...]) -> Cost:
     """Operations and working memory of one polar factor, whose Gram matrix is in float64."""
     d_out, d_in = shape
     entries, small = d_out * d_in, min(d_out, d_in)
-    return Cost(flops=polar_flops(d_out, d_in), memory=4 * (6 * entries + 8 * small**2))
+    return Cost(flops=polar_flops(d_out, d_in), memory=4 * (3 * entries + decomposing_memory(small)))
+
+
+def decomposing_memory(small: int) -> int:
+    """Numbers in float32 that fill as much memory as one eigendecomposition of that side, and the rows that are in float64 beside it."""
+    return 11 * small**2 + 4 * PIECE * small

@@ -53,7 +53,8 @@ def disentanglement_chart(result: Disentanglement, path: Path) -> None:
     what = (
         "share of labels that differ, sum of both tasks" if result.distance == "disagreement" else "KL in nats, sum of both tasks"
     )
-    axes.set_title(f"disentanglement error: {what}", loc="left", color=INK, fontsize=10)
+    raw = ", raw features" if result.features == "raw" else ""
+    axes.set_title(f"disentanglement error: {what}{raw}", loc="left", color=INK, fontsize=10)
     chart.colorbar(picture, ax=axes)
     save(chart, path)
 

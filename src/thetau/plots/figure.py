@@ -8,6 +8,7 @@ from typing import Any, Literal
 from thetau.checkpoint.disk import replacing
 
 INK, MUTED = "#22252b", "#6b7079"
+GROUND = "white"
 PALETTE = ("#3566b0", "#d9822b", "#3f9b72", "#b0457a", "#7d62b8", "#8c8c8c", "#b59b00")
 
 
@@ -16,7 +17,7 @@ def figure(width: float, height: float) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    made = Figure(figsize=(width, height), layout="constrained", dpi=150)
+    made = Figure(figsize=(width, height), layout="constrained", dpi=150, facecolor=GROUND)  # dark ink, so never a clear ground
     FigureCanvasAgg(made)
     return made
 

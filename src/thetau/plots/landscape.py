@@ -48,11 +48,21 @@ def _plane(chart: Any, axes: Any, result: Landscape, values: Any, title: str, co
         axes.set_ylabel(f"β of {result.tasks[1]}", color=MUTED)
     for name, at in result.corners.items():
         _point(axes, name, spot(at), (5, 5), "o", "white", INK)
-    for mark in result.marks:
-        off = "" if not true or mark.distance is None else f" ({mark.distance:.2g} off)"
-        _point(axes, mark.name + off, spot(mark.at), (5, -9), "D", PALETTE[1], "white")
+    for place, mark in enumerate(result.marks):
+        if true:  # marks lie close beside each other within three models: a legend names them
+            off = f", {mark.distance:.2f} off the plane" if mark.distance and mark.outside else ""
+            colour = PALETTE[(place + 1) % len(PALETTE)]
+            axes.plot(
+                *spot(mark.at), "D", color=colour, markeredgecolor="white", markersize=6, label=f"{mark.name}{off}", linestyle=""
+            )
+        else:
+            _point(axes, mark.name, spot(mark.at), (5, -9), "D", PALETTE[1], "white")
+    if true and result.marks:
+        named = axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False, fontsize=8)
+        for text in named.get_texts():
+            text.set_parse_math(False)
     axes.set_title(title, loc="left", color=INK, fontsize=10)
-    chart.colorbar(picture, ax=axes)
+    chart.colorbar(picture, ax=axes, shrink=0.6 if true else 1.0)
 
 
 def _point(axes: Any, name: str, at: tuple[float, float], beside: tuple[int, int], form: str, colour: str, edge: str) -> None:

@@ -85,10 +85,7 @@ def disentanglement_page(found: Disentanglement) -> Page:
         raise DataError(f"disentanglement: its grid does not rise. {CHANGED}")
     names = tuple(number(value, ".3g") for value in found.grid)
     a, b = found.tasks
-    cells = [value for row in found.error for value in row]
-    inside = [
-        found.error[i][j] for i, x in enumerate(found.grid) for j, y in enumerate(found.grid) if 0 <= x <= 1 and 0 <= y <= 1
-    ]
+    cells, inside = found.cells, found.inside
     facts = Facts(
         pairs=(
             (

@@ -29,6 +29,7 @@ from thetau.models.causal import check_tokenizer
 from thetau.models.classifier import Classifier, classifier_of, load_classifier
 from thetau.models.loading import kind_of
 from thetau.models.mixture import Mixture, mixing
+from thetau.pace import each
 from thetau.studies.options import Evaluate
 from thetau.studies.routed import measure_routed
 from thetau.tasks import Task, load_task
@@ -117,7 +118,7 @@ def evaluate_classifier(
     classifier = load_classifier(where)
     found: dict[str, Measure] = {}
     metrics: dict[str, str] = {}
-    for task in [load_task(name, read.data) for name in tasks]:
+    for task in each("task", [load_task(name, read.data) for name in tasks], lambda task: task.name):
         order = class_order(classifier, task, str(model))
         inputs = encode(
             classifier.encoder,

@@ -7,6 +7,7 @@ tau_jp(session, Sample(limit=100)).pairs
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from types import MappingProxyType
 
@@ -31,6 +32,7 @@ from thetau.evaluate.session import Session
 from thetau.evaluate.tuned import one_space, open_tuned, read_vectors
 from thetau.facade import merge
 from thetau.models import load_encoder, read_weights
+from thetau.pace import each
 from thetau.parts import Method
 from thetau.studies.options import DisentanglementGrid, LayerSample, LossBounds, Plane
 
@@ -45,18 +47,27 @@ def tau_jp(session: Session, options: Sample | None = None) -> Interference:
 
 def disentanglement(session: Session, options: DisentanglementGrid | None = None) -> Disentanglement:
     """The disentanglement error of the session's two models over a grid of α in [−2, 2]. Raises `RecipeError`: not two."""
-    given = options or DisentanglementGrid()
     require_two([model.task for model in session.models])
-    a, b = session.vectors
-    return find_disentanglement(
-        session.space,
-        session.evaluator,
-        (a, b),
-        grid=[round(-2 + 4 * i / (given.points - 1), 12) for i in range(given.points)],
-        distance=given.distance,
-        symmetric=not given.one_way,
-        split=given.sample.split,
-        name="tangent" if session.tangent else "weights",
+    (found,) = disentanglements(session, options)
+    return found
+
+
+def disentanglements(session: Session, options: DisentanglementGrid | None = None) -> tuple[Disentanglement, ...]:
+    """The same of every pair of the session's models. Raises `RecipeError`: fewer than two."""
+    given = options or DisentanglementGrid()
+    require_several([model.task for model in session.models])
+    return tuple(
+        find_disentanglement(
+            session.space,
+            session.evaluator,
+            pair,
+            grid=[round(-2 + 4 * i / (given.points - 1), 12) for i in range(given.points)],
+            distance=given.distance,
+            symmetric=not given.one_way,
+            split=given.sample.split,
+            name="tangent" if session.tangent else "weights",
+        )
+        for pair in each("pair", list(combinations(session.vectors, 2)), " and ".join)
     )
 
 
@@ -190,6 +201,14 @@ def require_two(models: Sequence[object]) -> None:
     """Refuse other than two models. Raises `RecipeError`."""
     if len(models) != 2:
         raise RecipeError([f"the disentanglement error is of two models. Got {len(models)}."], "models")
+
+
+def require_several(models: Sequence[object]) -> None:
+    """Refuse fewer than two models. Raises `RecipeError`."""
+    if len(models) < 2:
+        raise RecipeError(
+            [f"the disentanglement error is of two models, or of each two of several. Got {len(models)}."], "models"
+        )
 
 
 def require_plane(models: Sequence[object]) -> None:

@@ -27,6 +27,7 @@ from thetau.evaluate.measures import Loss, Measure
 from thetau.evaluate.merging import build_method, merge_out
 from thetau.evaluate.session import Session
 from thetau.evaluate.spaces import Space
+from thetau.pace import steps
 from thetau.studies.arithmetic import ADDITION, OutOfDistribution
 from thetau.studies.options import Sweep
 from thetau.studies.verdicts import lead_of
@@ -145,17 +146,24 @@ def sweep(session: Session, options: Sweep | None = None, *, say: Callable[[str]
     methods = [build_method(_choice(given.method, fields), "--over") for fields in asked]  # before any work
     grid = given.alphas or ADDITION
     own = {split: {name: session.space.accuracy({name: 1.0}, name, split) for name in names} for split in ("validation", "test")}
-    rows = []
-    for fields, method in zip(asked, methods, strict=True):
-        space = merged_space(session, names, method)
-        rows.append(sweep_row(space, names, own, grid, {name: fields[name] for name in given.over}, repr(method)))
-        say(f"{rows[-1].fields or given.method}: {100 * rows[-1].best.absolute:.1f} at λ = {rows[-1].chosen:g}")
-    sampled = []
-    for size in given.subsets:
-        drawn = subsets_of(names, size, given.draws, given.seed)
-        values = [_subset(session, tasks, methods[0], own, grid) for tasks in drawn]
-        sampled.append(over_subsets(size, values, every=len(drawn) == comb(len(names), size)))
-        say(f"{size} tasks: {100 * sampled[-1].mean:.1f} normalised, over {len(values)} subsets")
+    drawn = {size: subsets_of(names, size, given.draws, given.seed) for size in given.subsets}
+    count = len(asked) + sum(map(len, drawn.values())) + len(names) * (given.left_out + given.upper_bound)
+    rows, sampled = [], []
+    with steps("row", count) as step:
+        for fields, method in zip(asked, methods, strict=True):
+            varied = {name: fields[name] for name in given.over}
+            step(", ".join(f"{name}={value}" for name, value in varied.items()) or given.method)
+            rows.append(sweep_row(merged_space(session, names, method), names, own, grid, varied, repr(method)))
+            say(f"{rows[-1].fields or given.method}: {100 * rows[-1].best.absolute:.1f} at λ = {rows[-1].chosen:g}")
+        for size, sets in drawn.items():
+            values = []
+            for tasks in sets:
+                step(" + ".join(tasks))
+                values.append(_subset(session, tasks, methods[0], own, grid))
+            sampled.append(over_subsets(size, values, every=len(sets) == comb(len(names), size)))
+            say(f"{size} tasks: {100 * sampled[-1].mean:.1f} normalised, over {len(values)} subsets")
+        without = left_out(session, names, methods[0], own, grid, step) if given.left_out else ()
+        alone = upper_bound(session.space, names, grid, step) if given.upper_bound else ()
     return Swept(
         models=tuple(model.given for model in session.models),
         base=session.base,
@@ -164,8 +172,8 @@ def sweep(session: Session, options: Sweep | None = None, *, say: Callable[[str]
         individual=own["test"],
         rows=tuple(rows),
         subsets=tuple(sampled),
-        left_out=left_out(session, names, methods[0], own, grid) if given.left_out else (),
-        alone=upper_bound(session.space, names, grid) if given.upper_bound else (),
+        left_out=without,
+        alone=alone,
     )
 
 
@@ -236,10 +244,12 @@ def left_out(
     method: Any,
     own: Mapping[str, Mapping[str, Measure]],
     grid: Sequence[float],
+    step: Callable[[str], None] = lambda text: None,
 ) -> tuple[OutOfDistribution, ...]:
-    """The merge of all tasks but one, at the λ that is best for those, on the one that is left out (AWD, Table 10)."""
+    """The merge of all tasks but one, at the λ that is best for those, on the one that is left out (AWD, Table 10). `step` is told of each."""
     found = []
     for task in names:
+        step(f"without {task}")
         others = [name for name in names if name != task]
         space = merged_space(session, others, method)
         chosen = _chosen(space, others, own, grid)
@@ -255,10 +265,13 @@ def left_out(
     return tuple(found)
 
 
-def upper_bound(space: Space, names: Sequence[str], grid: Sequence[float]) -> tuple[Alone, ...]:
-    """θ₀ + λ τ of each task alone, λ by its own validation (AWD, Fig. 7): what no merge of the same vectors is expected to pass."""
+def upper_bound(
+    space: Space, names: Sequence[str], grid: Sequence[float], step: Callable[[str], None] = lambda text: None
+) -> tuple[Alone, ...]:
+    """θ₀ + λ τ of each task alone, λ by its own validation (AWD, Fig. 7): what no merge of the same vectors is expected to pass. `step` is told of each."""
     found = []
     for name in names:
+        step(f"{name} alone")
 
         def score(scale: float, name: str = name) -> float:
             return space.accuracy({name: scale}, name, "validation").value

@@ -10,6 +10,7 @@ from thetau.diagnostics.results import Result
 from thetau.errors import DataError, RecipeError
 from thetau.evaluate.merging import build_method, merge_out
 from thetau.evaluate.session import Session
+from thetau.pace import each
 from thetau.studies.arithmetic import (
     ADDITION,
     NEGATION,
@@ -69,7 +70,7 @@ def tune(session: Session, options: Tune | None = None) -> Tuned:
     result: Addition | tuple[Negation, ...] | Analogy | tuple[OutOfDistribution, ...]
     if given.control is not None:
         grid = given.alphas or NEGATION
-        result = tuple(negation(session.space, name, given.control, grid=grid) for name in names)
+        result = tuple(negation(session.space, name, given.control, grid=grid) for name in each("task", names))
     elif given.analogy is not None:
         a, b, c, d = given.analogy
         result = analogy(session.space, a, b, c, d, grid=given.alphas or ADDITION)

@@ -18,7 +18,7 @@ from torch import Tensor
 from thetau.errors import DataError
 from thetau.models import Encoder
 from thetau.models.causal import padding_of
-from thetau.pace import counted
+from thetau.pace import counted_by
 from thetau.tasks.causal.encode import CausalInputs, encode_questions
 from thetau.tasks.images import ImageSplit, preprocess
 from thetau.tasks.inputs import Inputs, label_tensor
@@ -215,7 +215,7 @@ def features(
     places = range(len(inputs)) if rows is None else rows
     done: list[tuple[int, Tensor]] = []
     encoder.module.eval()
-    with torch.inference_mode(), counted(sum(inputs.lengths[place] for place in places), "tokens") as advance:
+    with torch.inference_mode(), counted_by(tick, sum(inputs.lengths[place] for place in places), "tokens") as advance:
         for batch in ordered_batches([inputs.lengths[place] for place in places]):
             indices = [places[i] for i in batch]
             output = encoder.module(**inputs.batch(indices))
@@ -224,5 +224,5 @@ def features(
                     "the model's features must be finite; these weights give NaN or Inf, so no accuracy would mean anything."
                 )
             done.extend(zip(batch, output, strict=True))
-            (tick or advance)(sum(inputs.lengths[i] for i in indices))
+            advance(sum(inputs.lengths[i] for i in indices))
         return torch.stack([row for _, row in sorted(done, key=lambda pair: pair[0])])

@@ -15,27 +15,36 @@ from thetau.studies.options import DisentanglementGrid
 def disentanglement(
     models: Models = None, *, out: Charts, backbone: Backbone, options: DisentanglementGrid, reading: Reading
 ) -> None:
-    """The disentanglement error of two vectors over a grid of coefficients.
+    """The disentanglement error of two vectors, or of each two of several, over a grid of coefficients.
 
     thetau diagnose disentanglement models/sms_spam models/qnli -o diagnostics
+
+    At the classifier (disagreement of labels) or at the representation (--distance kl); --features raw takes features as the papers' code does.
     """
     from thetau.plots.diagnose import disentanglement_chart
     from thetau.studies import measures
     from thetau.studies.paradigms import named_models
 
     given = named_models(models or [])
-    measures.require_two(given)
-    result = measures.disentanglement(session_of(given, backbone, options.sample.by_split(), reading), options)
-    a, b = result.tasks
-    write(result, disentanglement_chart, out, f"disentanglement-{a}-{b}-{result.distance}")
-    cells = [value for row in result.error for value in row]
-    inside = [
-        result.error[i][j] for i, x in enumerate(result.grid) for j, y in enumerate(result.grid) if 0 <= x <= 1 and 0 <= y <= 1
-    ]
-    rows = [["all of the grid", _mean(cells), f"{max(cells):.4f}"], ["α in 0..1", _mean(inside), f"{max(inside, default=0):.4f}"]]
-    sizes = ", ".join(f"{task} {n}" for task, n in result.n.items())
-    show_rows(f"{a} and {b}, {result.distance}; averaged over {sizes} examples", rows, "", "mean", "largest")
+    measures.require_several(given)
+    found = measures.disentanglements(session_of(given, backbone, options.sample.by_split(), reading), options)
+    for result in found:
+        a, b = result.tasks
+        raw = "-raw" if result.features == "raw" else ""
+        write(result, disentanglement_chart, out, f"disentanglement-{a}-{b}-{result.distance}{raw}")
+    rows = [[" and ".join(result.tasks), *_told(result.cells), *_told(result.inside)] for result in found]
+    sizes = ", ".join(f"{task} {n}" for task, n in {task: n for result in found for task, n in result.n.items()}.items())
+    first = found[0]
+    show_rows(
+        f"{first.distance} of {first.features} features; averaged over {sizes} examples",
+        rows,
+        "",
+        "mean",
+        "largest",
+        "mean, α in 0..1",
+        "largest there",
+    )
 
 
-def _mean(values: Sequence[float]) -> str:
-    return f"{sum(values) / len(values):.4f}" if values else "–"
+def _told(values: Sequence[float]) -> list[str]:
+    return [f"{sum(values) / len(values):.4f}", f"{max(values):.4f}"] if values else ["–", "–"]

@@ -32,6 +32,7 @@ from thetau.evaluate.spaces import Reader
 from thetau.facade import complete
 from thetau.facade import open as open_weights
 from thetau.methods import plain
+from thetau.pace import steps
 from thetau.recipes import Recipe
 from thetau.studies.options import Search
 from thetau.studies.searching.halving import Ladder, goes_on, ladder_of
@@ -197,8 +198,10 @@ class Hunt:
         """Trial after trial, until there are enough."""
         engine = Engine(workers=_threads(self.options.jobs))
         mixer = Mixer(self.mixture, engine, say)
-        while (trial := self.trials.ask(self.options.trials)) is not None:
-            self._try(trial, mixer, say)
+        with steps("trial", self.options.trials) as step:
+            while (trial := self.trials.ask(self.options.trials)) is not None:
+                step(", ".join(f"{name} {value}" for name, value in values_of(trial).items()))
+                self._try(trial, mixer, say)
 
     def _try(self, trial: optuna.Trial, mixer: Mixer, say: Say) -> None:
         """One trial, which ends as complete, pruned or failed, whatever happens in it."""
