@@ -87,7 +87,7 @@ def percent(value: float) -> str:
 def measured(results: Mapping[str, Any]) -> list[str]:
     """Rule, verdict, table, chart."""
     rows: Rows = results["rows"]
-    references, ada = results["references"], results["adamerging"]
+    references, ada, mix = results["references"], results["adamerging"], results["wemoe"]
     quick, few = front(rows, "seconds"), front(rows, "examples")
     cells = [
         (
@@ -121,7 +121,8 @@ def measured(results: Mapping[str, Any]) -> list[str]:
         "",
         f"`{results['command']}` merges the demo's {len(results['test'])} models of {results['backbone']} and measures each result on "
         f"{sum(results['test'].values())} test examples. Evidence comes from the training or the validation split. AdaMerging makes {ada['steps']} steps of "
-        f"{ada['lr']:g} with {ada['batch']} examples a task, where its authors make 500 of 0.001 with 32.",
+        f"{ada['lr']:g} with {ada['batch']} examples a task, where its authors make 500 of 0.001 with 32. WEMoE makes {mix['steps']} of {mix['lr']:g} with "
+        f"{mix['batch']}, where its authors make 1000 of 0.0001 with 8 or 16.",
         "",
         "The rule, written down before the figures: data is worth it where the best row with unlabelled examples beats the best row without by more than "
         "the 95 % interval of their difference, from the binomial of the test examples. Choosing the best of several rows favours both sides; the "

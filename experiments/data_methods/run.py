@@ -6,7 +6,8 @@
 The demo's six models become one, by methods that look at no data, by methods that look at unlabelled examples of each task, and by λ chosen on
 labelled ones. Every row is made in a process of its own: its seconds are those of the processor for collecting and merging together, its memory
 the operating system's peak. Examples come from the training or the validation split, never from the test split, on which all rows are
-measured. AdaMerging makes fewer and longer steps than its authors' (`STEPS`, `LR`): as far in all, so that this ends in minutes.
+measured. AdaMerging makes fewer and longer steps than its authors' (`STEPS`, `LR`): as far in all, so that this ends in minutes. WEMoE makes fewer of
+the authors' length (`MIXTURE_STEPS`, `MIXTURE_LR`): with ten times longer ones its routers diverge here.
 
 Rows are kept in RUN/data_methods as they are made, and not made again; `--only` makes some anew. Writes experiments/data_methods/results.json after each.
 """
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -38,17 +40,21 @@ from thetau.evaluate.search import choose_scale
 from thetau.evidence import (
     CoefficientConfig,
     FisherConfig,
+    MixtureConfig,
     MomentConfig,
     SurgeryConfig,
     collect_fisher,
     collect_merged_grams,
     collect_second_moments,
     learn_coefficients,
+    learn_mixture,
     learn_surgery,
 )
 from thetau.evidence.surgery import corrected_heads, surgery_file
+from thetau.evidence.wemoe import mixture_file, read_mixture
 from thetau.methods import registry
 from thetau.models import load_encoder, read_weights
+from thetau.models.mixture import mixing
 from thetau.tasks import load_task
 from thetau.tasks.suite import load_suite
 
@@ -56,6 +62,7 @@ OUT = Path(__file__).parent / "results.json"
 LIMITS = {"validation": 60, "test": 200}
 FACTORS = (0.5, 1.0, 1.5, 2.5, 4.0)
 STEPS, LR, BATCH = 40, 1e-2, 8
+MIXTURE_STEPS, MIXTURE_LR = 40, 1e-4
 Data = Literal["none", "unlabelled", "labelled"]
 
 
@@ -64,7 +71,7 @@ class Row:
     """A way to one model: a method with its fields, and what it looks at.
 
     `examples` of each task; `tuned`: λ is chosen on that many labelled ones. `surgery`: its features are corrected on that many.
-    `merged`: Gram matrices are those of the merged model's own activations.
+    `merged`: Gram matrices are those of the merged model's own activations. `mixture`: its MLPs are mixed by input, routers learned on that many.
     """
 
     method: str
@@ -74,6 +81,7 @@ class Row:
     tuned: bool = False
     surgery: bool = False
     merged: bool = False
+    mixture: bool = False
 
 
 def row(method: str, data: Data = "none", examples: int = 0, **fields: Any) -> Row:
@@ -108,6 +116,7 @@ ROWS: Mapping[str, Row] = {
     "bilateral": row("bilateral"),
     "ESM, 32": row("esm", "unlabelled", 32),
     "ESM, 8": row("esm", "unlabelled", 8),
+    "task arithmetic and WEMoE, 32": Row(method="task_arithmetic", fields={}, data="unlabelled", examples=32, mixture=True),
     "ESM, 32, without powers": row("esm", "unlabelled", 32, power=0.0, scale=1.0),
 }
 
@@ -176,11 +185,21 @@ class Bench:
         merged = thetau.merge(list(self.vectors.values()), method, engine=engine, evidence=evidence)
         (self.base + merged).save(folder / "merged", engine=engine)
         if chosen.surgery:
-            config = SurgeryConfig(examples=chosen.examples, max_length=self.length)
+            corrections = SurgeryConfig(examples=chosen.examples, max_length=self.length)
             weights = read_weights(folder / "merged")
             for task, path in self.models.items():
                 out = surgery_file(folder / "merged", task)
-                learn_surgery(self.encoder, self.tasks[task], weights, read_weights(path), out, config)
+                learn_surgery(self.encoder, self.tasks[task], weights, read_weights(path), out, corrections)
+        if chosen.mixture:
+            config = MixtureConfig(
+                steps=MIXTURE_STEPS,
+                lr=MIXTURE_LR,
+                batch=min(BATCH, chosen.examples),
+                examples=chosen.examples,
+                max_length=self.length,
+            )
+            out = mixture_file(folder / "merged")
+            learn_mixture(self.encoder, self.tasks, self.vectors, read_weights(folder / "merged"), out, config)
         return {
             "collect_seconds": round(collected - begun, 2),
             "seconds": round(time.process_time() - begun, 2),
@@ -216,6 +235,7 @@ class Bench:
                 "backbone": self.suite.backbone,
                 "test": {task: one.n for task, one in individual["test"].items()},
                 "adamerging": {"steps": STEPS, "lr": LR, "batch": BATCH},
+                "wemoe": {"steps": MIXTURE_STEPS, "lr": MIXTURE_LR, "batch": BATCH},
                 "references": {"pre-trained": told(base), "individual": told(individual["test"])},
                 "rows": rows,
                 "versions": {"thetau": thetau.__version__, "torch": torch.__version__},
@@ -225,6 +245,17 @@ class Bench:
         """The base's."""
         evaluator.load_base()
         return self.encoder.weights()
+
+    @contextmanager
+    def running(self, name: str, chosen: Row, weights: Mapping[str, torch.Tensor], evaluator: Evaluator) -> Iterator[None]:
+        """While it lasts, MLPs are mixed by input, where the row is so."""
+        if not chosen.mixture:
+            yield
+            return
+        mixture = read_mixture(mixture_file(self.folder(name) / "merged"), weights, self.encoder.base_hash)
+        base = self.encoder_weights(evaluator)
+        with mixing(self.encoder, mixture, base) as (encoder, _), evaluator.through(encoder):
+            yield
 
     def row(
         self,
@@ -240,7 +271,7 @@ class Bench:
         file = self.folder(name).with_suffix(".json")
         if file.is_file() and not anew:
             kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            if kept["row"] == asdict(chosen):
+            if Row(**kept["row"]) == chosen:
                 return kept
         shutil.rmtree(self.folder(name), ignore_errors=True)
         self.folder(name).mkdir(parents=True)
@@ -264,7 +295,8 @@ class Bench:
             cost["seconds"] = round(cost["seconds"] + time.process_time() - begun, 2)
             cost["factor"] = search.scale
             weights = at_scale(base, vector, search.scale)
-        measured = evaluator.evaluate(weights, "test", origin=name)
+        with self.running(name, chosen, weights, evaluator):
+            measured = evaluator.evaluate(weights, "test", origin=name)
         evaluator.heads.update(heads)
         made = {"row": asdict(chosen), "data": chosen.data, "examples": chosen.examples, **told(measured), **cost}
         write_result(file, made)
