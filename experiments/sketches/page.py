@@ -58,7 +58,7 @@ sample's noise. `auto` keeps as many directions as the spectrum asks for:
 
 The directions that are left out keep a weight in `wudi` and `bilateral`: all the same one, by what they hold of ‖τ‖² (`tail: flat`). With
 `tail: drop` they have none, and what no direction sees stays the sum. TSV-M and DC-Merge drop them, as they drop all beyond a
-task's K-th part; their `auto` takes the fewest that leave out no more than {DROPPED:.0%}.
+task's K-th part; their `auto` takes the fewest that leave out no more than {DROPPED:.0%}, and all of a vector of low rank (up to {SPECTRAL_FIRST}).
 Nothing else of the objective is changed: it is solved exactly, in the joint span of all tasks' directions and outside it.
 
 ## How

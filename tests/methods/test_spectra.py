@@ -163,6 +163,9 @@ def test_low_rank_is_told_without_a_decomposition(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(spectra, "truncated_svd", never)
     vector = low_rank(300, 280, 16)
+    follows = spectra.begun((300, 280), "auto", 2)
+    follows.take(vector, stream("x"))
+    assert relative((follows.left[0] * follows.values[0]) @ follows.right[0].T, vector) < 1e-5  # nothing of it is dropped
     plain = Factors(shape=(300, 280), rank=2 * PROBE)
     plain.take(vector, stream("x"))
     assert len(plain.values[0]) == 16

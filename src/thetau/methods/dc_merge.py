@@ -95,7 +95,7 @@ class DcMerge(Method, StreamReduction):
         build, width = factoring((d_out, d_in), self.rank, tasks)
         cores = 2.0 * width**2 * (d_out + d_in + width)
         flops = build + procrustes(shape, width) + cores + 2.0 * width * (entries + width * d_out)
-        memory = 7 * width * (d_out + d_in) + 3 * entries + factoring_memory(shape, self.rank, width) + (3 * tasks + 4) * width**2
+        memory = 5 * width * (d_out + d_in) + 3 * entries + factoring_memory(shape, self.rank, width) + (3 * tasks + 4) * width**2
         return Cost(flops=flops, memory=4 * memory)
 
     def _kept(self, width: int, rank: int) -> int:

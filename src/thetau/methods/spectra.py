@@ -26,7 +26,8 @@ class Factors:
 
     A task whose vector is all zero, of which any singular vectors are as good as others, is left out. A vector of low rank has as many
     singular vectors as its rank, found without a decomposition. With `auto` each has the fewest that leave out no more than `DROPPED` of
-    its energy, or no more than noise (`thetau.linalg.leading.followed`), at most `rank`.
+    its energy, or no more than noise (`thetau.linalg.leading.followed`), at most `rank`; but all where its first block holds all of it, as
+    with LoRA.
     """
 
     shape: tuple[int, int]
@@ -42,7 +43,8 @@ class Factors:
         if square == 0:
             return
         if self.auto:
-            found = followed(vector, self.rank, bits, tolerance=DROPPED, square=square, first=FIRST).least(DROPPED)
+            found = followed(vector, self.rank, bits, tolerance=DROPPED, square=square, first=FIRST)
+            found = found.least(DROPPED) if found.rest else found
         elif self.rank >= 2 * PROBE:
             found = leading(vector, PROBE, bits, square=square)
         else:
@@ -120,4 +122,4 @@ def polar_cost(shape: tuple[int, ...]) -> Cost:
 
 def decomposing_memory(small: int) -> int:
     """Numbers in float32 that fill as much memory as one eigendecomposition of that side, and the rows that are in float64 beside it."""
-    return 14 * small**2 + 4 * PIECE * small
+    return 11 * small**2 + 4 * PIECE * small

@@ -7,7 +7,7 @@ dimensions, embeddings among them; all others are averaged, and α = 1. Departs 
 would be arbitrary: it is left out, but counts in K. Directions that a vector, or all of them together, do not have are left out likewise.
 
 Departs from the paper by default: a task whose leading vectors hold 70 % of its energy gives no more than those, found by a random sketch in
-a few products (`rank: auto`, which was no worse where it was measured: docs/sketches.md). `rank: full` is the paper's.
+a few products; one of low rank, as LoRA's, gives all (`rank: auto`, no worse where it was measured: docs/sketches.md). `rank: full` is the paper's.
 
 Use it for fully fine-tuned models of one base where tasks disturb one another and nothing can be tuned: λ = 1 is meant. With `full` it costs
 one eigendecomposition of the smaller side a task and matrix, and two more of the vectors together.
@@ -75,6 +75,6 @@ class TsvM(Method, StreamReduction):
         d_out, d_in = shape
         entries = d_out * d_in
         build, width = factoring((d_out, d_in), self.rank, tasks)
-        memory = 6 * width * (d_out + d_in) + 3 * entries + factoring_memory(shape, self.rank, width)
+        memory = 4 * width * (d_out + d_in) + 3 * entries + factoring_memory(shape, self.rank, width)
         flops = build + procrustes(shape, width) + 2.0 * width * entries
         return Cost(flops=flops, memory=4 * memory)
