@@ -17,6 +17,7 @@ from commands import folder as folder
 from commands import run
 from thetau.cli.methods import _PARTS
 from thetau.cli.progress import bar as engine_bar
+from thetau.cli.tables import show, table
 from thetau.evaluate import Evaluator
 from thetau.evaluate.grids import search
 from thetau.finetune.progress import bar
@@ -105,6 +106,14 @@ def test_a_reader_may_leave_early() -> None:
         command = f"{sys.executable} -m thetau methods | {reader}"
         done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True, timeout=60, check=False)
         assert done.stderr == ""
+
+
+def test_what_looks_like_markup_in_a_table_is_text(capsys: pytest.CaptureFixture[str]) -> None:
+    made = table("of [/b] :smile:", "[red]a", "n")
+    made.add_row("[/red]", "1")
+    show(made)
+    told = capsys.readouterr().out
+    assert "of [/b]" in told and ":smile:" in told and "[red]a" in told and "[/red]" in told
 
 
 # Progress.

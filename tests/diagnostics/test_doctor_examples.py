@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from thetau.diagnostics.examine import examine
 from thetau.diagnostics.examples import advise, open_examples, with_examples
 from thetau.diagnostics.layers import FEATURES, layers
 from thetau.diagnostics.results import load_result
+from thetau.errors import DataError
 from thetau.evaluate import Evaluator
 from thetau.evaluate.options import Few, Reading, Sample
 from thetau.evaluate.session import Session
@@ -147,6 +149,21 @@ def test_a_model_whose_features_are_not_finite_is_a_note(bench: Bench, tmp_path:
     told = bench.doctor({"good": model, "huge": tmp_path / "huge.safetensors"}, ["animals"], examples=4)
     assert told.tasks[0].loss[1] is None and told.tasks[0].loss[0] is not None
     assert any("huge on animals" in note for note in told.notes)
+
+
+def test_a_base_that_cannot_be_scored_loses_nothing_else(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Evaluator.features
+
+    def features(self: Evaluator, *given: Any, origin: str = "weights") -> torch.Tensor:
+        if origin == "the base":
+            raise DataError("not defined here")
+        return real(self, *given, origin=origin)
+
+    monkeypatch.setattr(Evaluator, "features", features)
+    told = bench.doctor(bench.of("standard"), ["animals"], examples=4)
+    (one,) = told.tasks
+    assert one.base_loss is None and one.loss[0] is not None and one.direction == (None, None)
+    assert "the base on animals: not defined here" in told.notes and told.advice
 
 
 def test_a_causal_model_has_losses_and_scores_alone(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def _tasks(model: str, task: list[str], backbone: Backbone, options: Evaluate, r
     if has_classifier(model, options):
         measured = evaluate_classifier(model, task, options, reading)
         json.write(measured.to_json())
-        Console().print(_table(measured))
+        Console(markup=False, emoji=False).print(_table(measured))
         return
     heads = heads_of(model, options)
     session = Session.open(
@@ -97,7 +97,7 @@ def _tasks(model: str, task: list[str], backbone: Backbone, options: Evaluate, r
     with bar(f"evaluate on {options.split}", total, "tokens") as progress:
         found = evaluate_checkpoint(model, session, options, on_tokens=progress.advance)
     json.write(found.to_json())
-    Console().print(_table(found))
+    Console(markup=False, emoji=False).print(_table(found))
     for line in found.notes:
         Console(soft_wrap=True).print(line, markup=False, highlight=False)
 

@@ -106,8 +106,9 @@ class _Bar:
             self._outer.update(self._row, completed=done, total=total, description=f"{self._what} {self._place}: {text}")
 
     def leave(self) -> None:
-        self._outer = None
-        self._draw()
+        if self._outer is not None:
+            self._outer = None
+            self._draw()
 
 
 @final

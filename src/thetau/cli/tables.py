@@ -27,6 +27,6 @@ def show(made: Table) -> None:
     """On stdout. Figures are never cut: a narrow terminal may wrap the lines, a pipe gets them whole."""
     from rich.console import Console
 
-    console = Console()
+    console = Console(markup=False, emoji=False)  # names are text, whatever they hold
     console.width = max(console.width, console.measure(made, options=console.options.update(max_width=500)).maximum)
     console.print(made)

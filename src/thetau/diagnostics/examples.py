@@ -181,9 +181,13 @@ class _Look:
                 "τJp and the inputs of layers are looked at in encoders; of a causal language model there are loss and score."
             )
         for task in examples.owners:
-            self.start[task] = self._scored(task, examples.weights, "the base")
-            if not self.causal:
-                self.inputs[task] = self._seen(task, examples.weights, "the base")
+            self.start[task], self.inputs[task] = _Figures(), {}
+            try:
+                self.start[task] = self._scored(task, examples.weights, "the base")
+                if not self.causal:
+                    self.inputs[task] = self._seen(task, examples.weights, "the base")
+            except DataError as error:  # a metric that is not defined, no linear layer: what is known already must not be lost
+                self.notes.append(f"the base on {task}: {error}")
 
     def take(self, name: str, vector: Mapping[str, Tensor]) -> None:
         """Measure one model."""

@@ -61,7 +61,7 @@ _ASK = (
 )
 _TOLD: tuple[tuple[Kind, frozenset[str]], ...] = (  # kind ← the fields that it alone has
     ("paradigms", frozenset({"suite", "rows", "seeds", "pretrained"})),
-    ("suite", frozenset({"suite", "rows", "versions"})),
+    ("suite", frozenset({"suite", "rows"})),
     ("doctor", frozenset({"compared", "advice"})),
     ("comparison", frozenset({"parts", "misfits", "only_a"})),
     ("layers", frozenset({"merged", "shares", "rows"})),

@@ -19,6 +19,7 @@ def rich_table(results: SuiteResults) -> Table:
     """The table for a terminal."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption(results), caption_justify="left")
     for number, name in enumerate(header(results)):
@@ -27,11 +28,10 @@ def rich_table(results: SuiteResults) -> Table:
         table.add_column(heading, justify="left" if number == 0 else "right", no_wrap=number > 0, vertical="middle")
     best = best_cells(results)
     for number, row in enumerate(results.rows):
-        texts = cells(row, results)
-        if row.role == "merged":
-            texts = [
-                f"[bold]{text}[/bold]" if column in best and text == best[column] else text for column, text in enumerate(texts)
-            ]
+        texts = [
+            Text(text, style="bold" if row.role == "merged" and best.get(column) == text else "")
+            for column, text in enumerate(cells(row, results))
+        ]
         last_reference = row.role != "merged" and number + 1 < len(results.rows) and results.rows[number + 1].role == "merged"
         table.add_row(*texts, end_section=last_reference)
     return table
