@@ -84,7 +84,8 @@ def block(folder: Path, tensors: Sequence[str] | None) -> Path:
                 noise = torch.Generator().manual_seed(1000 * number + index)
                 decay = torch.arange(1, RANK + 1) ** -0.5
                 left, right = torch.randn(rows, RANK, generator=noise), torch.randn(RANK, columns, generator=noise)
-                tensor += (left * (decay / decay.norm())) @ right * 0.001
+                whole = torch.randn(rows, columns, generator=noise)  # so that no direction is missing, where libraries part
+                tensor += ((left * (decay / decay.norm())) @ right + 0.1 * whole) * 0.001
             made[f"model.encoder.layers.0.{name}.weight"] = tensor
         save_file(made, path)
     return out
