@@ -109,7 +109,7 @@ ROWS: Mapping[str, Row] = {
     "AWD-AdaMerging, 32": row("adamerging", "unlabelled", 32, then=AWD),
     "AdaMerging++, 32": row("adamerging", "unlabelled", 32, then=PLUS),
     "TIES": row("ties"),
-    "TSV-M": row("tsv_m"),
+    "TSV-M": row("tsv_m", rank="full"),  # the paper's
     "RegMean, 32, off-diagonal 0.1": row("regmean", "unlabelled", 32, off_diagonal=0.1),
     "RegMean, 32, off-diagonal 1": row("regmean", "unlabelled", 32, off_diagonal=1.0),
     "RegMean and surgery, 32": Row(method="regmean", fields={}, data="unlabelled", examples=32, surgery=True),
