@@ -39,7 +39,7 @@ from thetau.tasks import Task, load_task
 
 OUT = Path(__file__).parent / "results.json"
 RECIPES = ROOT / "examples" / "recipes"
-ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+ALPHAS = (0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 GAMMAS = (0.25, 0.5, 1.0)
 
 
