@@ -29,10 +29,11 @@ def drawn(content: Content) -> str:
 
 def _head(content: Content) -> list[str]:
     s = content["settings"]
+    whole = any("why" in group for group in content["groups"].values())  # a run of parts leads with nothing
     return [
         "## Which merge of adapters, and why",
         "",
-        *leads.section(leads.adapters(content)),
+        *(leads.section(leads.adapters(content)) if whole else []),
         f"Measured by `{content['command']}` on {len(s['tasks'])} tasks of the text suite ({', '.join(s['tasks'])}) with {s['backbone']}: one "
         f"adapter a task, of rank 8 on every matrix of the blocks. The fine-tunes are smaller than the suite's: {s['steps']} steps of "
         f"{s['batch_size']} examples, texts cut at {s['max_length']} tokens, learning rate {s['lr']:g}; {s['validation']} validation and {s['test']} "

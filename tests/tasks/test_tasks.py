@@ -370,9 +370,9 @@ def test_shipped_suites_are_valid_and_stay_inside_their_limits() -> None:
     assert {"demo", "text"} <= set(shipped_suites())
     for name in shipped_suites():
         suite = load_suite(name)
-        if suite.paradigms:
+        if any(choice.negate for choice in suite.paradigms):
             assert suite.control is not None
-        if name in ("clip8", "glue"):  # of the papers' size
+        if name in ("clip8", "glue", "glue_attention", "glue_lora"):  # of the papers' size
             continue
         assert suite.limits.validation <= 500
         assert suite.limits.test <= 500
