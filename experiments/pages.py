@@ -35,6 +35,7 @@ TABLES = {  # what stands on the page of figures, and the command that writes it
     "kills": "make kills",
     "linearised_step": "python -m experiments.linearised_step.run",
     "memory": "make memory",
+    "peers": "make peers",
     "similarity": "make similarity DATA=…",
     "wudi": "python -m experiments.wudi.run",
 }

@@ -5,8 +5,9 @@
 FusionBench's functions are called on tensors in memory, float32, of one Llama block of the `280m` shapes (K = 4, differences with a falling
 spectrum), and so is `thetau.merge`; loading is not counted on either side. Theirs of WUDI is run for a few of its 300 steps and scaled, as each
 step is the same work; ours is run whole. DOGE-TA, whose steps cannot be lessened there, has two of the block's matrices. Where both do the same
-thing, the results are compared. sd-mecha merges whole files of `--size` by TIES, reading and writing included, and so does `thetau merge`, with
-its start-up. Each row is kept in experiments/peers/results.json as it is made; a second run makes those that `--only` names again.
+thing, the results are compared; Iso-C parts by the few smallest directions of square matrices, which are below rounding and left out here.
+sd-mecha merges whole files of `--size` by TIES, reading and writing included, and so does `thetau merge`, with its start-up.
+Each row is kept in experiments/peers/results.json as it is made; a second run makes those that `--only` names again.
 """
 
 from __future__ import annotations
