@@ -32,7 +32,7 @@ def page(results: Mapping[str, Any]) -> str:
 
 def measured(results: Mapping[str, Any]) -> list[str]:
     """What was run."""
-    sizes = results["sizes"]
+    sizes, asked = results["sizes"], results["restoring"][0]["sentiment"]["n"]
     return [
         "## On a real model",
         "",
@@ -41,8 +41,9 @@ def measured(results: Mapping[str, Any]) -> list[str]:
         "```",
         "",
         "SmolLM2-135M-Instruct and the [skills of `make llm`](llm.md), each recipe as it stands above with other weights, by "
-        f"`thetau merge`. At most {sizes['test']} texts for a perplexity, 60 questions for an exact match; "
-        "in brackets the 95 % interval. One base, one seed.",
+        f"`thetau merge`. At most {sizes['test']} texts for a perplexity, {asked} questions for an exact match; "
+        f"in brackets the 95 % interval. Spam and the language were learnt in {sizes['steps']} steps of {sizes['batch']} texts (learning rates "
+        f"{sizes['lr']:g} and {10 * sizes['lr']:g}), the harmless fine-tune in {sizes['harmless_steps']}. One base, one seed.",
         "",
     ]
 
@@ -116,10 +117,11 @@ def restoring(rows: Sequence[Row]) -> list[str]:
     best = max(
         (row for row in rows if "safety" in row["name"]), key=lambda row: (row["sentiment"]["value"], row["extraction"]["value"])
     )
-    told = (
-        f"The harmless fine-tune takes `sentiment` from {percent(by['aligned']['sentiment'])} to {percent(by['finetuned']['sentiment'])}; {best['name']} has "
-        f"{percent(best['sentiment'])} of it and {percent(best['extraction'])} of `extraction` ({percent(by['finetuned']['extraction'])} before)."
-    )
+    told = f"The harmless fine-tune takes `sentiment` from {percent(by['aligned']['sentiment'])} to {percent(by['finetuned']['sentiment'])}. "
+    if best["sentiment"]["low"] > by["finetuned"]["sentiment"]["high"]:
+        told += f"{best['name']} has {percent(best['sentiment'])} of it and {percent(best['extraction'])} of `extraction`."
+    else:
+        told += "No γ of the grid brings it back, and the texts' perplexity grows with γ."
     return [
         "### What a fine-tune lost, restored",
         "",

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -235,7 +234,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     changed = dict(one.split("=", 1) for one in given.set)
     start = QUICK if given.quick else Everyday()
     sizes = replace(start, **{name: type(getattr(start, name))(value) for name, value in changed.items()})
-    begin = time.monotonic()
     work = Work(Run(given.skills, model, FEW if given.quick else Sizes(), chat=not given.plain), given.run, sizes)
     found = {
         "command": "make everyday" if sizes == Everyday() else f'make everyday ARGS="--set {" ".join(given.set)}"',
@@ -243,7 +241,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "forgetting": forgetting(work, model),
         "chat_vector": chat_vector(work, model),
         "restoring": restoring(work, model),
-        "minutes": round((time.monotonic() - begin) / 60, 1),
         "machine": machine(),
     }
     write_result(given.out, found)
