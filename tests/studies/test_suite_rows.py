@@ -158,3 +158,18 @@ def test_a_mixtures_fields_are_checked_before_the_run(tmp_path: Path) -> None:
     content = {"backbone": "b", "tasks": ["a"], "methods": [{"method": "ties", "wemoe": {"stepps": 3}}]}
     with pytest.raises(RecipeError, match=r"(?s)method 'ties', wemoe: .*unknown key 'stepps'"):
         run_suite(parse_suite(content, "s", "s.yaml"), tmp_path)
+
+
+def test_a_mixture_of_other_models_finds_room(ran: tuple[Path, SuiteResults], tmp_path: Path) -> None:
+    """A run goes on in its folder with other settings of fine-tuning, as without a mixture."""
+    root, _ = ran
+    for steps in (2, 3):
+        content = {
+            "backbone": str(root / "model"),
+            "tasks": list(NAMES),
+            "finetune": {"steps": steps, "batch_size": 8, "lr": 1e-3, "max_length": 24},
+            "evaluation": {"validation": 8, "test": 8, "max_length": 24},
+            "methods": [{"name": "WEMoE", "method": "ties", "wemoe": {"steps": 1, "depth": 0}}],
+        }
+        run_suite(parse_suite(content, "rows", "rows.yaml"), tmp_path / "run", data=root / "data")
+    assert len(list((tmp_path / "run/wemoe").glob("*.safetensors"))) == 2

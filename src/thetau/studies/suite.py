@@ -104,7 +104,7 @@ def run_suite(
         for task in suite.tasks
     }
     if suite.joint:
-        joint_config(configs)
+        joint_config(configs, suite.name)
     built = {choice.name: build_method(choice) for choice in suite.methods}
     for choice in suite.methods:
         _mixture_config(suite, choice)
@@ -136,14 +136,14 @@ def run_suite(
     return results
 
 
-def joint_config(configs: Mapping[str, FinetuneConfig]) -> FinetuneConfig:
+def joint_config(configs: Mapping[str, FinetuneConfig], suite: str) -> FinetuneConfig:
     """Of one model for all tasks, in the paradigm of the first one's own. Raises `RecipeError`: a paradigm that joint training has no form of."""
     first = next(iter(configs.values()))
     paradigm = "mtl" if first.paradigm == "standard" else f"mtl+{first.paradigm}"
     try:
         return replace(first, paradigm=paradigm, steps=sum(one.steps for one in configs.values()))
     except ValueError as error:
-        raise RecipeError([f"`joint`: {error}"], "suite") from error
+        raise RecipeError([f"`joint`: {error}"], f"suite {suite}") from error
 
 
 @final
@@ -248,7 +248,7 @@ class _Run:
 
     def joint(self) -> Row:
         """One model for all tasks, trained on them together for as many steps as they have one by one."""
-        config = joint_config(self.configs)
+        config = joint_config(self.configs, self.suite.name)
         self.advance(0, "train on all tasks jointly")
         self.evaluator.load_base()
         folder = self.out / "finetuned" / "joint" / _settings_key(config)
@@ -341,7 +341,7 @@ class _Run:
         weights = at_scale(self.base, merge_out(vectors, method).state_dict(), 1.0)
         config = _mixture_config(self.suite, choice)
         self.evaluator.load_base()
-        key = hashlib.blake2b(json.dumps([asdict(config), repr(method)]).encode(), digest_size=4).hexdigest()
+        key = Cache.key(self.row_parts(choice, method, tuned))[:8]  # so that models with other settings find room, too
         made = learn_mixture(
             self.evaluator.encoder,
             self.evaluator.tasks,
