@@ -128,7 +128,7 @@ def parse_evidence(given: Sequence[str]) -> dict[str, dict[str, str]]:
     """`kind:task=file` by kind and task.
 
     Raises:
-        RecipeError: all that are not of that form.
+        RecipeError: all that are not of that form, or of a task for the second time.
     """
     found: dict[str, dict[str, str]] = {}
     problems = []
@@ -137,6 +137,8 @@ def parse_evidence(given: Sequence[str]) -> dict[str, dict[str, str]]:
         kind, colon, task = place.partition(":")
         if not (equals and colon and kind and task and path):
             problems.append(f"`--evidence` takes `kind:task=file`, such as `fisher:sst2=sst2.safetensors`. Got {text!r}.")
+        elif task in found.get(kind, {}):
+            problems.append(f"`--evidence {kind}:{task}` is given twice: {found[kind][task]} and {path}. Leave one out.")
         found.setdefault(kind, {})[task] = path
     if problems:
         raise RecipeError(problems, "options")
