@@ -278,7 +278,7 @@ def test_killed_at_any_moment(tmp_path: Path, inputs: list[Path], server: Any) -
     for _ in range(2):  # what the last kill left is finished; the second time there is nothing to do
         assert server(WAIT) == "exit 0"
         assert digests(out) == expected
-    assert partly > kills // 4
+    assert partly, "no run was stopped in its middle"
     figures = {"kills": kills, "finished": finished, "begun_left": partly, "seconds": round(time.monotonic() - begin, 1)}
     if "THETAU_KILLS" in os.environ:  # `make kills`
         result = {"command": "make kills", "runs": [figures | {"outputs_with_other_bits": 0}]}

@@ -23,9 +23,9 @@ def test_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, na
     folder.mkdir()
     monkeypatch.chdir(folder)
     TARGETS[target](CORPUS[target][name], folder)  # warms imports
-    before, begin = anonymous(), time.monotonic()
+    before, begin = anonymous(), time.process_time()
     read = TARGETS[target](CORPUS[target][name], folder)
-    assert time.monotonic() - begin < 20
+    assert time.process_time() - begin < 20, "a small file must not ask for endless work"
     assert anonymous() - before < GROWTH
     assert not (folder / "ran").exists(), "code in a file was run"
     assert read or name != "good", "the good input must be read"

@@ -7,6 +7,7 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import cmaes
@@ -270,8 +271,12 @@ def trials(path: Path | None, *, facts: dict[str, Any] | None = None, sampler: A
 
 def fill(open_trials: Trials, total: int) -> None:
     with open_trials as kept:
-        while (trial := kept.ask(total)) is not None:
-            kept.tell(trial, TrialState.COMPLETE, [trial.params["scale"]])
+        go_on(kept, total)
+
+
+def go_on(kept: Trials, total: int) -> None:
+    while (trial := kept.ask(total)) is not None:
+        kept.tell(trial, TrialState.COMPLETE, [trial.params["scale"]])
 
 
 @pytest.mark.parametrize(
@@ -307,13 +312,25 @@ def test_trials_of_a_process_that_died_do_not_count(tmp_path: Path, name: str) -
 
 
 def test_several_at_once_make_as_many_as_were_asked(tmp_path: Path) -> None:
-    """Each has its own descriptors, and so its own locks, as processes have."""
+    """Each has its own descriptors, and so its own locks, as processes have; the four begin together,
+    so that none makes all before another is there.
+    """
+    together = Barrier(4, timeout=60)
+
+    def work(_: int) -> None:
+        with trials(tmp_path / "t.journal") as mine:
+            first = mine.ask(30)
+            together.wait()
+            assert first is not None
+            mine.tell(first, TrialState.COMPLETE, [first.params["scale"]])
+            go_on(mine, 30)
+
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: fill(trials(tmp_path / "t.journal"), 30), range(4)))
+        list(pool.map(work, range(4)))
     ended = trials(tmp_path / "t.journal").ended()
     assert [one.number for one in ended] == list(range(30))
     assert len({json.dumps(one.params) for one in ended}) == 30
-    assert len({one.user_attrs["worker"] for one in ended}) > 1
+    assert len({one.user_attrs["worker"] for one in ended}) == 4
 
 
 def test_half_a_line_is_nobodys(tmp_path: Path) -> None:
