@@ -11,11 +11,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
-from torch import Tensor, nn
-
+from thetau._lazy import torch
 from thetau.checkpoint import FLOATS, Source, bring_tree, dtype_name, open_source
 from thetau.checkpoint.config import has_config
 from thetau.checkpoint.names import bring_library
@@ -45,11 +43,14 @@ from thetau.vectors import Combination
 from thetau.vectors.combination import require_vector
 from thetau.vectors.identity import identities
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Openable: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | nn.Module"
+
 bring_tree("thetau.models.roles:tree_roles")
 bring_library("thetau.models.meta:library")
 bring_states("thetau.models.gates:prompt_states")
-
-Openable = str | os.PathLike[str] | Mapping[str, Any] | nn.Module
 
 
 class ThetauWarning(UserWarning):
@@ -239,7 +240,7 @@ def outputs(
 def gram(vectors: Sequence[Combination], *, exclude: Sequence[str] = (), engine: Engine | None = None) -> Tensor:
     """Inner products `[len(vectors), len(vectors)]`, float64, in one streaming pass that holds no more than a few such matrices."""
     found = _grams(vectors, Gram(), exclude, engine)
-    assert isinstance(found, Tensor)
+    assert isinstance(found, torch.Tensor)
     return found
 
 

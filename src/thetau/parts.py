@@ -11,12 +11,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from math import prod
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.checkpoint.align import matches
 from thetau.checkpoint.naming import Kind, weighed_left
 from thetau.errors import RecipeError, nearest
@@ -25,6 +22,10 @@ from thetau.fields import PerTask as PerTask
 from thetau.fields import Varying as Varying
 from thetau.fields import check
 from thetau.random import element_bits, stream_keys
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
 
 Access = Literal["block", "stream", "whole"]
 # Of evidence at one tensor: like the tensor, `[d_in, d_in]`, `[d_out, d_out]`, or 0-d.

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
-from jaxtyping import Int
-from torch import Tensor
+from thetau._lazy import torch
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
+    from torch import Tensor
 
 SIGN_FREE = 0x7FFFFFFF
 _M1, _M2 = 0x7FEB352D, 0x846CA68B - (1 << 32)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jaxtyping import Bool, Float
-from torch import Tensor
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
 
 
 def sum_in_order(stack: Float[Tensor, "task *block"]) -> Float[Tensor, "*block"]:

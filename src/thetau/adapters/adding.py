@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from thetau.adapters.factors import Cut, Factors
 from thetau.adapters.reading import Adapter, Module
@@ -18,6 +16,9 @@ from thetau.adapters.writing import Fit, Made
 from thetau.checkpoint.lora.targets import base_name, saved_name
 from thetau.checkpoint.source import Source
 from thetau.errors import AlignmentError, RecipeError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def add(

@@ -20,10 +20,9 @@ Use it for LoRA adapters where nothing can be tuned. With data to tune λ, tune 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.adapters.adding import all_paths, remade, saved, shared_config, summed_bias, together
 from thetau.adapters.factors import Cut, Factors
 from thetau.adapters.reading import Adapter, Module
@@ -31,6 +30,9 @@ from thetau.adapters.writing import Fit, Made
 from thetau.checkpoint.source import Source
 from thetau.errors import RecipeError
 from thetau.linalg.svd import svd
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ROUNDING = 1e-10  # of the largest singular value: what is below it is no direction
 

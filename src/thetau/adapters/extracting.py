@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.adapters.factors import Cut, Factors
 from thetau.adapters.reading import Kind, Module
 from thetau.adapters.streaming import tensors_of
@@ -22,6 +21,9 @@ from thetau.facade import Expression
 from thetau.linalg.svd import truncated_svd
 from thetau.random import element_bits
 from thetau.vectors.combination import require_vector
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def extract(

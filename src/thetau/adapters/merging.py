@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.adapters.adding import all_paths, remade, saved, shared_config, summed_bias, together
 from thetau.adapters.factors import Cut, Factors
 from thetau.adapters.reading import Adapter, Module
@@ -21,6 +20,9 @@ from thetau.errors import RecipeError
 from thetau.facade import Expression
 from thetau.facade import merge as merge_vectors
 from thetau.parts import Method
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def merge(

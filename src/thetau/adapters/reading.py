@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, final
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal, final
 
 from thetau.adapters.factors import Factors
 from thetau.checkpoint.lora import Settings, is_adapter
@@ -17,6 +15,9 @@ from thetau.checkpoint.lora.layout import Layout
 from thetau.checkpoint.lora.layout import Module as Names
 from thetau.checkpoint.lora.source import open_weights, settings_of
 from thetau.errors import AlignmentError, CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Kind = Literal["linear", "conv", "embedding", "experts"]
 UNREAD = {

@@ -15,16 +15,18 @@ began from one A, since it adds A's.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.adapters.adding import all_paths, remade, saved, shared_config, summed_bias, together
 from thetau.adapters.factors import Factors
 from thetau.adapters.reading import Adapter, Module
 from thetau.adapters.writing import Fit, Made
 from thetau.checkpoint.source import Source
 from thetau.errors import AlignmentError, RecipeError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def robust_merge(

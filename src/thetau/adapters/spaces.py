@@ -14,15 +14,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import TYPE_CHECKING, Literal, final
 
-import torch
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.adapters.factors import Cut, Factors
 from thetau.adapters.reading import Adapter, Module
 from thetau.checkpoint.naming import view_of
 from thetau.checkpoint.source import Source, Spec, span
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Space = Literal["product", "core", "knots"]
 ROUNDING = 1e-10  # of the largest singular value: what is below it is no direction

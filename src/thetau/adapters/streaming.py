@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.engine.executor import Engine
 from thetau.engine.save import Output
 from thetau.vectors import Combination
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def tensors_of(

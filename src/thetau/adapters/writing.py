@@ -9,15 +9,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import TYPE_CHECKING, Any, Literal, final
 
-import torch
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.adapters.reading import Module
 from thetau.checkpoint.disk import new_folder, write_bytes, write_tensors
 from thetau.checkpoint.lora import PREFIX
 from thetau.errors import RecipeError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Spelling = Literal["peft", "kohya", "diffusers"]
 SHORT = {"unet": "unet", "transformer": "transformer", "text_encoder": "te", "text_encoder_2": "te2", "text_encoder_3": "te3"}

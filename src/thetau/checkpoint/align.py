@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
-import torch
-
+from thetau._lazy import torch
 from thetau.checkpoint.companions import compared
 from thetau.checkpoint.dtypes import dtype_name
 from thetau.checkpoint.memory import ZERO_3

@@ -11,16 +11,18 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from jaxtyping import Int
-from torch import Tensor
 
+from thetau._lazy import torch
 from thetau.checkpoint.source import Demand, Source, Spec, span
 from thetau.checkpoint.window import Window
 from thetau.errors import AlignmentError
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
+    from torch import Tensor
 
 ZERO = -1  # of `RowMap.origin`: a row of zeros
 MEAN = -2  # a row that is the mean of others

@@ -19,15 +19,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from math import prod
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from thetau._lazy import torch
 from thetau.checkpoint.safetensors import SafetensorsSource
 from thetau.checkpoint.source import Source, Spec, span
 from thetau.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = 1
 FORMS = ("sparse", "low_rank", "quantised")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch
+from thetau._lazy import torch
 
 FROM_SAFETENSORS: dict[str, torch.dtype] = {
     "BOOL": torch.bool,

@@ -14,11 +14,9 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.checkpoint.disk import SIDE_FILES
 from thetau.checkpoint.safetensors import (
     HEADER_LIMIT,
@@ -31,6 +29,9 @@ from thetau.checkpoint.safetensors import (
 )
 from thetau.checkpoint.source import Lack, Source, leaves, span
 from thetau.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FIRST = 1 << 14  # bytes that are asked for first: the header of a file of a few hundred tensors fits
 AT_ONCE = 8  # headers that are asked for side by side

@@ -9,10 +9,9 @@ lowest bit of a byte first. A task's vector is values ⊙ mask · rescaler, in f
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.checkpoint.compressed import (
     FLOATS,
     REMEDY,
@@ -28,6 +27,9 @@ from thetau.checkpoint.safetensors import SafetensorsSource
 from thetau.checkpoint.source import Source, Spec, span
 from thetau.errors import CheckpointError, nearest
 from thetau.sums import masked
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORM = "masked"
 

@@ -10,15 +10,16 @@ import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
+from thetau._lazy import torch
 from thetau.checkpoint.dtypes import FROM_SAFETENSORS, dtype_name
 from thetau.checkpoint.safetensors import home_of, read_weight_map, shard_path
 from thetau.checkpoint.source import Source, Spec, span
 from thetau.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _INNER = ("model_state_dict", "state_dict", "model", "module", "params", "net", "network", "weights", "generator")
 _ASIDE = re.compile(r"optim|sched|scaler|ema|callback|loop|hyper|config|args|rng|random|state_dict_|stat", re.IGNORECASE)
@@ -107,7 +108,7 @@ def from_mapping(tensors: Mapping[Any, Any], label: str) -> MemorySource:
 
 def _check(tensors: Mapping[Any, Any], label: str) -> None:
     for name, value in tensors.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor) or value.layout != torch.strided:
             raise CheckpointError(f"{label}: a state dict maps names to dense tensors. Got {type(value).__name__} at {name!r}.")
         if value.is_meta:
             raise CheckpointError(f"{label}: {name!r} lies on the meta device and has no values. Load the weights first.")
@@ -175,7 +176,7 @@ def _load(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: must hold a state dict. Got {type(content).__name__}.")
     content, said = _weights_in(content, path)
-    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
     other = [str(name) for name in content if name not in tensors]
     notes = (
         *said,
@@ -198,7 +199,7 @@ def _weights_in(content: Mapping[Any, Any], path: Path) -> tuple[Mapping[Any, An
     """
     inner = {str(key): value for key, value in content.items() if _holds_tensors(value)}
     known = next((key for key in _INNER if key in inner), None)
-    if known is None and any(isinstance(value, Tensor) for value in content.values()):
+    if known is None and any(isinstance(value, torch.Tensor) for value in content.values()):
         return content, ()
     models = [key for key in inner if not _ASIDE.search(key)]
     if known is None and len(models) > 1:
@@ -222,6 +223,6 @@ def _weights_in(content: Mapping[Any, Any], path: Path) -> tuple[Mapping[Any, An
 def _holds_tensors(value: Any) -> bool:
     """Whether it is a state dict, or holds one at the next level."""
     return isinstance(value, Mapping) and any(
-        isinstance(one, Tensor) or (isinstance(one, Mapping) and any(isinstance(two, Tensor) for two in one.values()))
+        isinstance(one, torch.Tensor) or (isinstance(one, Mapping) and any(isinstance(two, torch.Tensor) for two in one.values()))
         for one in value.values()
     )

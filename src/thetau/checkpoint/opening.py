@@ -8,10 +8,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
+from thetau._lazy import torch
 from thetau.checkpoint.compressed import expanded
 from thetau.checkpoint.hub import download, key_of, look, open_headers
 from thetau.checkpoint.lora import CONFIG, LoraSource, is_adapter, is_flat, lacks_config
@@ -24,6 +23,9 @@ from thetau.checkpoint.remote import is_url, open_url
 from thetau.checkpoint.safetensors import SafetensorsSource, exists, open_file, open_index
 from thetau.checkpoint.source import Source
 from thetau.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 HUB_PREFIX = "hub:"
 FLAT_FILE = "pytorch_lora_weights.safetensors"  # a pipeline's, by diffusers
@@ -60,7 +62,7 @@ def open_source(
 
 
 def _opened(what: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | Source, base: Over) -> Source:
-    if isinstance(what, nn.Module):
+    if isinstance(what, torch.nn.Module):
         return dequantised(from_module(what))
     if isinstance(what, Mapping):
         return dequantised(from_mapping(what, f"state dict of {len(what)} tensors"))

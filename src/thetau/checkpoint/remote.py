@@ -11,14 +11,15 @@ import shutil
 import tempfile
 import weakref
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.checkpoint.disk import is_side_file
 from thetau.checkpoint.safetensors import HEADER_LIMIT, SafetensorsFile, SafetensorsSource, parse_weight_map
 from thetau.errors import CheckpointError, OutputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 URL = re.compile(r"[a-z][a-z0-9+.-]*://.+|[a-z][a-z0-9+.-]+::.+", re.DOTALL)
 INDEX = "model.safetensors.index.json"

@@ -18,14 +18,15 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.checkpoint.dtypes import FROM_SAFETENSORS, PACKED, UNREAD
 from thetau.checkpoint.source import Source, Spec, span
 from thetau.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KINDS = ("model", "task_vector", "evidence")
 HEADER_LIMIT = 100_000_000  # bytes; the limit of the safetensors library

@@ -8,14 +8,15 @@ import threading
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.checkpoint.disk import failed, sync_data
 from thetau.checkpoint.source import Spec
 from thetau.errors import OutputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CHECK_BYTES = 1 << 20  # read at a time for a checksum
 

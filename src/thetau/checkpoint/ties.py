@@ -14,8 +14,7 @@ from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
-
+from thetau._lazy import torch
 from thetau.checkpoint.arranged import Arranged, Piece
 from thetau.checkpoint.config import has_config, read_config
 from thetau.checkpoint.names import Library, library_of, names_of, unwrapped

@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from thetau.checkpoint.disk import NotConfirmed, Place, copy_side_files, header, remove, sync
 from thetau.checkpoint.journal import Journal
@@ -19,6 +17,9 @@ from thetau.checkpoint.safetensors import SafetensorsFile
 from thetau.checkpoint.slots import Slots, is_begun, make_file
 from thetau.checkpoint.source import Spec
 from thetau.errors import OutputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SHARD_BYTES = 5_000_000_000
 

@@ -9,12 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import TYPE_CHECKING, Any, Literal, final
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.checkpoint import FLOATS, Spec
 from thetau.checkpoint.compressed import layout, nbytes
 from thetau.compression.forms import DTYPES, Dtype, Sparse
@@ -33,6 +30,10 @@ from thetau.transforms.share import Rounding, Sharing, shared
 from thetau.vectors import Combination
 from thetau.vectors.combination import require_vector
 from thetau.vectors.identity import identities
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
 
 ROWS: dict[str, Sharing] = {"localize_stitch": "none", "mask_sharing": "mask", "stitch_twice": "twice"}
 
@@ -210,10 +211,10 @@ class MaskCounts(Statistic):
 
     def add(self, total: Any, stack: Float[Tensor, "task *block"], site: Site, seen: Any) -> Any:
         """A block's counts."""
-        if self.quantile is not None and not isinstance(seen, Tensor):
+        if self.quantile is not None and not isinstance(seen, torch.Tensor):
             return self.quantile.add(total, stack, site, seen)
         state = None
-        if isinstance(seen, Tensor):
+        if isinstance(seen, torch.Tensor):
             state = self.trim.prepare({site.name: seen} if self.per_tensor else seen, site.tasks)
         kept = self.trim.apply(stack, state, site) != 0
         first = [self.clusters.index(number) for number in sorted(set(self.clusters))]
@@ -231,7 +232,7 @@ class MaskCounts(Statistic):
 
     def finish(self, total: Any, seen: Any) -> Any:
         """Of the cuts what they say, then the counts."""
-        if self.quantile is not None and not isinstance(seen, Tensor):
+        if self.quantile is not None and not isinstance(seen, torch.Tensor):
             return self.quantile.finish(total, seen)
         return total
 
@@ -242,7 +243,7 @@ class MaskCounts(Statistic):
 
     def inside(self, seen: Any) -> Inside | None:
         """As for the cuts."""
-        return self.quantile.inside(seen) if self.quantile is not None and not isinstance(seen, Tensor) else None
+        return self.quantile.inside(seen) if self.quantile is not None and not isinstance(seen, torch.Tensor) else None
 
     def from_compiled(self, result: Result, site: Site, seen: Any) -> Counts | Hits:
         """Of the cuts."""

@@ -10,20 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import Protocol, final, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeAlias, final, runtime_checkable
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from thetau._lazy import torch
 from thetau.checkpoint import Spec, dtype_name
 from thetau.checkpoint.compressed import BLOCK, SCALED_ROW, Layout, block_rows, layout
 from thetau.compression.forms import LowRank, Precision
 from thetau.errors import CheckpointError, OutputError
 
-Put = Callable[[str, int, Tensor], None]  # part, first row, rows
-Windows = Iterable[tuple[int, Tensor]]  # first row, rows; those of a 0-d tensor have shape [1]
-Kept = Callable[[str, int, Tensor], Tensor]  # tensor, first row, rows → the same with zeros where nothing is kept
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Put: TypeAlias = "Callable[[str, int, Tensor], None]"  # part, first row, rows
+Windows: TypeAlias = "Iterable[tuple[int, Tensor]]"  # first row, rows; those of a 0-d tensor have shape [1]
+Kept: TypeAlias = "Callable[[str, int, Tensor], Tensor]"  # tensor, first row, rows → the same with zeros where nothing is kept
 
 
 @dataclass(frozen=True)

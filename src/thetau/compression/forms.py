@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal, final
 
-import torch
-
+from thetau._lazy import torch
 from thetau.checkpoint import FLOATS, matches
 from thetau.errors import RecipeError
 from thetau.fields import AtLeast, PerPattern, Within, check

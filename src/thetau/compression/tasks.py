@@ -13,11 +13,9 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
-import torch
-from torch import Tensor, nn
-
+from thetau._lazy import torch
 from thetau.checkpoint import FLOATS, Spec, Writer, dtype_name, open_store
 from thetau.checkpoint.compressed import FORMAT, nbytes, part
 from thetau.checkpoint.disk import check_json
@@ -40,6 +38,9 @@ from thetau.parts import Method
 from thetau.plan import Step
 from thetau.sums import masked
 from thetau.vectors import Combination
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @final

@@ -8,9 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, final
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, final
 
 from thetau.checkpoint import Spec, Writer
 from thetau.checkpoint.compressed import FORMAT, part
@@ -26,6 +24,9 @@ from thetau.plan import Step
 from thetau.transforms import Trim
 from thetau.vectors import Combination
 from thetau.vectors.combination import require_vector
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @final

@@ -9,9 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
-
-from torch import Tensor
+from typing import TYPE_CHECKING, final
 
 from thetau.diagnostics.gaps import Comparison, Gaps, HalfSum, TaskConstants
 from thetau.diagnostics.hessian import MAX_ITERATIONS, TOLERANCE, LossOperator, dot, spectral_norm
@@ -21,6 +19,9 @@ from thetau.errors import DataError
 from thetau.evaluate.evaluator import Evaluator
 from thetau.evaluate.spaces import WeightSpace
 from thetau.pace import each
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @final

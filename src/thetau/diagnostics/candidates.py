@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, final
-
-from jaxtyping import Float
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, final
 
 from thetau.engine.guard import FAR
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 EQUAL = 0.95  # nearest distance over second nearest, above which neither is nearer in any way that counts
 ROUNDING = 1e-6  # of the candidate's norm: what is left between equal weights when a third is subtracted from both

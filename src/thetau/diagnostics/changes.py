@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
-
-import torch
+from typing import TYPE_CHECKING, final
 
 from thetau.checkpoint import Roles, Source, align
 from thetau.diagnostics.results import Result
 from thetau.engine.executor import Engine
 from thetau.facade import Expression, as_vector, grams
 from thetau.vectors.identity import identities
+
+if TYPE_CHECKING:
+    import torch
 
 OUTSIDE = "outside"  # of the blocks
 

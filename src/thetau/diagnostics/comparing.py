@@ -9,10 +9,9 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.checkpoint import Roles, Spec, dtype_name
 from thetau.checkpoint.window import Window
 from thetau.diagnostics.beside import Beside, compare_beside
@@ -29,6 +28,9 @@ from thetau.plan import Step
 from thetau.random import stream
 from thetau.recipes.mergekit.tokens import embedding_rows, is_vocabulary
 from thetau.vectors import Combination
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SHOWN = 10  # rows of a vocabulary that are kept
 WIDE = 64  # bytes an entry of a window: the sides, their differences, and sums in float64

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import mean
-from typing import final
-
-from torch import Tensor
+from typing import TYPE_CHECKING, final
 
 from thetau.diagnostics.interference import cosine_matrix
 from thetau.diagnostics.results import Matrix, Result
 from thetau.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @final

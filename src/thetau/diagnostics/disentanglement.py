@@ -10,16 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import isfinite
-from typing import Literal, final
+from typing import TYPE_CHECKING, Literal, final
 
-import torch
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.diagnostics.results import Matrix, Result
 from thetau.errors import DataError
 from thetau.evaluate.evaluator import Evaluator
 from thetau.evaluate.spaces import Space
 from thetau.pace import counted, doing, each
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GRID = tuple(round(-2 + 4 * i / 14, 12) for i in range(15))
 """The attention-only paper's: 15 values in [−2, 2]."""

@@ -6,11 +6,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.checkpoint import Source
 from thetau.checkpoint.companions import compared as compare_configs
 from thetau.checkpoint.config import config_for
@@ -28,6 +26,9 @@ from thetau.parts import Method
 from thetau.recipes.beside import beside
 from thetau.statistics.gram import cosines
 from thetau.vectors.identity import identities
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TRIED: Mapping[str, tuple[str, Mapping[str, object]]] = {  # method as the result calls it → its name and fields
     "wudi": ("wudi", {"solver": "gradient_flow"}),

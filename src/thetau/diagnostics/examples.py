@@ -14,9 +14,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import final
-
-from torch import Tensor
+from typing import TYPE_CHECKING, final
 
 from thetau.checkpoint.naming import layer_of
 from thetau.diagnostics.advice import CHANCE
@@ -40,6 +38,9 @@ from thetau.pace import doing, each
 from thetau.tasks import load_task
 from thetau.tasks.head import AnyHead
 from thetau.vectors.identity import identities
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ROWS = 64  # positions of each layer that are looked at, about
 NAMED = 3  # pairs that are named in the advice

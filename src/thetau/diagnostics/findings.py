@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-import torch
-
+from thetau._lazy import torch
 from thetau.checkpoint import FLOATS
 from thetau.diagnostics.candidates import Candidates
 from thetau.diagnostics.doctor import Finding, Likeness, Subject

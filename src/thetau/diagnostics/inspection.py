@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
+from thetau._lazy import torch
 from thetau.checkpoint import Roles, dtype_name
 from thetau.diagnostics.candidates import Candidates, judge
 from thetau.engine.executor import Engine

@@ -8,17 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Protocol, final, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, final, runtime_checkable
 
-import torch
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.diagnostics.results import Correlation, Matrix, Result, correlate
 from thetau.errors import DataError
 from thetau.evaluate.means import normalised
 from thetau.evaluate.measures import Measure
 from thetau.evaluate.spaces import Space, TangentSpace
 from thetau.pace import each
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @final

@@ -13,11 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import dist, sqrt
-from typing import Literal, final
+from typing import TYPE_CHECKING, Literal, TypeAlias, final
 
-import torch
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.diagnostics.results import Matrix, Result
 from thetau.errors import DataError
 from thetau.evaluate.evaluator import Evaluator
@@ -26,11 +24,15 @@ from thetau.evaluate.spaces import Space
 from thetau.pace import counted, doing
 from thetau.tasks.inputs import label_tensor
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Vector: TypeAlias = "Mapping[str, Tensor]"
+
 BASE = "base"  # what the base is called on a plane
 ROUNDED = 1e-5  # of a side: how far off the plane rounding to float32 leaves what lies on it
 FLAT = 1e-12  # of the squared lengths: the squared area below which two directions are one
 Point = tuple[float, float]
-Vector = Mapping[str, Tensor]
 
 
 @final

@@ -14,12 +14,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import final
+from typing import TYPE_CHECKING, TypeAlias, final
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.checkpoint.naming import kind_of, layer_of
 from thetau.diagnostics.results import Result
 from thetau.errors import DataError
@@ -31,10 +28,15 @@ from thetau.pace import each
 from thetau.random import stream
 from thetau.tasks.inputs import Inputs
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+Weights: TypeAlias = "Mapping[str, Tensor]"
+
 SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4)  # of a layer's inputs: how many directions of the vector are taken
 BATCH = 16
 FEATURES = "features"  # the last row: what the head reads
-Weights = Mapping[str, Tensor]
 
 
 @final

@@ -14,9 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, final
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, final
 
 from thetau.checkpoint import kind_of
 from thetau.diagnostics.results import Matrix, Result
@@ -26,6 +24,9 @@ from thetau.facade import Expression, grams
 from thetau.parts import Selection
 from thetau.statistics.gram import cosines
 from thetau.transforms.awd_gram import disentangled_gram, solve
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ALPHA, REVERSED = 1e-3, 0.5
 TRIED = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # the paper's range

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
-
-from jaxtyping import Float
-from torch import Tensor
+from typing import TYPE_CHECKING, final
 
 from thetau.linalg.leading import leading
 from thetau.linalg.sketch import Bits
 from thetau.linalg.svd import spectrum
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 SHOWN = 16  # shares that are kept
 WHOLE = 1024  # smaller sides up to this are decomposed whole

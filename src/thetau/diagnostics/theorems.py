@@ -22,13 +22,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import TYPE_CHECKING, final
 
-import torch
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.diagnostics.results import Matrix
 from thetau.statistics.gram import cosines
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GRADIENT = 0.1  # what the gradient may add to the second-order term and still be called negligible
 _BLOCK = 1 << 20

@@ -10,12 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import final
+from typing import TYPE_CHECKING, final
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.checkpoint.naming import Kind
 from thetau.checkpoint.window import Window
 from thetau.diagnostics.spectra import WHOLE, Decomposition, Directions, decomposition, fits, working
@@ -29,6 +26,10 @@ from thetau.parts import Chain, Method, Selection, Site, StreamReduction, as_flo
 from thetau.plan import Step
 from thetau.random import stream
 from thetau.vectors import Combination
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 SIGNS = 64  # signed sums of rows that stand for all rows of a tall matrix
 SAMPLE = 1 << 22  # entries of a tensor that signs and sizes are compared on, at most about

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from math import prod
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.checkpoint import Kind, Roles, Source, Spec, align, check_patterns, kind_of, named
 from thetau.checkpoint.config import has_config, read_config
 from thetau.checkpoint.layouts import Layouts, Reader
@@ -21,6 +20,9 @@ from thetau.errors import AlignmentError, RecipeError, nearest
 from thetau.parts import BASE, SELECTIONS, Chain, Emit, Site, evidence_shape
 from thetau.vectors import Combination
 from thetau.vectors.combination import refuse_evidence
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Evidence = Mapping[str, Mapping[str, Combination]]
 

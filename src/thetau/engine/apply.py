@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.checkpoint.window import Window
 from thetau.engine.aligned import Aligned
 from thetau.engine.executor import Engine
@@ -16,6 +14,9 @@ from thetau.engine.window import blocks
 from thetau.errors import PartError, ThetauError
 from thetau.parts import BlockReduction, Emit, Part, Reduction, Site, State, StreamReduction, WholeReduction
 from thetau.sums import sum_in_order, weighted_sum
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def part_call(part: Part, site: Site, call: Callable[..., Any], *given: Any) -> Any:

@@ -16,8 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import torch
-
+from thetau._lazy import torch
 from thetau.engine.work import Progress, Work, gigabytes
 from thetau.errors import ThetauError
 from thetau.plan import Step

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
+from thetau._lazy import torch
 from thetau.checkpoint import Slots, Source
 from thetau.engine import kernels
 from thetau.engine.aligned import Aligned

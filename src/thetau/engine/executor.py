@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-import torch
-
+from thetau._lazy import torch
 from thetau.engine import cluster
 from thetau.engine.work import Progress, Silent, Work, gigabytes
 from thetau.errors import ThetauError

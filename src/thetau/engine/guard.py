@@ -6,17 +6,18 @@ import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.checkpoint import Source
 from thetau.checkpoint.window import Window
 from thetau.engine.window import Reading
 from thetau.errors import CheckpointError
 from thetau.parts import as_float
 from thetau.vectors import Combination
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SAMPLED = 8  # tensors of which rows are compared
 SAMPLE = 1 << 16  # entries of each

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
+from thetau._lazy import torch
 from thetau.checkpoint import Alignment, Source, Spec, dtype_name
 from thetau.engine.guard import refuse_nonfinite
 from thetau.errors import CheckpointError, OutputError

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from jaxtyping import Float
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from thetau.engine.executor import Engine
 from thetau.engine.merge import Merge
 from thetau.parts import BlockReduction, Chain, Op, Site, Statistic, Transform
 from thetau.vectors import Combination
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from thetau.checkpoint import Slots, Source, Spec
 from thetau.checkpoint.pieces import Piece
@@ -24,6 +22,9 @@ from thetau.engine.window import read_rows, whole_tensor
 from thetau.parts import Chain, EachTask, Emit, State, StreamReduction
 from thetau.plan import TORCH_PACE, Pass
 from thetau.vectors import Combination
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Merge(Source):

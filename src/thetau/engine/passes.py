@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
+from thetau._lazy import torch
 from thetau.checkpoint.window import Window
 from thetau.engine import compiled
 from thetau.engine.aligned import Aligned

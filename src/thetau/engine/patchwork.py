@@ -7,11 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.checkpoint import Alignment, Slots, Source, Spec, align
 from thetau.checkpoint.config import has_config, read_config
 from thetau.checkpoint.source import Demand, computed, leaves
@@ -22,6 +20,9 @@ from thetau.engine.window import Reading, read_rows, straight
 from thetau.errors import AlignmentError
 from thetau.plan import TORCH_PACE
 from thetau.vectors import Combination
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 
-import torch
-
+from thetau._lazy import torch
 from thetau.engine.executor import Engine
 from thetau.engine.save import Output
 from thetau.plan import Plan

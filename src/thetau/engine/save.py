@@ -8,11 +8,9 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau._version import __version__
 from thetau.checkpoint import Alignment, Slots, Source, Spec, Writer, align, dtype_name
 from thetau.checkpoint.align import STATISTIC
@@ -34,6 +32,9 @@ from thetau.errors import AlignmentError, CheckpointError, OutputError
 from thetau.parts import as_float
 from thetau.plan import TORCH_PACE, Pass, Step
 from thetau.vectors import Combination
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,9 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.checkpoint import Source, dtype_name, open_source
 from thetau.checkpoint.naming import is_variance
 from thetau.checkpoint.safetensors import read_text
@@ -22,6 +20,9 @@ from thetau.engine.work import Call
 from thetau.errors import CheckpointError
 from thetau.plan import Step
 from thetau.vectors import Combination
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

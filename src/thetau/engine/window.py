@@ -7,14 +7,16 @@ how many of those blocks are read from disk at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.checkpoint import Alignment, Source, Spec
 from thetau.checkpoint.window import Window
 from thetau.parts import as_float
 from thetau.vectors import Combination
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BLOCK = 1 << 16  # elements of a block: with a stack of eight in float32, 2 MiB, which a core's cache holds
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import ceil, sqrt
+from typing import TYPE_CHECKING, TypeAlias
 
-import torch
-from torch import Tensor
+from thetau._lazy import torch
 
-Apply = Callable[[Tensor], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Apply: TypeAlias = "Callable[[Tensor], Tensor]"
 
 
 def descend(

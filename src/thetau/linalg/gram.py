@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
+from typing import TYPE_CHECKING
 
+from thetau._lazy import torch
 from thetau.linalg.rounding import MARGIN, eps
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
 
 
 def gram_of(rows: Float[Tensor, "row d_in"]) -> Float[Tensor, "d_in d_in"]:

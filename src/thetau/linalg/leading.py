@@ -10,13 +10,15 @@ A sketch is a function of `bits` and M alone.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.linalg.rounding import MARGIN, eps
 from thetau.linalg.sketch import Bits, signs
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 FIRST = 16  # directions of the first block; the blocks after it double what is there
 BESIDE = 8  # directions that are found beside a given number, and dropped

@@ -16,10 +16,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import sqrt
+from typing import TYPE_CHECKING
 
-import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
+from thetau._lazy import torch
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
 
 MARGIN = 4.0
 PIECE = 64

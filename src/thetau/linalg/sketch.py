@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from thetau._lazy import torch
 
-Bits = Callable[[str, int], Tensor]  # (axis, count): integers in [0, 2³¹), others for another axis
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+Bits: TypeAlias = "Callable[[str, int], Tensor]"  # (axis, count): integers in [0, 2³¹), others for another axis
 
 
 def gaussian(rows: int, columns: int, bits: Bits) -> Float[Tensor, "rows columns"]:

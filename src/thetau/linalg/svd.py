@@ -8,13 +8,16 @@ in float32.
 
 from __future__ import annotations
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from typing import TYPE_CHECKING
 
+from thetau._lazy import torch
 from thetau.linalg.gram import add_upper
 from thetau.linalg.rounding import eps
 from thetau.linalg.sketch import Bits, gaussian
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 OVERSAMPLE, POWERS = 16, 2
 EIGEN = 22.0  # float32 operations a side cubed that an eigendecomposition in float64 takes the time of

@@ -24,18 +24,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import log
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.linalg.svd import svd
 from thetau.methods.fields import Coefficient, Elsewhere, NotNegative, Portion, SplitFused, Tensors
 from thetau.methods.quadratic import Quadratic, Sizes
 from thetau.methods.reductions import Scale
 from thetau.methods.registry import register
 from thetau.parts import Chain, Cost, Method, Selection, Site, StreamReduction
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 TINY = 1e-12  # beside logarithms, in the authors' code
 

@@ -19,18 +19,19 @@ cost is one eigendecomposition in float64 of d_in × d_in a matrix; no data. On 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.methods.fields import Coefficient, Elsewhere, NotNegative, Portion, SplitFused, Tensors
 from thetau.methods.quadratic import Quadratic, Sizes
 from thetau.methods.reductions import Scale
 from thetau.methods.registry import register
 from thetau.parts import Chain, Cost, Method, Selection, Site, StreamReduction
 from thetau.transforms.trim import strongest
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 
 @register("actmat", paper="2026, https://arxiv.org/abs/2604.01329")

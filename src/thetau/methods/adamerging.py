@@ -15,12 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.errors import AlignmentError
 from thetau.methods.fields import Coefficient
 from thetau.methods.reductions import Scale
@@ -28,6 +25,10 @@ from thetau.methods.registry import register
 from thetau.methods.task_arithmetic import TaskArithmetic
 from thetau.parts import BlockReduction, Chain, Form, Method, Selection, Site
 from thetau.sums import weighted_sum
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 KIND = "coefficients"
 

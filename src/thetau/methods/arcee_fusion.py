@@ -14,17 +14,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.methods.fields import NotNegative
 from thetau.methods.registry import register
 from thetau.parts import BlockReduction, Chain, Method, Site
 from thetau.statistics import DerivedQuantile
 from thetau.statistics.quantile import Derived
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 EPSILON = 1e-8  # added to probabilities
 QUARTILES = (0.25, 0.5, 0.75)

@@ -13,12 +13,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil, prod, sqrt
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.linalg.descent import descend
 from thetau.linalg.kronecker import Kronecker, OneSided, Term
 from thetau.linalg.rounding import Spectrum
@@ -29,8 +26,13 @@ from thetau.methods.sketched import Count, sketched_cost, taken, whole
 from thetau.parts import Cost, Site, StreamReduction
 from thetau.random import stream
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+Side: TypeAlias = "tuple[Tensor, Tensor, float]"  # basis, values above the rest, the rest
+
 Kept = int | float | Literal["auto", "full"] | None
-Side = tuple[Tensor, Tensor, float]  # basis, values above the rest, the rest
 TAIL = 1e-5  # a smaller share of ‖τ‖² outside the kept directions is rounding
 EXACT = 1e-5  # tolerances below this, but 0, are worked in float64
 DAMPING = 1e-2

@@ -14,12 +14,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import ceil
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.linalg.svd import truncated_svd
 from thetau.methods.fields import Coefficient, Elsewhere, Rank, SplitFused, Tensors
 from thetau.methods.reductions import Scale
@@ -27,6 +24,10 @@ from thetau.methods.registry import register
 from thetau.methods.spectra import rank_of, truncating
 from thetau.parts import Chain, Cost, Method, Selection, Site, StreamReduction
 from thetau.random import stream
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 
 @dataclass(kw_only=True)

@@ -17,12 +17,9 @@ validation data (the authors: 0.1 to 3). It costs what `tsv_m` costs, and K smal
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.methods.fields import Coefficient, Elsewhere, Rank, SplitFused, Tensors, Within
 from thetau.methods.reductions import DisjointMean, Scale
 from thetau.methods.registry import register
@@ -30,6 +27,10 @@ from thetau.methods.spectra import Factors, begun, factoring, factoring_memory, 
 from thetau.parts import Chain, Cost, Method, Selection, Site, StreamReduction
 from thetau.random import stream
 from thetau.transforms import Elect
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 SHARE = 1e-3  # of the entries of M_i, as the authors have it
 

@@ -20,12 +20,9 @@ holds all task vectors of one matrix, and makes a singular value decomposition a
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.linalg.descent import descend
 from thetau.linalg.rounding import PIECE
 from thetau.linalg.svd import seen, svd, truncated_flops, truncated_svd
@@ -37,6 +34,10 @@ from thetau.random import stream
 from thetau.statistics import MagnitudeQuantile
 from thetau.statistics.gram import row_grams
 from thetau.transforms import Trim
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 
 @register("doge_ta", paper="Wei et al., ICML 2025, https://arxiv.org/abs/2501.01230")

@@ -16,18 +16,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.methods.fields import Coefficient
 from thetau.methods.masks import Masked
 from thetau.methods.reductions import Scale
 from thetau.methods.registry import register
 from thetau.parts import BlockReduction, Chain, Method, Site, Statistic
 from thetau.sums import sum_in_order
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
 
 Zero = Literal["negative", "zero"]
 Rule = Literal["means", "sums", "none"]

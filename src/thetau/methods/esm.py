@@ -21,12 +21,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-import torch
-from jaxtyping import Float
-from torch import Tensor, nn
-
+from thetau._lazy import torch
 from thetau.linalg.rounding import MARGIN, eps
 from thetau.linalg.svd import polar, polar_flops
 from thetau.methods.fields import Coefficient, Elsewhere, NotNegative, SplitFused, Tensors, part_of
@@ -34,6 +31,10 @@ from thetau.methods.moments import check_moments
 from thetau.methods.reductions import Scale
 from thetau.methods.registry import register
 from thetau.parts import Chain, Cost, Form, Method, PostStage, Selection, Site, Statistic, StreamReduction
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 KIND = "gram"
 
@@ -157,7 +158,7 @@ def moves(
         directions = moved @ basis / values.clamp(min=torch.finfo(values.dtype).tiny).sqrt()
     real = values > values[0].clamp(min=0) * MARGIN * d_out * eps(torch.float32)
     pad = count - len(values)
-    return nn.functional.pad(values.where(real, 0), (0, pad)), nn.functional.pad(directions.where(real, 0), (0, pad))
+    return torch.nn.functional.pad(values.where(real, 0), (0, pad)), torch.nn.functional.pad(directions.where(real, 0), (0, pad))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,12 +14,9 @@ those examples once, a file as large as the model for each task, and then two pa
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.errors import AlignmentError
 from thetau.methods.fields import Coefficient, Elsewhere, NotNegative, Tensors, Varies, part_of
 from thetau.methods.reductions import Scale
@@ -27,6 +24,10 @@ from thetau.methods.registry import register
 from thetau.parts import BlockReduction, Chain, Method, Selection, Site, Varying
 from thetau.statistics.evidence import EvidenceSquares
 from thetau.sums import sum_in_order
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 KIND = "fisher"
 

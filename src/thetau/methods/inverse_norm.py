@@ -10,18 +10,19 @@ costs two passes over the inputs, and needs a base.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.methods.fields import Coefficient, Ranked
 from thetau.methods.reductions import Scale
 from thetau.methods.registry import register
 from thetau.parts import BlockReduction, Chain, Method, Op, Site
 from thetau.statistics import SquaredNorms
 from thetau.sums import weighted_sum
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,17 +11,19 @@ vectors of the mean one, which is still taken over all of min(d_out, d_in).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.linalg.svd import decomposed, orthonormal, polar, polar_flops, seen
 from thetau.methods.fields import Coefficient, Elsewhere, Portion, SplitFused, Tensors
 from thetau.methods.reductions import Scale
 from thetau.methods.registry import register
 from thetau.methods.spectra import polar_cost, procrustes
 from thetau.parts import Chain, Cost, Method, Selection, Site, StreamReduction
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 
 @register("iso_c", paper="Marczak et al., ICML 2025, https://arxiv.org/abs/2502.04959")

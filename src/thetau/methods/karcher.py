@@ -15,16 +15,17 @@ Use it to average several models of one ancestor without the loss of length that
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.methods.fields import AtLeast, NotNegative, Origin, Shares
 from thetau.methods.reductions import InSpan
 from thetau.methods.registry import register
 from thetau.parts import Chain, Method, Varying, values_at
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 SHORT = 1e-8  # added to lengths, and the length below which directions cancel: multislerp's
 NOTHING = 1e-8  # weights that add up to less cannot be normalised

@@ -17,12 +17,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.linalg.descent import descend
 from thetau.linalg.kronecker import damped_inverse
 from thetau.methods.fields import AtLeast, Coefficient, Elsewhere, Positive, Tensors, Varies, Within, part_of
@@ -30,6 +27,10 @@ from thetau.methods.moments import check_moments, proportions
 from thetau.methods.reductions import Scale
 from thetau.methods.registry import register
 from thetau.parts import Chain, Cost, Form, Method, Selection, Site, StreamReduction, Varying
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 INPUTS, OUTPUTS = "gram", "gradients"
 

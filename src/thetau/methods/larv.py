@@ -20,12 +20,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import exp, log1p, tanh
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.linalg.rounding import MARGIN, eps
 from thetau.methods.fields import NotNegative, Numbers, Positive
 from thetau.methods.larv_contrast import Contrast, Difference, block_of
@@ -33,6 +30,10 @@ from thetau.methods.over import base_of, followed
 from thetau.methods.registry import register
 from thetau.methods.task_arithmetic import TaskArithmetic
 from thetau.parts import Chain, Cost, Method, Op, PostStage, Site
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 Block = tuple[str, int]
 

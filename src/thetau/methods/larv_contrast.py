@@ -8,13 +8,15 @@ the squared commutator of the larger side is 2 tr(θ₀θ₀ᵀ ΔΔᵀ) − 2 t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.linalg.gram import commutator, effective_rank
 from thetau.parts import Selection, Site, Statistic
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 PIECE = 1 << 22  # entries of a matrix that are widened to float64 at once
 

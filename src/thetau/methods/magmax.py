@@ -11,15 +11,17 @@ and one pass. Tasks with longer vectors win most entries.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.methods.fields import Coefficient
 from thetau.methods.reductions import Scale
 from thetau.methods.registry import register
 from thetau.parts import BlockReduction, Chain, Method, Site
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 
 @register("magmax", paper="Marczak et al., ECCV 2024, https://arxiv.org/abs/2407.06322")

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.fields import AtLeast, Varies, Within
 from thetau.methods.fields import Density
 from thetau.methods.reductions import Sum
 from thetau.parts import Chain, Emit, PostStage, Site, State, Varying
 from thetau.sums import masked
 from thetau.transforms import Elect, Trim
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
 
 PAPER = "Wang et al., ICML 2024, https://arxiv.org/abs/2405.07813"
 Selectivity = Annotated[

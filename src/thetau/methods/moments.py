@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from typing import TYPE_CHECKING
 
+from thetau._lazy import torch
 from thetau.errors import AlignmentError
 from thetau.parts import Site, Varying
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 
 def proportions(site: Site, coefficients: Varying) -> list[float]:

@@ -9,15 +9,16 @@ Use it to take over what two models nearly agree on, and little of what they do 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
-
-from jaxtyping import Float
-from torch import Tensor
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from thetau.methods.fields import Coefficient, Varies, Within
 from thetau.methods.reductions import Scale, Sum
 from thetau.methods.registry import register
 from thetau.parts import Chain, Method, Op, Site, Transform, Varying
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,17 +16,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.methods.fields import Origin, Shares
 from thetau.methods.registry import register
 from thetau.parts import BlockReduction, Chain, Method, Op, Site, Statistic, Varying, values_at
 from thetau.statistics import ColumnProducts, Gram
 from thetau.sums import weighted_sum
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 SHORT = 1e-7  # a shorter vector counts as if it had this length
 EVEN = 1e-6  # weights that add up to less stand for one half each

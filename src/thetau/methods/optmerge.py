@@ -20,12 +20,9 @@ steps, and `full` keeps all task vectors of one matrix in memory, since their me
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.linalg.svd import truncated_flops, truncated_svd
 from thetau.methods.fields import AtLeast, Coefficient, Elsewhere, NotNegative, Rank, SplitFused, Tensors, Within
 from thetau.methods.quadratic import Quadratic, Sizes
@@ -36,6 +33,10 @@ from thetau.methods.spectral_filter import SpectralFilter
 from thetau.parts import Chain, Cost, Method, Selection, Site, StreamReduction
 from thetau.random import stream
 from thetau.sums import sum_in_order
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 MOMENTUM = 0.9
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-
-from jaxtyping import Float
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from thetau.parts import BASE, Chain, Method, PostStage, Site
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 
 def followed(chain: Chain, stage: PostStage) -> Chain:

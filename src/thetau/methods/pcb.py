@@ -17,12 +17,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.fields import Within
 from thetau.methods.fields import Coefficients, Density, Ranked
 from thetau.methods.registry import register
@@ -30,8 +27,13 @@ from thetau.parts import BlockReduction, Chain, Cost, Method, Site, Statistic
 from thetau.statistics.quantile import Bin, kept_count, ranked_counts, ranked_finish
 from thetau.sums import sum_in_order, weighted_sum
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    Bounds = Float[Tensor, "task 2"]
+
 Variant = Literal["products", "sum", "raw"]
-Bounds = Float[Tensor, "task 2"]
 CLIPS = {"products": 1e-2, "sum": 1e-2, "raw": 1e-4}
 
 

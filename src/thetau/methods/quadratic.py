@@ -19,15 +19,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import sqrt
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.linalg.gram import gram_of
 from thetau.linalg.rounding import MARGIN, Spectrum, eps, settled
 from thetau.parts import Cost
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 Start = Literal["sum", "mean", "zero"]
 PAPER_RMS = 2.4e-4  # rms of the entries of WUDI's task vectors (CLIP ViT-B/32, eight tasks)

@@ -12,18 +12,20 @@ Use it where task vectors are sparse, so that a plain mean would only make each 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
+from thetau._lazy import torch
 from thetau.methods.fields import Coefficient, NotNegative
 from thetau.methods.reductions import DisjointMean, Scale
 from thetau.methods.registry import register
 from thetau.parts import Chain, Method, Op, Site, Transform
 from thetau.statistics import OverlapCounts
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 PAPER = "Yuan et al. 2026, https://arxiv.org/abs/2601.13572"
 Least = Annotated[NotNegative, "ε; entries of at most this magnitude count as unchanged."]

@@ -6,15 +6,16 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum
-from typing import ClassVar
-
-from jaxtyping import Float
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from thetau.errors import RecipeError
 from thetau.parts import BlockReduction, Op, PerTask, PostStage, Site, Varying
 from thetau.statistics import Gram
 from thetau.sums import sum_in_order, weighted_sum
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 NOTHING = 1e-8  # weights whose sum is smaller are not divided by it
 

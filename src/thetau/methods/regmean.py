@@ -17,18 +17,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import sqrt
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.linalg.rounding import MARGIN, eps
 from thetau.methods.fields import Coefficient, Elsewhere, Tensors, Varies, Within, part_of
 from thetau.methods.moments import check_moments, proportions
 from thetau.methods.reductions import Scale
 from thetau.methods.registry import register
 from thetau.parts import Chain, Cost, Form, Method, Selection, Site, StreamReduction, Varying
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 KIND = "gram"
 

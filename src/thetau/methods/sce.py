@@ -15,12 +15,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.methods.fields import Coefficient, NotNegative, Within
 from thetau.methods.reductions import Scale
 from thetau.methods.registry import register
@@ -29,6 +26,10 @@ from thetau.statistics import DerivedQuantile, SquaredNorms
 from thetau.statistics.quantile import Derived
 from thetau.sums import sum_in_order, weighted_sum
 from thetau.transforms import Elect
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 LEAST = 1e-6  # weights of what agrees that add up to less are divided by it
 

@@ -9,16 +9,17 @@ can hold at a profit.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
-
-from jaxtyping import Float
-from torch import Tensor
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from thetau.linalg.leading import FIRST, Leading, followed, leading, leading_flops
 from thetau.linalg.sketch import Bits
 from thetau.methods.fields import Directions
 from thetau.methods.quadratic import Quadratic
 from thetau.parts import Cost
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 TOLERANCE = 0.2  # of ‖τ‖² may lie outside the directions of `auto`; measured, see docs/sketches.md
 SMALLEST = 256  # a smaller side is decomposed whole sooner than it is sketched

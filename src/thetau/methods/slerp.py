@@ -11,15 +11,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import acos, sin, sqrt
-from typing import Annotated, ClassVar
-
-from jaxtyping import Float
-from torch import Tensor
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from thetau.methods.fields import Varies
 from thetau.methods.reductions import InSpan
 from thetau.methods.registry import register
 from thetau.parts import Chain, Method, Varying, value_at
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 STRAIGHT = 0.9995
 SHORT = 1e-8

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.linalg.leading import energy, followed, leading, leading_flops
 from thetau.linalg.sketch import Bits
 from thetau.linalg.svd import PIECE, orthonormal, polar_flops, seen, truncated_flops, truncated_svd
 from thetau.methods.sketched import EXPECTED, SMALLEST
 from thetau.parts import Cost
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 DROPPED = 0.3  # of a task's energy may go with `auto`; measured, see docs/sketches.md
 FIRST = 48  # directions of the first block with `auto`: fewer passes over a matrix than by small blocks, and mostly enough

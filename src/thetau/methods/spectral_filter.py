@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil, sqrt
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.linalg.rounding import Spectrum, eps
 from thetau.methods.fields import AtLeast, NotNegative, Portion, Positive, Within
 from thetau.methods.quadratic import Quadratic
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 LANDWEBER = 0.9  # the step in units of 1 / largest eigenvalue
 Rule = Literal["share", "variance", "participation_sqrt", "participation", "entropy", "stable_rank", "gavish_donoho"]

@@ -12,12 +12,9 @@ task and matrix, a cheap one where `rank` is given, and memory for one matrix, w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.linalg.sketch import Bits
 from thetau.linalg.svd import polar_flops, spectrum, truncated_svd
 from thetau.methods.fields import Coefficient, Elsewhere, Portion, Rank, SplitFused, Tensors
@@ -26,6 +23,10 @@ from thetau.methods.registry import register
 from thetau.methods.spectra import rank_of, truncating
 from thetau.parts import Chain, Cost, Method, Selection, Site, StreamReduction
 from thetau.random import stream
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 
 @dataclass(kw_only=True)

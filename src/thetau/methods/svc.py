@@ -19,12 +19,9 @@ eigendecomposition of the smaller side in float64 and K products a matrix, and n
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.linalg.rounding import MARGIN, eps
 from thetau.linalg.svd import decomposed, polar_flops
 from thetau.methods.fields import Within
@@ -32,6 +29,10 @@ from thetau.methods.over import base_of, followed, without_base
 from thetau.methods.registry import register
 from thetau.methods.task_arithmetic import TaskArithmetic
 from thetau.parts import Access, Chain, Cost, Method, PostStage, Selection, Site
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 
 @register("svc", paper="Li et al., ICML 2026, https://arxiv.org/abs/2602.05536")

@@ -11,10 +11,7 @@ Use it to keep many fine-tuned models in little more than the room of two, when 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
-
-from jaxtyping import Bool, Float
-from torch import Tensor
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from thetau.methods.fields import Cancelled, Coefficient
 from thetau.methods.masks import PAPER, Masked, Selectivity, TrimTo, signed_sum, tall_mask
@@ -22,6 +19,10 @@ from thetau.methods.nested import over_whole_vectors
 from thetau.methods.reductions import Scale, Sum
 from thetau.methods.registry import register
 from thetau.parts import Chain, Method, Site, Varying
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,18 +16,19 @@ one eigendecomposition of the smaller side a task and matrix, and two more of th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.methods.fields import Coefficient, Elsewhere, Rank, SplitFused, Tensors
 from thetau.methods.reductions import Scale
 from thetau.methods.registry import register
 from thetau.methods.spectra import Factors, begun, factoring, factoring_memory, procrustes
 from thetau.parts import Chain, Cost, Method, Selection, Site, StreamReduction
 from thetau.random import stream
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 
 @register("tsv_m", paper="Gargiulo et al., CVPR 2025, https://arxiv.org/abs/2412.00081")

@@ -15,10 +15,7 @@ router: `thetau.outputs` gives them. It needs no data; `svd` decomposes every ma
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar, Literal
-
-from jaxtyping import Float
-from torch import Tensor
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from thetau.methods.fields import Portion
 from thetau.methods.nested import over_whole_vectors
@@ -27,6 +24,10 @@ from thetau.methods.task_arithmetic import TaskArithmetic
 from thetau.parts import Chain, Cost, Emit, Method, Site, State, Statistic
 from thetau.statistics import MagnitudeQuantile
 from thetau.transforms import Drop, Trim, Truncate
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 Piece = Literal["model", "exclusive"]
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.linalg.sketch import gaussian
 from thetau.methods.fields import part_of
 from thetau.methods.quadratic import Quadratic, Sizes, Start, row_squares
@@ -17,6 +14,10 @@ from thetau.methods.sketched import Count, Tail, sketched_cost, taken, whole
 from thetau.methods.spectral_filter import Filter, Rule, SpectralFilter
 from thetau.parts import Cost, Site, StreamReduction
 from thetau.random import stream
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 Solver = Literal["adam", "closed_form", "gradient_flow"]
 SOLVERS: tuple[Solver, ...] = ("adam", "closed_form", "gradient_flow")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.engine.kernels import Result
 from thetau.parts import Site, Statistic
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)

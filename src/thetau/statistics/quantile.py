@@ -14,17 +14,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, floor, prod
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
+from thetau._lazy import torch
 from thetau.engine.kernels import Inside, Result
 from thetau.engine.window import BLOCK
 from thetau.fields import each_number
 from thetau.parts import Site, Statistic, Varying
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
 
 BINS = 1 << 15
 FINE = 1 << 16
@@ -122,7 +124,7 @@ class MagnitudeQuantile(Statistic):
 
     def done(self, seen: object) -> bool:
         """Whether they are magnitudes."""
-        return isinstance(seen, Tensor)
+        return isinstance(seen, torch.Tensor)
 
     def _ranks(self, shares: Sequence[tuple[float, float]], sizes: Sequence[int]) -> Int[Tensor, "task cut"]:
         """Of the smallest and the largest kept entry, from the top; where no outliers go, the largest is that of all: nothing to look for."""

@@ -6,12 +6,14 @@ The authors' TIES code gives an entry whose kept deltas cancel exactly the sign 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from jaxtyping import Float
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from thetau.parts import Site, Statistic
 from thetau.sums import sum_in_order
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,15 +14,18 @@ no δ changes a cosine, and δ is 0.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
 
+from thetau._lazy import torch
 from thetau.linalg.gram import span
 from thetau.linalg.threads import one_thread
 from thetau.statistics.gram import cosines
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
 
 Array = np.ndarray
 SHARES = (0.3, 0.6, 1.0)  # of the mean vector, from which the search starts

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.parts import Cost, Op, Site, Transform
 from thetau.statistics import Collect, Gram
 from thetau.statistics.gram import row_grams
 from thetau.sums import weighted_sum
 from thetau.transforms.awd_adam import FullDelta, full_dimension
 from thetau.transforms.awd_gram import Disentangled, solve, solve_batch
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ class Disentangle(Transform):
             return full_dimension(result, alpha=self.alpha, scope=self.scope, reverse=self.reverse, steps=self.steps, lr=self.lr)
         if isinstance(result, dict):
             return {name: solve(gram, self.alpha, reverse=self.reverse) for name, gram in result.items()}
-        return solve(result, self.alpha, reverse=self.reverse) if isinstance(result, Tensor) else None
+        return solve(result, self.alpha, reverse=self.reverse) if isinstance(result, torch.Tensor) else None
 
     def solving(self, tasks: int, elements: Sequence[int]) -> Cost:
         """Adam in full dimension goes over all vectors in every step, and holds them, their copy and two gradients at once."""

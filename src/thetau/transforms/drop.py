@@ -6,12 +6,14 @@ DARE, Yu et al., ICML 2024, <https://arxiv.org/abs/2311.03099>. Which entries go
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.parts import Op, Site, Transform, Varying
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,14 +6,15 @@ The second step of TIES-Merging, Yadav et al., NeurIPS 2023, <https://arxiv.org/
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
-
-from jaxtyping import Float
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from thetau.parts import Op, Site, Transform
 from thetau.statistics import SignTotals
 from thetau.sums import sum_in_order
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)

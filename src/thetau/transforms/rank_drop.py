@@ -12,15 +12,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
+from thetau._lazy import torch
 from thetau.engine.window import BLOCK
 from thetau.parts import Op, Site, Transform, Varying
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 LONGEST = 1 << 18  # entries of a row in the compiled loop
 INDEXED = 1 << 31  # elements of a tensor there: more would need other random keys in the middle of a run

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.parts import Cost, Op, Site, Transform
 from thetau.statistics import MaskedSums
 from thetau.statistics.masking import Masked
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 LEAST = 1e-7  # a sum of magnitudes below it is not divided by
 

@@ -19,16 +19,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.parts import BlockReduction, PerTask, Site, Transform
 from thetau.statistics import MagnitudeQuantile
 from thetau.sums import sum_in_order
 from thetau.transforms.trim import Trim
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
 
 Sharing = Literal["none", "mask", "twice"]
 Rounding = Literal["half_up", "half_even"]

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.parts import Op, Site, Transform
 from thetau.statistics import Gram
 from thetau.statistics.gram import cosines
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 SHORT = 1e-6  # the product of two lengths, without the clamp
 POLE = 1e-6  # how near to 0 the formula's divisor may come, without the clamp

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from jaxtyping import Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.fields import each_number
 from thetau.parts import Op, Site, Transform, Varying
 from thetau.statistics import MagnitudeQuantile
 from thetau.statistics.quantile import Count, kept_count
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 Band = tuple[float, float]
 Cuts = Mapping[str, Band] | Mapping[str, Mapping[str, Band]]
@@ -50,7 +52,7 @@ class Trim(Transform):
         """Smallest and largest kept magnitude by task, in each tensor where the scope is one tensor."""
         if isinstance(result, dict):
             return {name: dict(zip(tasks, map(tuple, cuts.tolist()), strict=True)) for name, cuts in result.items()}
-        return dict(zip(tasks, map(tuple, result.tolist()), strict=True)) if isinstance(result, Tensor) else None
+        return dict(zip(tasks, map(tuple, result.tolist()), strict=True)) if isinstance(result, torch.Tensor) else None
 
     def compiles(self, site: Site) -> bool:
         """At any tensor."""

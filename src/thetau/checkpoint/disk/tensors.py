@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.checkpoint.disk.files import replacing
 from thetau.checkpoint.dtypes import TO_SAFETENSORS
 from thetau.errors import OutputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

@@ -14,11 +14,9 @@ from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.checkpoint.lora.changes import Addition, Bias, Change, Hadamard, Kronecker, Overlay, Product, Rows, Scaling
 from thetau.checkpoint.lora.config import Settings, is_adapter, read_settings
 from thetau.checkpoint.lora.layout import Layout, Module, flat_layout, layout_renamed, peft_layout
@@ -29,6 +27,9 @@ from thetau.checkpoint.safetensors import open_file
 from thetau.checkpoint.source import Source, span
 from thetau.checkpoint.ties import Ties, spread
 from thetau.errors import AlignmentError, CheckpointError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BLOCK = 1 << 16  # elements that are multiplied at once, always the same ones, so that no way of reading changes a bit
 

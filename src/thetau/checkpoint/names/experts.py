@@ -11,12 +11,14 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.checkpoint.source import Demand, Source, Spec, span
 from thetau.errors import AlignmentError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _SINGLE = re.compile(r"^(.*(?:^|\.)experts)\.(\d+)\.(w1|w2|w3|gate_proj|up_proj|down_proj)(?:\.weight)?$")
 _FUSED = re.compile(r"^(.*(?:^|\.)experts)\.(gate_up_proj|down_proj)(?:\.weight)?$")

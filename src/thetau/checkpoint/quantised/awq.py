@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.checkpoint.quantised.form import Form, Said, Weight, check_shape, damaged, part
 from thetau.checkpoint.quantised.reading import columns
 from thetau.checkpoint.source import Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 PACK = 8

@@ -11,14 +11,15 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.checkpoint.quantised.form import Form, Said, Weight, check_shape, damaged, part
 from thetau.checkpoint.quantised.reading import nibbles
 from thetau.checkpoint.source import Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 UNIT = 7.874015718698502e-3  # 1/127, as bitsandbytes writes it
 STATE = ".quant_state.bitsandbytes__"

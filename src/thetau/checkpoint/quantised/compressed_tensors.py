@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.checkpoint.quantised.form import Form, Said, Weight, check_index, check_shape, damaged, part
 from thetau.checkpoint.quantised.fp8 import group_weights
 from thetau.checkpoint.quantised.reading import from_words
 from thetau.checkpoint.quantised.scaled import Block, Scaled, block_of
 from thetau.checkpoint.source import Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BITS = (2, 4, 8)
 

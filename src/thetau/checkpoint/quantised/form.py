@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from thetau.checkpoint.source import Source
 from thetau.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)

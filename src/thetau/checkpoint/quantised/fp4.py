@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.checkpoint.dtypes import EXPONENTS, PACKED
 from thetau.checkpoint.quantised.form import Form, Said, Weight, check_shape, damaged, part
 from thetau.checkpoint.quantised.fp8 import scale_names
 from thetau.checkpoint.quantised.reading import E2M1, exponents, nibbles
 from thetau.checkpoint.source import Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MX_GROUP, NV_GROUP = 32, 16
 STEP = 1 << 16  # bytes of codes that are unpacked at once

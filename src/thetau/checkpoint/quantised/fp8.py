@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
-
+from thetau._lazy import torch
 from thetau.checkpoint.dtypes import EXPONENTS
 from thetau.checkpoint.quantised.form import Form, Said, damaged
 from thetau.checkpoint.quantised.scaled import Block, Scaled, block_of

@@ -14,17 +14,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from thetau._lazy import torch
 from thetau.checkpoint.dtypes import dtype_name
 from thetau.checkpoint.quantised.said import plain_files
 from thetau.checkpoint.safetensors import SafetensorsFile, home_of
 from thetau.checkpoint.source import Demand, Source, Spec, span
 from thetau.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 INSIDE = {

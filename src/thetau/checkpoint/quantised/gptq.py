@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.checkpoint.quantised.form import Form, Said, Weight, check_index, check_shape, damaged, part
 from thetau.checkpoint.quantised.reading import columns, from_words
 from thetau.checkpoint.source import Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BITS = (2, 3, 4, 8)
 FORMATS = {"gptq": True, "gptq_v2": False}  # whether zero points are stored less 1

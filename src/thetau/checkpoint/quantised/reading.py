@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.checkpoint.source import Source
 from thetau.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WHOLE_ROW = 4096  # bytes of a row up to which all of it is read rather than a piece of it
 BLOCK = 1 << 20  # bytes that are read at once where whole rows are

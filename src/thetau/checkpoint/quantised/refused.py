@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 
-import torch
-
+from thetau._lazy import torch
 from thetau.checkpoint.dtypes import PACKED, SCALED
 from thetau.checkpoint.quantised.form import Said
 from thetau.checkpoint.source import Source, Spec

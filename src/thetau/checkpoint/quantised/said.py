@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from thetau._lazy import torch
 from thetau.checkpoint.config import FILE, has_config, read_config
 from thetau.checkpoint.dtypes import FLOATS
 from thetau.checkpoint.quantised.form import Said

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.checkpoint.dtypes import dtype_name
 from thetau.checkpoint.quantised.form import Said, Weight
 from thetau.checkpoint.quantised.said import plain_files
 from thetau.checkpoint.source import Demand, Lack, Source, Spec, span
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CHUNK = 1 << 20  # elements that are dequantised at once
 BYTES = 32  # of memory that an element takes meanwhile: its code, its scale and its zero point, widened

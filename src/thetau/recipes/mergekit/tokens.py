@@ -19,10 +19,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Int
 
 from thetau.checkpoint.arranged import MEAN, ZERO, Piece, RowMap
 from thetau.checkpoint.config import has_config, read_config
@@ -42,6 +41,9 @@ from thetau.recipes.mergekit.tokenizer import (
     with_template,
     written,
 )
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
 
 UNION, BASE = "union", "base"
 

@@ -9,8 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, final
 
-import torch
-
+from thetau._lazy import torch
 from thetau.checkpoint import FLOATS, Source, Spec, dtype_name, layer_of
 from thetau.checkpoint.arranged import Arranged, Piece
 from thetau.checkpoint.config import config_for

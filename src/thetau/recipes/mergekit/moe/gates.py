@@ -9,12 +9,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from thetau._lazy import torch
 from thetau.checkpoint import Source, Spec
 from thetau.checkpoint.source import Demand, span
 from thetau.errors import CheckpointError
@@ -22,9 +19,14 @@ from thetau.linalg.sketch import gaussian
 from thetau.plan import Pass, Step
 from thetau.random import element_bits
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+States: TypeAlias = "Callable[[Source, Sequence[str], View], Tensor]"  # → [prompt, layer, hidden]
+
 Prompts = tuple[tuple[str, ...], tuple[str, ...]]  # positive, negative
 View = Literal["last", "mean", "embedding"]
-States = Callable[[Source, Sequence[str], View], Tensor]  # → [prompt, layer, hidden]
 
 VIEWS: Mapping[str, View] = {"hidden": "last", "hidden_last": "last", "hidden_avg": "mean", "cheap_embed": "embedding"}
 PARALLEL = 12 / 13  # cosine from which on two gates are hardly two: mergekit's condition number of 5
