@@ -1,7 +1,7 @@
 """The shapes that thetau's annotations give, checked in every test: jaxtyping with beartype, an int where a float is asked as in PEP 484.
 
 Only functions and dataclasses that say a shape are checked; mypy has the rest. What is made inside another function stays as it is:
-it would be compiled again each time that one runs.
+it would be compiled again each time that one runs. What a module imports of torch and jaxtyping for its annotations alone is imported here.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class _Loader(SourceFileLoader):
     def get_code(self, fullname: str) -> CodeType:
         """From the source each time: a file of byte code would serve runs that are not checked."""
         tree = ast.parse(self.get_data(self.path), self.path)
+        tree.body = [line for node in tree.body for line in (node, *_annotated(node))]
         _Decorator(_words(tree)).visit(tree)
         return compile(ast.fix_missing_locations(tree), self.path, "exec", dont_inherit=True)
 
@@ -67,6 +68,17 @@ class _Decorator(ast.NodeVisitor):
         if node.decorator_list and any(_mentions(field, self._words) for field in fields):
             node.decorator_list.insert(0, _decorator(node))
         self.generic_visit(node)
+
+
+def _annotated(node: ast.stmt) -> list[ast.stmt]:
+    """What a block for the type checker says of tensors and shapes."""
+    if not (isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"):
+        return []
+    return [
+        line
+        for line in node.body
+        if isinstance(line, ast.Assign) or (isinstance(line, ast.ImportFrom) and line.module in ("jaxtyping", "torch"))
+    ]
 
 
 def _words(tree: ast.Module) -> set[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 
@@ -18,16 +20,24 @@ def lazy(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], 
     return load, lambda: sorted(homes)
 
 
-class _Torch:
-    """Stands for `torch`, which is imported when something of it is first asked for: that takes a second, and headers need none of it."""
+class _Late:
+    """Stands for a module that is imported when something of it is first asked for; our modules then hold it in place of this."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
 
     def __getattr__(self, name: str) -> Any:
-        import torch
+        module = import_module(self._name)
+        for known, ours in sys.modules.copy().items():
+            if known.startswith("thetau.") and isinstance(ours, ModuleType):
+                for word in [word for word, value in vars(ours).copy().items() if value is self]:
+                    setattr(ours, word, module)
+        return getattr(module, name)
 
-        return getattr(torch, name)
 
-
+# Torch takes a second or two to import, and what is known from headers needs none of it.
 if TYPE_CHECKING:
+    import numpy as numpy
     import torch as torch
 else:
-    torch = _Torch()
+    numpy, torch = _Late("numpy"), _Late("torch")

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from thetau._lazy import torch
-from thetau.checkpoint import FLOATS, Source, bring_tree, dtype_name, open_source
+from thetau.checkpoint import FLOATS, Dtype, Source, bring_tree, open_source
 from thetau.checkpoint.config import has_config
 from thetau.checkpoint.names import bring_library
 from thetau.checkpoint.remote import check_free, is_url, upload
@@ -380,7 +380,7 @@ def _base(base: Combination | Openable | None) -> Source | None:
     return open_source(base)
 
 
-def dtype_of(dtype: str | torch.dtype | None) -> torch.dtype | None:
+def dtype_of(dtype: str | torch.dtype | None) -> Dtype | None:
     """A floating-point dtype by its name, as recipes spell it.
 
     Raises:
@@ -388,7 +388,7 @@ def dtype_of(dtype: str | torch.dtype | None) -> torch.dtype | None:
     """
     if dtype is None:
         return None
-    found = FLOATS.get(dtype_name(dtype) if isinstance(dtype, torch.dtype) else dtype)
+    found = FLOATS.get(dtype if isinstance(dtype, str) else dtype_name(dtype))
     if found is None:
         raise RecipeError([f"unknown dtype {str(dtype)!r}. Known: {', '.join(FLOATS)}."], "dtype")
     return found

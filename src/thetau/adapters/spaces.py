@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal, final
 from thetau._lazy import torch
 from thetau.adapters.factors import Cut, Factors
 from thetau.adapters.reading import Adapter, Module
+from thetau.checkpoint.dtypes import Dtype
 from thetau.checkpoint.naming import view_of
 from thetau.checkpoint.source import Source, Spec, span
 
@@ -125,7 +126,7 @@ class Products(Source):
                 self._places[name] = (path, copy)
                 shape = (d_out, *module.inputs)
                 shape = (shape[1], shape[0]) if turned(module, name, shape) else shape
-                specs[name] = Spec(name=name, shape=shape, dtype=torch.float32, file=adapter.label)
+                specs[name] = Spec(name=name, shape=shape, dtype=Dtype.F32, file=adapter.label)
         self.specs = specs
 
     def fingerprint(self) -> str:

@@ -6,7 +6,7 @@ Zeng et al. 2025, <https://arxiv.org/abs/2502.01015>, Algorithm 1, lines 1 to 3 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from thetau.bases.cluster import Groups, Similarity
 from thetau.checkpoint import Source
@@ -20,7 +20,7 @@ from thetau.vectors.combination import Combination, require_vector
 from thetau.vectors.identity import identities
 
 Space = Literal["weights", "tangent"]
-Evidence = Mapping[str, Mapping[str, Openable | Combination]]
+Evidence: TypeAlias = "Mapping[str, Mapping[str, Openable | Combination]]"
 
 
 def named_vectors(vectors: Sequence[Expression], names: Sequence[str] | None = None) -> dict[str, Expression]:

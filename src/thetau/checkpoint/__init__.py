@@ -6,6 +6,7 @@ from thetau.checkpoint.align import check_patterns as check_patterns
 from thetau.checkpoint.align import matches as matches
 from thetau.checkpoint.align import named as named
 from thetau.checkpoint.dtypes import FLOATS as FLOATS
+from thetau.checkpoint.dtypes import Dtype as Dtype
 from thetau.checkpoint.dtypes import dtype_name as dtype_name
 from thetau.checkpoint.naming import Kind as Kind
 from thetau.checkpoint.naming import View as View

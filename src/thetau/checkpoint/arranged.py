@@ -13,9 +13,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from thetau._lazy import numpy as np
 from thetau._lazy import torch
+from thetau.checkpoint.dtypes import Dtype
 from thetau.checkpoint.source import Demand, Source, Spec, span
 from thetau.checkpoint.window import Window
 from thetau.errors import AlignmentError
@@ -81,14 +81,14 @@ class Piece:
         return own if self.rows is None else (len(self.rows), *own[1:])
 
     @property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> Dtype:
         """The widest of its tensors', so that no row is rounded."""
         dtypes = [source.specs[name].dtype for source, name in self.places]
         found = dtypes[0]
         for dtype in dtypes[1:]:
-            found = torch.promote_types(found, dtype)
+            found = found.wider(dtype)
         mixed = self.rows is not None and (self.rows.means or self.rows.padding is not None)
-        return torch.promote_types(found, torch.float32) if mixed else found
+        return found.wider(Dtype.F32) if mixed else found
 
 
 class Arranged(Source):
@@ -203,7 +203,7 @@ class Arranged(Source):
         return Demand(self.specs[name].nbytes, max(one.memory for one in inner), sum(one.flops for one in inner), "torch")
 
     def _gathered(self, piece: Piece, rows: RowMap, spec: Spec, start: int, stop: int) -> Tensor:
-        out = torch.zeros((stop - start, *spec.shape[1:]), dtype=spec.dtype)
+        out = torch.zeros((stop - start, *spec.shape[1:]), dtype=spec.dtype.torch)
         origin, row = rows.origin[start:stop], rows.row[start:stop]
         for index, (source, theirs) in enumerate(piece.places):
             _take(source, theirs, row, np.flatnonzero(origin == index), out)
@@ -211,7 +211,7 @@ class Arranged(Source):
             parts = rows.means[start + int(at)]
             picked = [piece.places[index] for index, _ in parts]
             values = [source.read(name, which, which + 1)[0] for (source, name), (_, which) in zip(picked, parts, strict=True)]
-            out[at] = torch.stack([value.float() for value in values]).mean(0).to(spec.dtype)
+            out[at] = torch.stack([value.float() for value in values]).mean(0).to(spec.dtype.torch)
         if rows.padding is not None and stop > rows.padding:
             out[max(0, rows.padding - start) :] = self._padding(piece, rows, spec)
         return out
@@ -224,7 +224,7 @@ class Arranged(Source):
             step = max(1, (1 << 20) // max(1, spec.row_elements))
             for first in range(0, rows.padding, step):
                 total += self._gathered(piece, rows, spec, first, min(first + step, rows.padding)).double().sum(0)
-            self._paddings[spec.name] = (total / rows.padding).to(spec.dtype)
+            self._paddings[spec.name] = (total / rows.padding).to(spec.dtype.torch)
         return self._paddings[spec.name]
 
 

@@ -21,9 +21,9 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import numpy as np
-
+from thetau._lazy import numpy as np
 from thetau._lazy import torch
+from thetau.checkpoint.dtypes import Dtype
 from thetau.checkpoint.safetensors import SafetensorsSource
 from thetau.checkpoint.source import Source, Spec, span
 from thetau.errors import CheckpointError
@@ -38,10 +38,10 @@ BLOCK = (
     1 << 16
 )  # elements of a block of rows: between two offsets, and of one product U·V, so that no way of reading changes a bit
 SCALED_ROW = 16  # shorter rows share one scale, which would otherwise take more room than it saves
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+FLOATS = (Dtype.F32, Dtype.BF16, Dtype.F16)
 REMEDY = "Copy the file again, or write it again with `thetau vector compress`."
 
-Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
+Layout = dict[str, tuple[tuple[int, ...], Dtype]]
 
 
 def block_rows(row_elements: int) -> int:
@@ -49,21 +49,21 @@ def block_rows(row_elements: int) -> int:
     return max(1, BLOCK // max(1, row_elements))
 
 
-def layout(kind: str, shape: tuple[int, ...], dtype: torch.dtype, *, kept: int = 0, rank: int = 0) -> Layout:
+def layout(kind: str, shape: tuple[int, ...], dtype: Dtype, *, kept: int = 0, rank: int = 0) -> Layout:
     """Shape and dtype of each part of a tensor; `kept` entries of a sparse one, `rank` of a product."""
     rows, row = shape[0] if shape else 1, prod(shape[1:])
     match kind:
         case "sparse":
             blocks = -(-rows // block_rows(row))
             return {
-                "mask": ((-(-rows * row // 8),), torch.uint8),
+                "mask": ((-(-rows * row // 8),), Dtype.U8),
                 "values": ((kept,), dtype),
-                "offsets": ((blocks + 1,), torch.int64),
+                "offsets": ((blocks + 1,), Dtype.I64),
             }
         case "low_rank":
             return {"u": ((rows, rank), dtype), "v": ((rank, row), dtype)}
         case "scaled":
-            return {"values": (shape, torch.int8), "scale": ((rows if row >= SCALED_ROW else 1,), torch.float32)}
+            return {"values": (shape, Dtype.I8), "scale": ((rows if row >= SCALED_ROW else 1,), Dtype.F32)}
         case _:
             return {"values": (shape, dtype)}
 
@@ -172,8 +172,8 @@ class CompressedSource(Source):
         for name, entry in table_of(self.label, self.metadata, "thetau.tensors", "tensor").items():
             self._kinds[name], shape = entry_of(self.label, name, entry, KINDS)
             file = next(iter(stored.specs.values())).file
-            self.specs[name] = Spec(name=name, shape=shape, dtype=torch.float32, file=file)
-        known = {part(which, name) for name in self.specs for which in layout(self._kinds[name], (), torch.float32)}
+            self.specs[name] = Spec(name=name, shape=shape, dtype=Dtype.F32, file=file)
+        known = {part(which, name) for name in self.specs for which in layout(self._kinds[name], (), Dtype.F32)}
         for name in self.specs:
             self._check_parts(name)
         extra = [name for name in stored.specs if name not in known]
@@ -190,7 +190,7 @@ class CompressedSource(Source):
 
     def parts(self, name: str) -> dict[str, Spec]:
         """What is stored of a tensor, by part."""
-        return {which: self.stored.specs[part(which, name)] for which in layout(self._kinds[name], (), torch.float32)}
+        return {which: self.stored.specs[part(which, name)] for which in layout(self._kinds[name], (), Dtype.F32)}
 
     def by_kind(self) -> dict[str, list[str]]:
         """Which tensors are stored how: sparse, low_rank, scaled or dense."""
@@ -291,13 +291,13 @@ class CompressedSource(Source):
 
     def _check_parts(self, name: str) -> None:
         kind, shape = self._kinds[name], self.specs[name].shape
-        found = {which: self.stored.specs.get(part(which, name)) for which in layout(kind, shape, torch.float32)}
+        found = {which: self.stored.specs.get(part(which, name)) for which in layout(kind, shape, Dtype.F32)}
         lost = [which for which, spec in found.items() if spec is None]
         if lost:
             damaged(self.label, name, f"is stored as {kind}, but its part {lost[0]!r} is missing")
         held = {which: spec for which, spec in found.items() if spec is not None}
         first = held.get("values") or held["u"]
-        dtype = first.dtype if first.dtype in FLOATS else torch.float32
+        dtype = first.dtype if first.dtype in FLOATS else Dtype.F32
         kept = first.shape[0] if kind == "sparse" and first.shape else 0
         rank = first.shape[1] if kind == "low_rank" and len(first.shape) == 2 else 0
         for which, (want, of) in layout(kind, shape, dtype, kept=kept, rank=rank).items():

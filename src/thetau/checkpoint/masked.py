@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from thetau._lazy import torch
 from thetau.checkpoint.compressed import (
     FLOATS,
     REMEDY,
@@ -23,6 +22,7 @@ from thetau.checkpoint.compressed import (
     read_bits,
     table_of,
 )
+from thetau.checkpoint.dtypes import Dtype
 from thetau.checkpoint.safetensors import SafetensorsSource
 from thetau.checkpoint.source import Source, Spec, span
 from thetau.errors import CheckpointError, nearest
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 FORM = "masked"
 
 
-def layout_of(shape: tuple[int, ...], dtype: torch.dtype, tasks: int) -> Layout:
+def layout_of(shape: tuple[int, ...], dtype: Dtype, tasks: int) -> Layout:
     """Shape and dtype of each part of a tensor."""
     bits = -(-math.prod(shape) // 8)
-    return {"values": (shape, dtype), **{f"mask{task}": ((bits,), torch.uint8) for task in range(tasks)}}
+    return {"values": (shape, dtype), **{f"mask{task}": ((bits,), Dtype.U8) for task in range(tasks)}}
 
 
 class MaskedStore:
@@ -62,7 +62,7 @@ class MaskedStore:
         self.specs: dict[str, Spec] = {}
         for name, entry in table_of(self.label, metadata, "thetau.tensors", "tensor").items():
             _, shape = entry_of(self.label, name, entry, (FORM,))
-            self.specs[name] = Spec(name=name, shape=shape, dtype=torch.float32, file=file)
+            self.specs[name] = Spec(name=name, shape=shape, dtype=Dtype.F32, file=file)
         known = set()
         for name in self.specs:
             known |= self._check(name)
@@ -97,7 +97,7 @@ class MaskedStore:
         """The names of a tensor's parts, which must be there and fit."""
         shape = self.specs[name].shape
         values = self.stored.specs.get(part("values", name))
-        dtype = values.dtype if values is not None and values.dtype in FLOATS else torch.float32
+        dtype = values.dtype if values is not None and values.dtype in FLOATS else Dtype.F32
         wanted = layout_of(shape, dtype, len(self.tasks))
         for which, (want, of) in wanted.items():
             got = self.stored.specs.get(part(which, name))

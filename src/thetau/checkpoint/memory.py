@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thetau._lazy import torch
-from thetau.checkpoint.dtypes import FROM_SAFETENSORS, dtype_name
+from thetau.checkpoint.dtypes import KNOWN, Dtype, dtype_name
 from thetau.checkpoint.safetensors import home_of, read_weight_map, shard_path
 from thetau.checkpoint.source import Source, Spec, span
 from thetau.errors import CheckpointError
@@ -48,7 +48,9 @@ class MemorySource(Source):
         self.label, self.folder, self.degree, self._notes = label, folder, degree, notes
         self.partial = degree == 0
         self.key = key or f"memory:{hash(tuple(map(_place, self._tensors.items())))}"
-        self.specs = {name: Spec(name=name, shape=tuple(t.shape), dtype=t.dtype, file=label) for name, t in self._tensors.items()}
+        self.specs = {
+            name: Spec(name=name, shape=tuple(t.shape), dtype=Dtype.of(t.dtype), file=label) for name, t in self._tensors.items()
+        }
         self.twins = _shared(self._tensors)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
@@ -112,8 +114,8 @@ def _check(tensors: Mapping[Any, Any], label: str) -> None:
             raise CheckpointError(f"{label}: a state dict maps names to dense tensors. Got {type(value).__name__} at {name!r}.")
         if value.is_meta:
             raise CheckpointError(f"{label}: {name!r} lies on the meta device and has no values. Load the weights first.")
-        if value.dtype not in FROM_SAFETENSORS.values():
-            known = ", ".join(map(dtype_name, FROM_SAFETENSORS.values()))
+        if dtype_name(value.dtype) not in KNOWN:
+            known = ", ".join(KNOWN)
             raise CheckpointError(
                 f"{label}: {name!r} is {dtype_name(value.dtype)}, which cannot be stored. Known dtypes: {known}."
             )

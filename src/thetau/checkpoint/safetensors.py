@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thetau._lazy import torch
-from thetau.checkpoint.dtypes import FROM_SAFETENSORS, PACKED, UNREAD
+from thetau.checkpoint.dtypes import PACKED, UNREAD, Dtype
 from thetau.checkpoint.source import Source, Spec, span
 from thetau.errors import CheckpointError
 
@@ -168,7 +168,7 @@ class SafetensorsSource(Source):
         start, stop = span(spec, start, stop)
         row_bytes = spec.row_elements * spec.dtype.itemsize
         raw = file.read_bytes(file.offsets[name] + start * row_bytes, (stop - start) * row_bytes, f"tensor {name!r}")
-        return raw.view(spec.dtype).reshape((stop - start, *spec.shape[1:]) if spec.shape else ())
+        return raw.view(spec.dtype.torch).reshape((stop - start, *spec.shape[1:]) if spec.shape else ())
 
     def slab(self, name: str, entry: int, start: int, stop: int) -> Tensor:
         """Rows of one entry of the first axis, and nothing else."""
@@ -176,7 +176,7 @@ class SafetensorsSource(Source):
         _, rows, *rest = spec.shape
         width = prod(rest) * spec.dtype.itemsize
         raw = file.read_bytes(file.offsets[name] + (entry * rows + start) * width, (stop - start) * width, f"tensor {name!r}")
-        return raw.view(spec.dtype).reshape(stop - start, *rest)
+        return raw.view(spec.dtype.torch).reshape(stop - start, *rest)
 
     def place(self, name: str) -> tuple[int, int] | None:
         """The open local file of a tensor and the byte at which its first element lies; None where it lies behind a URL."""
@@ -364,10 +364,10 @@ def _tensors(path: Path | str, header: Mapping[str, Any], data: int) -> tuple[di
     for name, entry in header.items():
         try:
             name.encode()  # lone surrogates could never be written again
-            dtype, shape, (begin, end) = FROM_SAFETENSORS[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
+            dtype, shape, (begin, end) = Dtype[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
             numbers = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
         except KeyError as error:
-            known = ", ".join(FROM_SAFETENSORS)
+            known = ", ".join(Dtype.__members__)
             if error.args[0] in UNREAD:
                 raise CheckpointError(
                     f"{path}: tensor {name!r} is in {error.args[0]}, {UNREAD[error.args[0]]}, which cannot be read. Take the original, unquantised checkpoint."

@@ -41,7 +41,7 @@ class Slots:
     def write(self, name: str, start: int, rows: Tensor) -> None:
         """Store rows from `start` on, of the dtype that was declared."""
         spec = self.specs[name]
-        if rows.dtype != spec.dtype or tuple(rows.shape[1:]) != spec.shape[1:]:
+        if rows.dtype != spec.dtype.torch or tuple(rows.shape[1:]) != spec.shape[1:]:
             raise OutputError(
                 f"{self.target}: {name!r} was declared {spec.dtype} {list(spec.shape)}. Got rows of {rows.dtype} {list(rows.shape)}."
             )

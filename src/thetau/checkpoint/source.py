@@ -10,11 +10,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
+from thetau.checkpoint.dtypes import Dtype
 from thetau.checkpoint.window import Window
 from thetau.plan import Pass
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 
@@ -24,7 +24,7 @@ class Spec:
 
     name: str
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype: Dtype
     file: str
 
     @property

@@ -2,34 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_group
 
 from thetau._version import __version__
-from thetau.cli.adapter import adapter_app
-from thetau.cli.basis import basis_app
-from thetau.cli.compare import compare
-from thetau.cli.convert import convert
-from thetau.cli.diagnose import diagnose_app
-from thetau.cli.doctor import doctor
-from thetau.cli.evaluate import evaluate
-from thetau.cli.evidence import evidence_app
-from thetau.cli.export import export_app
-from thetau.cli.finetune import finetune
-from thetau.cli.inspect import inspect
-from thetau.cli.merge import merge
-from thetau.cli.methods import methods
-from thetau.cli.report import report
-from thetau.cli.search import search
-from thetau.cli.suite import suite_app
-from thetau.cli.sweep import sweep
-from thetau.cli.tune import tune
-from thetau.cli.vector import vector_app
-from thetau.cli.verify import verify
+
+VERBS = (
+    *("merge", "convert", "verify", "inspect", "doctor", "compare", "report", "methods"),
+    *("finetune", "evaluate", "tune", "sweep", "search"),
+)
+GROUPS = ("vector", "adapter", "export", "evidence", "basis", "suite", "diagnose")
+
+
+class Verbs(TyperGroup):
+    """The verbs and their groups, each of which is imported when it is called, or when all are listed: together they take long."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        names: dict[str, Any] = dict.fromkeys((*VERBS, *GROUPS))
+        self.commands = names
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A verb by its name; None where there is none."""
+        if cmd_name in self.commands and self.commands[cmd_name] is None:
+            self.commands[cmd_name] = _verb(cmd_name)
+        return self.commands.get(cmd_name)
+
+
+def _verb(name: str) -> Any:
+    alone = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
+    held = vars(import_module(f"thetau.cli.{name}"))
+    if name in GROUPS:
+        alone.add_typer(held[f"{name}_app"], name=name)
+    else:
+        alone.command()(held[name])
+    return get_group(alone).commands[name]
+
 
 app = typer.Typer(
     name="thetau",
+    cls=Verbs,
     help="Task arithmetic on real checkpoints: create, refine, merge, negate and diagnose task vectors.",
     invoke_without_command=True,
     pretty_exceptions_enable=False,
@@ -69,24 +85,3 @@ def root(
     if context.invoked_subcommand is None:
         typer.echo(FIRST)
 
-
-app.command()(merge)
-app.command()(convert)
-app.command()(verify)
-app.command()(inspect)
-app.command()(doctor)
-app.command()(compare)
-app.command()(report)
-app.command()(methods)
-app.add_typer(vector_app, name="vector")
-app.add_typer(adapter_app, name="adapter")
-app.add_typer(export_app, name="export")
-app.command()(finetune)
-app.command()(evaluate)
-app.command()(tune)
-app.command()(sweep)
-app.command()(search)
-app.add_typer(evidence_app, name="evidence")
-app.add_typer(basis_app, name="basis")
-app.add_typer(suite_app, name="suite")
-app.add_typer(diagnose_app, name="diagnose")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, final
 from thetau._lazy import torch
 from thetau.checkpoint import FLOATS, Spec
 from thetau.checkpoint.compressed import layout, nbytes
-from thetau.compression.forms import DTYPES, Dtype, Sparse
+from thetau.compression.forms import DTYPES, Sparse, Values
 from thetau.compression.stitching import Clusters, numbers, stored
 from thetau.compression.write import compress
 from thetau.engine.executor import Engine
@@ -83,7 +83,7 @@ def storage(
     trim: Literal["vector", "tensor"] = "vector",
     clusters: Clusters | None = None,
     rounding: Rounding = "half_up",
-    dtype: Dtype = "float32",
+    dtype: Values = "float32",
     names: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
     engine: Engine | None = None,

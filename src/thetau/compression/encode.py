@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Protocol, TypeAlias, final, runtime_checkable
 
-import numpy as np
-
+from thetau._lazy import numpy as np
 from thetau._lazy import torch
-from thetau.checkpoint import Spec, dtype_name
+from thetau.checkpoint import Dtype, Spec, dtype_name
 from thetau.checkpoint.compressed import BLOCK, SCALED_ROW, Layout, block_rows, layout
 from thetau.compression.forms import LowRank, Precision
 from thetau.errors import CheckpointError, OutputError
@@ -36,7 +35,7 @@ class Room:
     parts: Layout
 
     @property
-    def values(self) -> tuple[tuple[int, ...], torch.dtype]:
+    def values(self) -> tuple[tuple[int, ...], Dtype]:
         """Shape and dtype of its values."""
         return self.parts["values"]
 
@@ -93,7 +92,7 @@ class Bits:
 class SparseEncoder:
     """Values where `kept` leaves something that does not round to zero."""
 
-    dtype: torch.dtype
+    dtype: Dtype
     kept: Kept
     looks: bool = True
 
@@ -216,7 +215,7 @@ class PrecisionEncoder:
         return Loss(square, error, spec.elements)
 
 
-def dense(spec: Spec, dtype: torch.dtype, windows: Windows, put: Put) -> Loss:
+def dense(spec: Spec, dtype: Dtype, windows: Windows, put: Put) -> Loss:
     """A tensor as it is, in a dtype."""
     square = error = 0.0
     for start, rows in windows:
@@ -242,14 +241,14 @@ def truncated(tau: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return (one, other.T.contiguous()) if tall else (other, one.T.contiguous())
 
 
-def rounded(values: Tensor, dtype: torch.dtype, spec: Spec) -> Tensor:
+def rounded(values: Tensor, dtype: Dtype, spec: Spec) -> Tensor:
     """Values in a dtype.
 
     Raises:
         OutputError: one of them does not fit.
     """
-    out = values.to(dtype)
-    if dtype == torch.float16 and not bool(torch.isfinite(out).all()):
+    out = values.to(dtype.torch)
+    if dtype == Dtype.F16 and not bool(torch.isfinite(out).all()):
         raise OutputError(
             f"{spec.name!r}: {float(values.abs().max()):.4g} does not fit {dtype_name(dtype)}. Choose bfloat16 or float32. Nothing was written."
         )

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal, final
 
-from thetau._lazy import torch
-from thetau.checkpoint import FLOATS, matches
+from thetau.checkpoint import FLOATS, Dtype, matches
 from thetau.errors import RecipeError
 from thetau.fields import AtLeast, PerPattern, Within, check
 
-Dtype = Literal["float32", "bfloat16", "float16"]
+Values = Literal["float32", "bfloat16", "float16"]
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -26,13 +25,13 @@ class Sparse:
 
     density: Annotated[float, Within("(0, 1]", none="for all that is not zero")] | None = 0.05
     scope: Literal["vector", "tensor"] = "vector"
-    dtype: Dtype = "float32"
+    dtype: Values = "float32"
 
     def __post_init__(self) -> None:
         check(self)
 
     @property
-    def values(self) -> torch.dtype:
+    def values(self) -> Dtype:
         """The dtype itself."""
         return FLOATS[self.dtype]
 
@@ -49,7 +48,7 @@ class LowRank:
     """
 
     rank: int | PerPattern = 16
-    dtype: Dtype = "float32"
+    dtype: Values = "float32"
 
     def __post_init__(self) -> None:
         for rank in self.rank.values.values() if isinstance(self.rank, PerPattern) else [self.rank]:
@@ -57,7 +56,7 @@ class LowRank:
         check(self)
 
     @property
-    def values(self) -> torch.dtype:
+    def values(self) -> Dtype:
         """The dtype itself."""
         return FLOATS[self.dtype]
 
@@ -89,9 +88,9 @@ class Precision:
         check(self)
 
     @property
-    def values(self) -> torch.dtype:
+    def values(self) -> Dtype:
         """The dtype itself."""
-        return FLOATS.get(self.dtype, torch.int8)
+        return FLOATS.get(self.dtype, Dtype.I8)
 
 
 Form = Sparse | LowRank | Precision

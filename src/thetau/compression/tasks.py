@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from thetau._lazy import torch
-from thetau.checkpoint import FLOATS, Spec, Writer, dtype_name, open_store
+from thetau.checkpoint import FLOATS, Dtype, Spec, Writer, dtype_name, open_store
 from thetau.checkpoint.compressed import FORMAT, nbytes, part
 from thetau.checkpoint.disk import check_json
 from thetau.checkpoint.masked import FORM, layout_of
 from thetau.checkpoint.window import Window
 from thetau.compression.accounting import Storage, StorageRow, dense_row
 from thetau.compression.encode import Bits, rounded
-from thetau.compression.forms import DTYPES, Dtype
+from thetau.compression.forms import DTYPES, Values
 from thetau.engine.executor import Engine
 from thetau.engine.merge import Merge
 from thetau.engine.save import Output, changed_inputs, metadata_of, report_of
@@ -82,7 +82,7 @@ def compress_tasks(
     path: str | Path,
     method: Method,
     *,
-    dtype: Dtype = "float32",
+    dtype: Values = "float32",
     names: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
     engine: Engine | None = None,
@@ -184,12 +184,12 @@ class _Tasks:
 
     merge: Merge
     emit: Masked
-    dtype: torch.dtype
+    dtype: Dtype
     engine: Engine
     rescalers: Mapping[str, float]
 
     @classmethod
-    def of(cls, merged: Expression, dtype: torch.dtype, engine: Engine) -> _Tasks:
+    def of(cls, merged: Expression, dtype: Dtype, engine: Engine) -> _Tasks:
         """The one merge that an expression is; its passes must have been made."""
         ((_, source),) = merged.terms
         assert isinstance(source, Merge) and source.states is not None
@@ -314,7 +314,7 @@ def switch(module: nn.Module, model: Combination, *, engine: Engine | None = Non
             f"{type(module).__name__} does not fit {model.label}: {problems[0]}{f' and {len(problems) - 1} more' if problems[1:] else ''}. "
             "Give the module that these weights belong to."
         )
-    output = output.typed({name: live[name].dtype for name in wanted})
+    output = output.typed({name: Dtype.of(live[name].dtype) for name in wanted})
     output.prepare()
     with torch.no_grad():
         for name in wanted:

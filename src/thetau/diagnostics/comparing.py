@@ -270,7 +270,7 @@ def _compared(
         spec = alignment.specs[name]
         rows_of = len(spec.shape) == 2 and vocabulary > 0 and is_vocabulary(name, spec.shape, vocabulary)
         mine, other = stored_as(a, shared, name) or spec, side.spec(shared, name)
-        precision = max(torch.finfo(one).eps for one in (mine.dtype, other.dtype) if one.is_floating_point)
+        precision = max(torch.finfo(one.torch).eps for one in (mine.dtype, other.dtype) if one.is_floating_point)
         based = has_base(name)
         sums = _Sums()
         kept: dict[str, Tensor] = {}

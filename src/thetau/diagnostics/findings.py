@@ -132,7 +132,7 @@ def slack(one: Subject, other: Subject, base: Subject) -> float:
 def _step(one: Subject) -> float:
     """ε of the dtype that most of a model's tensors have."""
     known = {name: count for name, count in one.dtypes.items() if name in FLOATS}
-    return torch.finfo(FLOATS[max(known, key=lambda name: known[name])]).eps if known else 0.0
+    return torch.finfo(FLOATS[max(known, key=lambda name: known[name])].torch).eps if known else 0.0
 
 
 def related(pair: Likeness, a: Subject, b: Subject, base: Subject) -> Finding | None:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from thetau._lazy import torch
 from thetau.checkpoint import Slots, Source
 from thetau.engine import kernels
 from thetau.engine.aligned import Aligned
@@ -23,7 +22,7 @@ RUN = 1 << 22  # elements of one call: a multiple of the loop's tiles, a divisor
 def fits(aligned: Aligned, name: str, *, upto: int | None = None, ground: Source | None = None) -> bool:
     """Whether the loop can run the chain at this tensor over this ground, or its first stages; told from headers, before any pass."""
     chain = aligned.chain
-    if not kernels.available() or aligned.reading.dtype != torch.float32 or aligned.alignment.specs[name].elements == 0:
+    if not kernels.available() or aligned.reading.wide or aligned.alignment.specs[name].elements == 0:
         return False
     if chain.emit is not None or (chain.models and name not in aligned.chosen):
         return False

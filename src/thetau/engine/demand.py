@@ -51,7 +51,7 @@ def merge_demand(aligned: Aligned, engine: Engine, name: str) -> Demand:
         (source.demand(theirs).memory for source, theirs in aligned.readers(name)), default=0
     )  # one is read after the other
     if chain.access == "stream":
-        spec, width = aligned.alignment.specs[name], aligned.reading.dtype.itemsize
+        spec, width = aligned.alignment.specs[name], aligned.reading.itemsize
         held = 3 if chain.by_task else len(aligned.tasks) * 2 + len(aligned.readers(name))
         told = 8 * aligned.matrices_of_evidence(name)  # as it is stored, and in float32
         return Demand(read, held * spec.elements * width + beside + told + cost.memory, cost.flops, "torch", TORCH_PACE)
@@ -74,12 +74,12 @@ def _reading(aligned: Aligned, engine: Engine, name: str) -> tuple[int, int]:
     block = min(spec.rows, block_rows(spec)) * spec.row_elements
     reach = max(engine.reach(len(aligned.sources) + len(aligned.testimony)), block)
     window = spec.elements if any(source.whole(theirs) for source, theirs in readers) else min(spec.elements, reach)
-    memory = len(readers) * window * 4 + 4 * len(aligned.tasks) * block * aligned.reading.dtype.itemsize
+    memory = len(readers) * window * 4 + 4 * len(aligned.tasks) * block * aligned.reading.itemsize
     return sum(one.read for one in demands), memory + sum(one.memory for one in demands)
 
 
 def _stack_bytes(aligned: Aligned, name: str) -> int:
-    return len(aligned.tasks) * aligned.alignment.specs[name].elements * aligned.reading.dtype.itemsize
+    return len(aligned.tasks) * aligned.alignment.specs[name].elements * aligned.reading.itemsize
 
 
 def _costs(aligned: Aligned, parts: tuple[Part, ...], name: str) -> Cost:

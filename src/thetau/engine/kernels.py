@@ -13,16 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from thetau._lazy import torch
-from thetau.checkpoint import Alignment, Source, Spec, dtype_name
+from thetau._lazy import numpy as np
+from thetau.checkpoint import Alignment, Dtype, Source, Spec, dtype_name
 from thetau.engine.guard import refuse_nonfinite
 from thetau.errors import CheckpointError, OutputError
 from thetau.parts import Op
 from thetau.vectors import Combination
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+DTYPES = {Dtype.F32: 0, Dtype.BF16: 1, Dtype.F16: 2}
 UPPER_BINS, LOWER_BINS = 1 << 15, 1 << 16
 FORM = 3  # of operations and their arguments, as the loop was built
 INDEX_BITS = 31  # a run does not cross a multiple of 2³¹ elements: the index's upper part is in the random keys
@@ -200,7 +198,7 @@ class Sink:
 
     fd: int
     offset: int
-    dtype: torch.dtype
+    dtype: Dtype
 
 
 def run(

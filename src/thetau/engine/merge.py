@@ -227,7 +227,7 @@ class Merge(Source):
         if fused is None:
             return merge_demand(self.aligned, self.engine, name)
         inner = [merge_demand(self.aligned, self.engine, piece) for piece in fused.pieces if piece in self.aligned.specs]
-        made = 3 * prod(fused.unit_shape) * self.aligned.reading.dtype.itemsize  # its pieces, the unit, and what is taken of it
+        made = 3 * prod(fused.unit_shape) * self.aligned.reading.itemsize  # its pieces, the unit, and what is taken of it
         most = max(one.memory for one in inner)
         return Demand(sum(one.read for one in inner), most + made, sum(one.flops for one in inner), "torch", TORCH_PACE)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from thetau._lazy import torch
+from thetau.checkpoint.dtypes import Dtype
 from thetau.engine.executor import Engine
 from thetau.engine.save import Output
 from thetau.plan import Plan
@@ -13,7 +14,7 @@ from thetau.vectors import Combination
 READ_SAMPLE = 1 << 26
 
 
-def plan(combination: Combination, *, engine: Engine, dtype: torch.dtype | None = None, quantise: str | None = None) -> Plan:
+def plan(combination: Combination, *, engine: Engine, dtype: Dtype | None = None, quantise: str | None = None) -> Plan:
     """Work out what saving a combination takes; reads headers only.
 
     Raises:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from thetau._lazy import torch
 from thetau._version import __version__
-from thetau.checkpoint import Alignment, Slots, Source, Spec, Writer, align, dtype_name
+from thetau.checkpoint import Alignment, Dtype, Slots, Source, Spec, Writer, align, dtype_name
 from thetau.checkpoint.align import STATISTIC
 from thetau.checkpoint.config import has_config, read_config, stem_of
 from thetau.checkpoint.disk import check_json, check_new
@@ -66,7 +66,7 @@ class Output:
         cls,
         combination: Combination,
         *,
-        dtype: torch.dtype | None = None,
+        dtype: Dtype | None = None,
         exclude: Sequence[str] = (),
         quantise: str | None = None,
     ) -> Output:
@@ -103,7 +103,7 @@ class Output:
             terms = reading.terms(combination, name)
             if vector and (name in alignment.tied or (not terms and name not in alignment.own)):
                 continue  # a copy of another tensor, or zeros; those of what its base ties are said
-            wanted = dtype or (torch.float32 if vector else spec.dtype)
+            wanted = dtype or (Dtype.F32 if vector else spec.dtype)
             specs[name] = Spec(name=name, shape=spec.shape, dtype=wanted, file=spec.file)
         guard = Guard(list(_models(combination)))
         codes = _coded(combination, reference, specs, dtype, quantise)
@@ -149,7 +149,7 @@ class Output:
         for source in self.made:
             source.prepare()
 
-    def typed(self, dtypes: Mapping[str, torch.dtype]) -> Output:
+    def typed(self, dtypes: Mapping[str, Dtype]) -> Output:
         """The same output in other dtypes, where one is given."""
         specs = {name: replace(spec, dtype=dtypes.get(name, spec.dtype)) for name, spec in self.specs.items()}
         return replace(self, specs=specs)
@@ -231,20 +231,20 @@ class Output:
         if name in self.copied:
             for low, high in windows(spec, engine.reach(1)):
                 values = self.copied[name].read(name, low, high)
-                rows = values.to(out.dtype)  # what is computed comes wider than it is written
-                if wide or values.dtype != out.dtype:
+                rows = values.to(out.dtype.torch)  # what is computed comes wider than it is written
+                if wide or values.dtype != rows.dtype:
                     self._check(as_float(values), rows, name)
                 rows = as_float(values).float() if wide else rows
                 yield low, rows.reshape(1) if rows.ndim == 0 else rows
             return
         for low, high in windows(spec, engine.reach(self._readers), self.grain(name)):
             window = Window(name, low, high)
-            done = torch.empty((high - low, *spec.shape[1:]), dtype=torch.float32 if wide else out.dtype)
+            done = torch.empty((high - low, *spec.shape[1:]), dtype=torch.float32 if wide else out.dtype.torch)
             for start, stop in blocks(spec, low, high):
                 value = torch.empty((stop - start, *spec.shape[1:]), dtype=self.reading.dtype)
                 self.reading.evaluate(self.combination, window, start, stop, value)
                 done[start - low : stop - low] = value
-                self._check(value, value.to(out.dtype) if wide else done[start - low : stop - low], name)
+                self._check(value, value.to(out.dtype.torch) if wide else done[start - low : stop - low], name)
                 self._look(window, start, stop)
             yield low, done
 
@@ -301,7 +301,7 @@ def save(
     target: Path,
     *,
     engine: Engine,
-    dtype: torch.dtype | None = None,
+    dtype: Dtype | None = None,
     shard_bytes: int = SHARD_BYTES,
     exclude: Sequence[str] = (),
     provenance: Mapping[str, Any] | None = None,
@@ -424,12 +424,12 @@ def _is_done(target: Path, run: str) -> bool:
 
 
 def state_dict(
-    combination: Combination, *, engine: Engine, dtype: torch.dtype | None = None, exclude: Sequence[str] = ()
+    combination: Combination, *, engine: Engine, dtype: Dtype | None = None, exclude: Sequence[str] = ()
 ) -> tuple[dict[str, Tensor], Report]:
     """The same, into memory: a new tensor for each name."""
     output = Output.plan(combination, dtype=dtype, exclude=exclude)
     output.prepare()
-    out = {name: torch.empty(spec.shape, dtype=spec.dtype) for name, spec in output.specs.items()}
+    out = {name: torch.empty(spec.shape, dtype=spec.dtype.torch) for name, spec in output.specs.items()}
 
     def fill(step: Step) -> None:
         for start, rows in output.rows(step.name, engine):
@@ -467,7 +467,7 @@ def _leaves(combination: Combination, reference: Source | None) -> list[Source]:
     return leaves([*([reference] if reference is not None else []), *combination.sources()])
 
 
-def _check_dtype(combination: Combination, reference: Source | None, dtype: torch.dtype | None) -> None:
+def _check_dtype(combination: Combination, reference: Source | None, dtype: Dtype | None) -> None:
     """Refuse to write codes without scales where the inputs are codes with scales, and nobody would expect the former."""
     if dtype is not None and dtype.itemsize == 1:
         for source in _leaves(combination, reference):
@@ -479,7 +479,7 @@ def _check_dtype(combination: Combination, reference: Source | None, dtype: torc
 
 
 def _coded(
-    combination: Combination, reference: Source | None, specs: Mapping[str, Spec], dtype: torch.dtype | None, quantise: str | None
+    combination: Combination, reference: Source | None, specs: Mapping[str, Spec], dtype: Dtype | None, quantise: str | None
 ) -> dict[str, Coded]:
     """What is written as codes. Raises `OutputError`."""
     if quantise is None:
@@ -544,7 +544,7 @@ def _compact(value: Any) -> str:
 def _config(
     folder: Path | None,
     changed: Mapping[str, Any] | None,
-    dtype: torch.dtype | None,
+    dtype: Dtype | None,
     *,
     own: bool,
     codes: Mapping[str, Any] | None = None,

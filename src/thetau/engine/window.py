@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from thetau._lazy import torch
 from thetau.checkpoint import Alignment, Source, Spec
+from thetau.checkpoint.dtypes import Dtype
 from thetau.checkpoint.window import Window
 from thetau.parts import as_float
 from thetau.vectors import Combination
@@ -67,8 +68,17 @@ class Reading:
 
     def __init__(self, alignment: Alignment, combinations: Sequence[Combination]) -> None:
         self.alignment = alignment
-        wide = any(spec.dtype == torch.float64 for c in combinations for s in c.sources() for spec in s.specs.values())
-        self.dtype = torch.float64 if wide else torch.float32
+        self.wide = any(spec.dtype is Dtype.F64 for c in combinations for s in c.sources() for spec in s.specs.values())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the arithmetic."""
+        return torch.float64 if self.wide else torch.float32
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number of the arithmetic."""
+        return 8 if self.wide else 4
 
     def terms(self, combination: Combination, name: str) -> list[tuple[float, Source, str]]:
         """The terms that hold this tensor, and its name in each."""

@@ -145,7 +145,7 @@ def calibrate_routers(
     live = load_decoder(merged, merged.label)
     _fits(live, merged.label, routers, shapes)
     start = {router.weight: _matrix(live, router) for router in routers}
-    dtypes = {name: spec.dtype for name, spec in merged.specs().items()}
+    dtypes = {name: spec.dtype.torch for name, spec in merged.specs().items()}
     changed: dict[str, Tensor] = {}
     known = {router.weight: router for router in routers}
     before: dict[str, float] = {}

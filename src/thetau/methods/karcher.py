@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SHORT = 1e-8  # added to lengths, and the length below which directions cancel: multislerp's
 NOTHING = 1e-8  # weights that add up to less cannot be normalised
-ROUNDING = 4 * torch.finfo(torch.float32).eps  # a sine below it is rounding
+ROUNDING = 4 * 2.0**-23  # four times float32's ε: a sine below it is rounding
 
 
 @dataclass(frozen=True, kw_only=True)

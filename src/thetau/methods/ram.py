@@ -14,8 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import numpy as np
-
+from thetau._lazy import numpy as np
 from thetau._lazy import torch
 from thetau.methods.fields import Coefficient, NotNegative
 from thetau.methods.reductions import DisjointMean, Scale

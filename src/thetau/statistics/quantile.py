@@ -16,8 +16,7 @@ from fractions import Fraction
 from math import ceil, floor, prod
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-import numpy as np
-
+from thetau._lazy import numpy as np
 from thetau._lazy import torch
 from thetau.engine.kernels import Inside, Result
 from thetau.engine.window import BLOCK

@@ -14,10 +14,9 @@ no δ changes a cosine, and δ is 0.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-
+from thetau._lazy import numpy as np
 from thetau._lazy import torch
 from thetau.linalg.gram import span
 from thetau.linalg.threads import one_thread
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from torch import Tensor
 
-Array = np.ndarray
+Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 SHARES = (0.3, 0.6, 1.0)  # of the mean vector, from which the search starts
 GONE = 1e-8  # a vector whose square δ has brought below this share of the mean square has no direction left
 TINY = 1e-24

@@ -14,8 +14,7 @@ from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-
+from thetau._lazy import numpy as np
 from thetau._lazy import torch
 from thetau.engine.window import BLOCK
 from thetau.parts import Op, Site, Transform, Varying

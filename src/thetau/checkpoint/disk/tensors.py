@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thetau._lazy import torch
 from thetau.checkpoint.disk.files import replacing
-from thetau.checkpoint.dtypes import TO_SAFETENSORS
+from thetau.checkpoint.dtypes import WRITTEN, Dtype, dtype_name
 from thetau.errors import OutputError
 
 if TYPE_CHECKING:
@@ -23,12 +24,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         OutputError: the file cannot be written, or a tensor has a dtype that the format has not.
     """
     for name, tensor in tensors.items():
-        if tensor.dtype not in TO_SAFETENSORS:
+        if dtype_name(tensor.dtype) not in WRITTEN:
             raise OutputError(
-                f"{path}: {name!r} is of {tensor.dtype}, which safetensors cannot hold. Known: {', '.join(TO_SAFETENSORS.values())}."
+                f"{path}: {name!r} is of {tensor.dtype}, which safetensors cannot hold. Known: {', '.join(dtype.name for dtype in WRITTEN.values())}."
             )
     names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))  # so that every tensor is aligned
-    head, _ = header([(name, tensors[name].dtype, tuple(tensors[name].shape)) for name in names], metadata or {})
+    head, _ = header([(name, Dtype.of(tensors[name].dtype), tuple(tensors[name].shape)) for name in names], metadata or {})
     with replacing(path) as file:
         file.write(head)
         for name in names:
@@ -37,13 +38,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
                 file.write(raw.numpy().data)
 
 
-def header(entries: Iterable[tuple[str, torch.dtype, Sequence[int]]], metadata: Mapping[str, str]) -> tuple[bytes, int]:
+def header(entries: Iterable[tuple[str, Dtype, Sequence[int]]], metadata: Mapping[str, str]) -> tuple[bytes, int]:
     """The head of a file whose tensors (name, dtype, shape) follow each other in this order, and the bytes that they take."""
     content: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
     place = 0
     for name, dtype, shape in entries:
-        end = place + torch.Size(shape).numel() * dtype.itemsize
-        content[name] = {"dtype": TO_SAFETENSORS[dtype], "shape": list(shape), "data_offsets": [place, end]}
+        end = place + prod(shape) * dtype.itemsize
+        content[name] = {"dtype": WRITTEN[dtype.title].name, "shape": list(shape), "data_offsets": [place, end]}
         place = end
     raw = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
     raw += b" " * (-len(raw) % 8)

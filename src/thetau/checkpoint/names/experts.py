@@ -99,7 +99,7 @@ class ExpertsView(Source):
         spec = self.specs[name]
         start, stop = span(spec, start, stop)
         if isinstance(way, _Stack):
-            found = torch.empty((stop - start, *spec.shape[1:]), dtype=spec.dtype)
+            found = torch.empty((stop - start, *spec.shape[1:]), dtype=spec.dtype.torch)
             for row, parts in zip(found, way.parts[start:stop], strict=True):
                 expert = torch.cat([self._source.read(part) for part in parts])
                 row.copy_(expert.T if way.transposed else expert)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from thetau._lazy import torch
+from thetau.checkpoint.dtypes import Dtype
 from thetau.checkpoint.quantised.form import Form, Said, Weight, check_shape, damaged, part
 from thetau.checkpoint.quantised.reading import columns
 from thetau.checkpoint.source import Source
@@ -74,7 +75,7 @@ class Awq(Form):
     def _weight(self, stored: Source, codes: str) -> AwqWeight:
         stem, spec = codes.removesuffix(".qweight"), stored.specs[codes]
         scale, zero = (part(stored, codes, f"{stem}.{end}", self.title) for end in ("scales", "qzeros"))
-        if spec.dtype != torch.int32 or len(spec.shape) != 2 or stored.specs[zero].dtype != torch.int32:
+        if spec.dtype != Dtype.I32 or len(spec.shape) != 2 or stored.specs[zero].dtype != Dtype.I32:
             damaged(
                 stored,
                 codes,

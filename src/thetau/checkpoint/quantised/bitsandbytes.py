@@ -14,6 +14,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from thetau._lazy import torch
+from thetau.checkpoint.dtypes import Dtype
 from thetau.checkpoint.quantised.form import Form, Said, Weight, check_shape, damaged, part
 from thetau.checkpoint.quantised.reading import nibbles
 from thetau.checkpoint.source import Source
@@ -49,7 +50,7 @@ class Int8(Form):
             stem = scale.removesuffix(".SCB")
             codes = part(stored, scale, f"{stem}.weight", self.title)
             spec = stored.specs[codes]
-            if spec.dtype != torch.int8 or len(spec.shape) != 2:
+            if spec.dtype != Dtype.I8 or len(spec.shape) != 2:
                 damaged(
                     stored,
                     codes,
@@ -132,7 +133,7 @@ class FourBit(Form):
         blocks = -(-prod(shape) // block)
         check_shape(stored, parts["absmax"], (blocks,), f"a scale for each {block} entries of {name!r}")
         nested = f"{name}.nested_absmax"
-        if (nested in stored.specs) != (stored.specs[parts["absmax"]].dtype == torch.uint8):
+        if (nested in stored.specs) != (stored.specs[parts["absmax"]].dtype == Dtype.U8):
             damaged(
                 stored,
                 parts["absmax"],

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from thetau._lazy import torch
+from thetau.checkpoint.dtypes import Dtype
 from thetau.checkpoint.quantised.form import Form, Said, Weight, check_index, check_shape, damaged, part
 from thetau.checkpoint.quantised.fp8 import group_weights
 from thetau.checkpoint.quantised.reading import from_words
@@ -32,9 +33,7 @@ class PlainInts(Form):
     def find(self, stored: Source, said: Said) -> Iterator[Weight]:
         """Every int8 weight with a scale."""
         blocks: list[Block] = [(1, size) for size in _numbers(said.table, "group_size")]
-        for codes in [
-            name for name, spec in stored.specs.items() if spec.dtype == torch.int8 and f"{name}_scale" in stored.specs
-        ]:
+        for codes in [name for name, spec in stored.specs.items() if spec.dtype == Dtype.I8 and f"{name}_scale" in stored.specs]:
             scale, zero = f"{codes}_scale", f"{codes}_zero_point"
             parts = {"codes": codes, "scale": scale}
             if zero in stored.specs:
@@ -74,9 +73,7 @@ class PackedInts(Form):
 
     def find(self, stored: Source, said: Said) -> Iterator[Weight]:
         """Every weight in words."""
-        for codes in [
-            name for name, spec in stored.specs.items() if name.endswith(".weight_packed") and spec.dtype == torch.int32
-        ]:
+        for codes in [name for name, spec in stored.specs.items() if name.endswith(".weight_packed") and spec.dtype == Dtype.I32]:
             yield self._weight(stored, codes, said)
 
     def _weight(self, stored: Source, codes: str, said: Said) -> PackedWeight:
@@ -110,7 +107,7 @@ class PackedInts(Form):
         zero = f"{name}_zero_point"
         if zero in stored.specs:
             parts["zero"] = zero
-            if stored.specs[zero].dtype != torch.int32:
+            if stored.specs[zero].dtype != Dtype.I32:
                 damaged(stored, zero, f"must hold 32-bit words. Got {stored.specs[zero].dtype}.")
             check_shape(stored, zero, (-(-shape[0] * fits[0] // 32), groups), f"packed zero points of {codes!r}")
         elif not _symmetric(said.table):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from thetau._lazy import torch
-from thetau.checkpoint.dtypes import EXPONENTS, PACKED
+from thetau.checkpoint.dtypes import EXPONENTS, PACKED, Dtype
 from thetau.checkpoint.quantised.form import Form, Said, Weight, check_shape, damaged, part
 from thetau.checkpoint.quantised.fp8 import scale_names
 from thetau.checkpoint.quantised.reading import E2M1, exponents, nibbles
@@ -51,13 +51,13 @@ class GptOss(Form):
 
     def find(self, stored: Source, said: Said) -> Iterator[Weight]:
         """Every tensor with `_blocks`."""
-        for codes in [name for name, spec in stored.specs.items() if name.endswith("_blocks") and spec.dtype == torch.uint8]:
+        for codes in [name for name, spec in stored.specs.items() if name.endswith("_blocks") and spec.dtype == Dtype.U8]:
             name, spec = codes.removesuffix("_blocks"), stored.specs[codes]
             scale = part(stored, codes, f"{name}_scales", self.title)
             if len(spec.shape) != 4 or spec.shape[3] != MX_GROUP // 2:
                 damaged(stored, codes, f"must have shape [experts, out, groups, {MX_GROUP // 2}]. Got {list(spec.shape)}.")
             check_shape(stored, scale, spec.shape[:3], f"a scale for each group of {codes!r}")
-            if stored.specs[scale].dtype not in (torch.uint8, EXPONENTS):
+            if stored.specs[scale].dtype not in (Dtype.U8, EXPONENTS):
                 damaged(stored, scale, f"must hold exponents in uint8 or F8_E8M0. Got {stored.specs[scale].dtype}.")
             experts, out, groups, _ = spec.shape
             yield ExpertsWeight(name=name, shape=(experts, groups * MX_GROUP, out), parts={"codes": codes, "scale": scale})
@@ -92,7 +92,7 @@ class Fp4(Form):
 
     def find(self, stored: Source, said: Said) -> Iterator[Weight]:
         """Every packed matrix with a scale for each group."""
-        kinds = {torch.uint8, PACKED, *((torch.int8,) if said.table.get("expert_dtype") == "fp4" else ())}
+        kinds = {Dtype.U8, PACKED, *((Dtype.I8,) if said.table.get("expert_dtype") == "fp4" else ())}
         for codes, spec in list(stored.specs.items()):
             packed = codes.endswith(".weight_packed")
             name = codes.removesuffix("_packed") if packed else codes
@@ -107,7 +107,7 @@ class Fp4(Form):
                 continue
             scale = part(stored, codes, scale, self.title)
             parts = {"codes": codes, "scale": scale}
-            if stored.specs[scale].dtype in (torch.uint8, EXPONENTS):
+            if stored.specs[scale].dtype in (Dtype.U8, EXPONENTS):
                 group = MX_GROUP
             else:
                 second = f"{name}_global_scale" if packed else f"{name}_scale_2"

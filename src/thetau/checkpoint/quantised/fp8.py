@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from thetau._lazy import torch
-from thetau.checkpoint.dtypes import EXPONENTS
+from thetau.checkpoint.dtypes import EXPONENTS, Dtype
 from thetau.checkpoint.quantised.form import Form, Said, damaged
 from thetau.checkpoint.quantised.scaled import Block, Scaled, block_of
 from thetau.checkpoint.source import Source
 
-CODES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
+CODES = (Dtype.F8_E4M3, Dtype.F8_E5M2, Dtype.F8_E4M3FNUZ, Dtype.F8_E5M2FNUZ)
 SCALES = ("_scale_inv", "_scale")
 BLOCK: Block = (128, 128)
 MX = (1, 32)
@@ -46,9 +45,9 @@ class Fp8(Form):
             if scale is None:
                 continue
             kind = stored.specs[scale].dtype
-            if not kind.is_floating_point and kind != torch.uint8:
+            if not kind.is_floating_point and kind != Dtype.U8:
                 damaged(stored, scale, f"holds scales and must be floating-point, or exponents in uint8. Got {kind}.")
-            known = {torch.uint8: [MX], EXPONENTS: [*blocks, MX]}.get(kind, blocks)
+            known = {Dtype.U8: [MX], EXPONENTS: [*blocks, MX]}.get(kind, blocks)
             block = block_of(stored, name, scale, known)
             yield Scaled(name=name, shape=stored.specs[name].shape, parts={"codes": name, "scale": scale}, block=block)
 

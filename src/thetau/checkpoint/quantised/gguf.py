@@ -16,10 +16,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from thetau._lazy import numpy as np
 from thetau._lazy import torch
-from thetau.checkpoint.dtypes import dtype_name
+from thetau.checkpoint.dtypes import Dtype, dtype_name
 from thetau.checkpoint.quantised.said import plain_files
 from thetau.checkpoint.safetensors import SafetensorsFile, home_of
 from thetau.checkpoint.source import Demand, Source, Spec, span
@@ -76,7 +75,7 @@ FAMILIES = {
     "phi3": Family(inside={"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}),
 }
 FREQUENCIES = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+PLAIN = {dtype.name: dtype for dtype in (Dtype.F32, Dtype.F16, Dtype.BF16, Dtype.F64)}
 ORIGINAL = "Take the original checkpoint in safetensors."
 CHUNK = 1 << 20  # elements that are dequantised at once
 
@@ -106,7 +105,7 @@ class GgufFile(SafetensorsFile):
                 raise CheckpointError(
                     f"{self.path}: tensor {name!r} ends at byte {offset + size}, the file has {self.size}. It is truncated: copy it again."
                 )
-            dtype = PLAIN.get(kind.name, torch.bfloat16)
+            dtype = PLAIN.get(kind.name, Dtype.BF16)
             self.specs[name] = Spec(name=name, shape=shape, dtype=dtype, file=str(self.path))
             self.kinds[name], self.offsets[name], self.sizes[name] = kind, offset, size
         self.metadata, self.start = {}, 0
@@ -140,7 +139,7 @@ class GgufSource(Source):
             shown = self._shown(name)
             self._stored[shown] = name
             self.specs[shown] = Spec(name=shown, shape=spec.shape, dtype=spec.dtype, file=spec.file)
-        dtype = self.specs["model.embed_tokens.weight"].dtype if "model.embed_tokens.weight" in self.specs else torch.bfloat16
+        dtype = self.specs["model.embed_tokens.weight"].dtype if "model.embed_tokens.weight" in self.specs else Dtype.BF16
         self.files = plain_files(self.folder, dtype) if self.folder is not None else {"config.json": self._config(dtype)}
         kinds = sorted({kind.name for kind in self._file.kinds.values()} - set(PLAIN))
         self.quantised = f"GGUF's {', '.join(kinds)}" if kinds else ""
@@ -191,7 +190,7 @@ class GgufSource(Source):
             raw = self._file.read_bytes(
                 self._file.offsets[stored] + start * row_bytes, (stop - start) * row_bytes, f"tensor {stored!r}"
             )
-            return raw.view(spec.dtype).reshape(shape)
+            return raw.view(spec.dtype.torch).reshape(shape)
         out = torch.empty(shape)
         dequantize = _package(self.label).quants.dequantize
         step = max(1, CHUNK // max(1, spec.row_elements))
@@ -278,7 +277,7 @@ class GgufSource(Source):
                         f"{self.label}: {name!r} has {spec.rows} rows, which {heads} heads cannot share in pairs."
                     )
 
-    def _config(self, dtype: torch.dtype) -> Mapping[str, Any]:
+    def _config(self, dtype: Dtype) -> Mapping[str, Any]:
         """A config of these sizes."""
         fields, of = self._file.fields, self.architecture
         embedding = self._file.specs.get("token_embd.weight")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from thetau._lazy import torch
+from thetau.checkpoint.dtypes import Dtype
 from thetau.checkpoint.quantised.form import Form, Said, Weight, check_index, check_shape, damaged, part
 from thetau.checkpoint.quantised.reading import columns, from_words
 from thetau.checkpoint.source import Source
@@ -84,7 +85,7 @@ class Gptq(Form):
         parts = {"codes": codes}
         for role, end in (("scale", "scales"), ("zero", "qzeros")):
             parts[role] = part(stored, codes, f"{stem}.{end}", self.title)
-        if spec.dtype != torch.int32 or len(spec.shape) != 2 or stored.specs[parts["zero"]].dtype != torch.int32:
+        if spec.dtype != Dtype.I32 or len(spec.shape) != 2 or stored.specs[parts["zero"]].dtype != Dtype.I32:
             damaged(
                 stored,
                 codes,

@@ -26,7 +26,7 @@ def columns(stored: Source, name: str, start: int, stop: int) -> Tensor:
     spec = stored.specs[name]
     row_bytes, width = spec.row_elements * spec.dtype.itemsize, (stop - start) * spec.dtype.itemsize
     place = stored.place(name)
-    out = torch.empty((spec.rows, stop - start), dtype=spec.dtype)
+    out = torch.empty((spec.rows, stop - start), dtype=spec.dtype.torch)
     if place is None or row_bytes <= WHOLE_ROW or 2 * width >= row_bytes:
         step = max(1, BLOCK // max(1, row_bytes))
         for first in range(0, spec.rows, step):

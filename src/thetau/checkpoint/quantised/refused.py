@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 
-from thetau._lazy import torch
-from thetau.checkpoint.dtypes import PACKED, SCALED
+from thetau.checkpoint.dtypes import PACKED, SCALED, Dtype
 from thetau.checkpoint.quantised.form import Said
 from thetau.checkpoint.source import Source, Spec
 from thetau.errors import CheckpointError
@@ -91,7 +90,7 @@ def check_left(left: dict[str, Spec], said: Said) -> None:
         CheckpointError: there is one.
     """
     for name, spec in left.items():
-        integer = spec.dtype == PACKED or (not spec.dtype.is_floating_point and spec.dtype != torch.bool)
+        integer = spec.dtype == PACKED or (not spec.dtype.is_floating_point and spec.dtype != Dtype.BOOL)
         codes = spec.dtype in SCALED or (
             integer and (CODES.search(name) or (len(spec.shape) > 1 and re.search(r"(?:^|\.)weight$", name)))
         )

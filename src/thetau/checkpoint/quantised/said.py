@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from thetau._lazy import torch
 from thetau.checkpoint.config import FILE, has_config, read_config
-from thetau.checkpoint.dtypes import FLOATS
+from thetau.checkpoint.dtypes import FLOATS, Dtype
 from thetau.checkpoint.quantised.form import Said
 from thetau.errors import CheckpointError
 
 KEYS = ("quantization_config", "compression_config", "quantization")  # the last is MLX's
 OWN_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")  # GPTQ's, AWQ's and ModelOpt's
-WIDE = (torch.float32, torch.float16, torch.bfloat16)
+WIDE = (Dtype.F32, Dtype.F16, Dtype.BF16)
 
 
 def read_said(folder: Path | None) -> Said | None:
@@ -32,7 +31,7 @@ def read_said(folder: Path | None) -> Said | None:
     return Said(file=str(folder / FILE))
 
 
-def model_dtype(folder: Path | None) -> torch.dtype:
+def model_dtype(folder: Path | None) -> Dtype:
     """The dtype that the config gives the model; bfloat16 where it gives none, or one that is no plain float."""
     table = _table(folder, FILE) if folder is not None and has_config(folder) else {}
     for place in (table, *(value for key, value in table.items() if key.endswith("_config") and isinstance(value, Mapping))):
@@ -40,10 +39,10 @@ def model_dtype(folder: Path | None) -> torch.dtype:
             dtype = FLOATS.get(str(place.get(key)).removeprefix("torch."))
             if dtype in WIDE:
                 return dtype
-    return torch.bfloat16
+    return Dtype.BF16
 
 
-def plain_files(folder: Path | None, dtype: torch.dtype) -> dict[str, Any]:
+def plain_files(folder: Path | None, dtype: Dtype) -> dict[str, Any]:
     """The side files of a model without quantisation: its config without what it says of it, and no file of the library's own."""
     if folder is None or not has_config(folder):
         return {}

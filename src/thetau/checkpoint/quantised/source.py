@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from thetau._lazy import torch
-from thetau.checkpoint.dtypes import dtype_name
+from thetau.checkpoint.dtypes import Dtype, dtype_name
 from thetau.checkpoint.quantised.form import Said, Weight
 from thetau.checkpoint.quantised.said import plain_files
 from thetau.checkpoint.source import Demand, Lack, Source, Spec, span
@@ -32,7 +32,7 @@ class QuantisedSource(Source):
         weights: Mapping[str, Weight],
         forms: Sequence[str],
         said: Said | None,
-        dtype: torch.dtype,
+        dtype: Dtype,
         idle: Sequence[str],
     ) -> None:
         self.stored, self.weights = stored, weights

@@ -11,27 +11,28 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
-from torch import Tensor
-from torch.nn.functional import pad
-
+from thetau._lazy import torch
 from thetau.checkpoint.config import is_tower
+from thetau.checkpoint.dtypes import Dtype
 from thetau.checkpoint.naming import Kind, view_of
 from thetau.checkpoint.quantised.scaled import Block, grid_of
 from thetau.checkpoint.roles import Roles
 from thetau.checkpoint.source import Source, Spec
 from thetau.errors import OutputError
 
-CODES = torch.float8_e4m3fn
-LARGEST = torch.finfo(CODES).max
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CODES = Dtype.F8_E4M3
+LARGEST = 448.0  # of E4M3
 BYTES = 17  # of memory that an element takes meanwhile: its magnitude, its scale, its quotient and what is left over, in float32, and its code
 MATRICES = (Kind.ATTENTION, Kind.MLP, Kind.LINEAR)
 # What decides where a token goes, and the layer that joins two streams in a prediction of later tokens: no library reads them quantised.
 _PLAIN = re.compile(r"(?:^|\.)(?:router|gate|shared_expert_gate|eh_proj)(?:\.|$)|router")
 
-Rows = Iterable[tuple[int, Tensor]]
+Rows: TypeAlias = "Iterable[tuple[int, Tensor]]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +119,7 @@ class Coded:
         name, shape, file = self.spec.name, self.spec.shape, self.spec.file
         return {
             name: Spec(name=name, shape=shape, dtype=CODES, file=file),
-            self.scale: Spec(name=self.scale, shape=self.scheme.grid(shape), dtype=torch.float32, file=file),
+            self.scale: Spec(name=self.scale, shape=self.scheme.grid(shape), dtype=Dtype.F32, file=file),
         }
 
     def twice(self, window: int) -> bool:
@@ -209,7 +210,7 @@ def scales_of(values: Tensor, block: Block) -> Tensor:
     """The scale of each block, `[…, rows / high, columns / wide]`, of values `[…, rows, columns]` in float32."""
     (high, wide), (rows, columns) = block, values.shape[-2:]
     tall, broad = grid_of(tuple(values.shape), block)
-    padded = pad(values.abs(), (0, broad * wide - columns, 0, tall * high - rows))
+    padded = torch.nn.functional.pad(values.abs(), (0, broad * wide - columns, 0, tall * high - rows))
     return _scale(padded.reshape(*values.shape[:-2], tall, high, broad, wide).amax((-3, -1)))
 
 
@@ -218,7 +219,7 @@ def codes_of(values: Tensor, scales: Tensor, block: Block) -> Tensor:
     (high, wide), (rows, columns) = block, values.shape[-2:]
     spread = scales if high == 1 else scales.repeat_interleave(high, -2)[..., :rows, :]
     spread = spread if scales.shape[-1] == 1 else spread.repeat_interleave(wide, -1)[..., :columns]
-    return (values / spread).clamp_(-LARGEST, LARGEST).to(CODES)
+    return (values / spread).clamp_(-LARGEST, LARGEST).to(CODES.torch)
 
 
 def _scale(largest: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ class Output:
         """Write it, and say how much was kept. Raises `OutputError`."""
         from thetau.checkpoint import FLOATS
 
-        made.save(out, dtype=FLOATS[self.dtype])
+        made.save(out, dtype=FLOATS[self.dtype].torch)
         json.write(made.to_json())
         if quiet:
             return

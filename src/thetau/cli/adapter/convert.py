@@ -32,5 +32,5 @@ def convert(
     from thetau.checkpoint import FLOATS
 
     opened = open_adapter(adapter)
-    add([opened], cut=ranks.cut()).save(out, dtype=FLOATS[dtype], layout=to, component=component)
+    add([opened], cut=ranks.cut()).save(out, dtype=FLOATS[dtype].torch, layout=to, component=component)
     typer.echo(f"{out}: {len(opened.paths)} layers")

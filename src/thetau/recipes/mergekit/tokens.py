@@ -21,8 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from thetau._lazy import numpy as np
 from thetau.checkpoint.arranged import MEAN, ZERO, Piece, RowMap
 from thetau.checkpoint.config import has_config, read_config
 from thetau.checkpoint.naming import Kind, kind_of, layer_of

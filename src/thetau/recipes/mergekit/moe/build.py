@@ -13,6 +13,7 @@ from thetau._lazy import torch
 from thetau.checkpoint import FLOATS, Source, Spec, dtype_name, layer_of
 from thetau.checkpoint.arranged import Arranged, Piece
 from thetau.checkpoint.config import config_for
+from thetau.checkpoint.dtypes import Dtype
 from thetau.checkpoint.memory import MemorySource
 from thetau.engine.executor import Engine
 from thetau.engine.patchwork import Patch, Patchwork
@@ -342,13 +343,13 @@ class _Plan:
                 stem = f"model.layers.{layer}.self_attn.{part}"
                 if f"{stem}.bias" not in source.specs:
                     spec = source.specs[f"{stem}.weight"]
-                    found[f"{stem}.bias"] = torch.zeros(spec.shape[0], dtype=spec.dtype)
+                    found[f"{stem}.bias"] = torch.zeros(spec.shape[0], dtype=spec.dtype.torch)
         return MemorySource(found, label="biases of zeros", key=f"zeros:{sorted(found)}") if found else None
 
     # What is written.
 
     @property
-    def _dtype(self) -> torch.dtype | None:
+    def _dtype(self) -> Dtype | None:
         """The recipe's, or the one that the base's config names; None where neither does."""
         said = self.recipe.dtype or self.base.config.get("dtype") or self.base.config.get("torch_dtype")
         return FLOATS.get(str(said).removeprefix("torch."))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from thetau._lazy import torch
 from thetau.checkpoint import Source, Spec
+from thetau.checkpoint.dtypes import Dtype
 from thetau.checkpoint.source import Demand, span
 from thetau.errors import CheckpointError
 from thetau.linalg.sketch import gaussian
@@ -82,7 +83,7 @@ class Gates(Source):
         self.names, self.shared_names = tuple(names), tuple(shared_names)
         self.label = f"gates by {mode}"
         heights = [*((name, len(routed)) for name in names), *((name, len(shared)) for name in shared_names)]
-        self.specs = {name: Spec(name=name, shape=(rows, width), dtype=torch.float32, file=self.label) for name, rows in heights}
+        self.specs = {name: Spec(name=name, shape=(rows, width), dtype=Dtype.F32, file=self.label) for name, rows in heights}
         self.key = f"gates:{self._digest(base.key)}"
         self._values: dict[str, Tensor] = {}
         self._said: list[str] = []
@@ -218,7 +219,7 @@ class Drawn(Source):
         self.seed, self.what, self.uniform = seed, what, uniform
         self.degree = 0 if what == "noise" else 1
         self.label = f"{'uniform' if uniform else 'normal'} {what} of seed {seed}"
-        self.specs = {name: Spec(name=name, shape=shape, dtype=torch.float32, file=self.label) for name, shape in shapes.items()}
+        self.specs = {name: Spec(name=name, shape=shape, dtype=Dtype.F32, file=self.label) for name, shape in shapes.items()}
         self.key = f"drawn:{self.fingerprint()}"
 
     def fingerprint(self) -> str:
