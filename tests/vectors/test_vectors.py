@@ -182,13 +182,13 @@ def test_expressions_say_what_they_are() -> None:
 
 def test_nothing_is_read_before_it_is_needed(base: Path, models: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    real = SafetensorsFile.read_bytes
+    real = SafetensorsFile.fill
 
-    def spy(self: SafetensorsFile, offset: int, count: int, what: str) -> Tensor:
+    def spy(self: SafetensorsFile, view: memoryview, offset: int, what: str) -> None:
         read.append(what)
-        return real(self, offset, count, what)
+        real(self, view, offset, what)
 
-    monkeypatch.setattr(SafetensorsFile, "read_bytes", spy)
+    monkeypatch.setattr(SafetensorsFile, "fill", spy)
     start = thetau.open(base)
     vector = thetau.open(models[0]) - start
     assert read == []

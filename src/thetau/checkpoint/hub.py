@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thetau._lazy import torch
 from thetau.checkpoint.disk import SIDE_FILES
 from thetau.checkpoint.safetensors import (
     HEADER_LIMIT,
@@ -147,12 +146,12 @@ class HubFile(SafetensorsFile):
             self._arrived = file
         return self._arrived
 
-    def read_bytes(self, offset: int, count: int, what: str) -> Tensor:
-        """`count` bytes from `offset` after the header, as uint8 of shape `[count]`."""
+    def fill(self, view: memoryview, offset: int, what: str) -> None:
+        """Read what lies from `offset` after the header on into a buffer, all of it."""
         if self._arrived is not None:
-            return self._arrived.read_bytes(offset, count, what)
-        raw = self.commit.read(self.name, self.start + offset, count) if count else b""
-        return torch.frombuffer(bytearray(raw), dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
+            self._arrived.fill(view, offset, what)
+        elif len(view):
+            view[:] = self.commit.read(self.name, self.start + offset, len(view))
 
     @property
     def descriptor(self) -> int:

@@ -62,14 +62,14 @@ def open_source(
 
 
 def _opened(what: str | os.PathLike[str] | Mapping[str, Any] | nn.Module | Source, base: Over) -> Source:
-    if isinstance(what, torch.nn.Module):
-        return dequantised(from_module(what))
-    if isinstance(what, Mapping):
-        return dequantised(from_mapping(what, f"state dict of {len(what)} tensors"))
     if isinstance(what, Source):
         return what
+    if isinstance(what, Mapping):
+        return dequantised(from_mapping(what, f"state dict of {len(what)} tensors"))
     if not isinstance(what, str | os.PathLike):
-        raise TypeError(f"`open` takes a path, a hub id, a state dict or a module. Got {type(what).__name__}.")
+        if not isinstance(what, torch.nn.Module):
+            raise TypeError(f"`open` takes a path, a hub id, a state dict or a module. Got {type(what).__name__}.")
+        return dequantised(from_module(what))
     text = os.fspath(what)
     if is_url(text):
         return dequantised(expanded(one_vector(open_url(text))))

@@ -13,13 +13,12 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thetau._lazy import torch
 from thetau.checkpoint.disk import is_side_file
 from thetau.checkpoint.safetensors import HEADER_LIMIT, SafetensorsFile, SafetensorsSource, parse_weight_map
 from thetau.errors import CheckpointError, OutputError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 URL = re.compile(r"[a-z][a-z0-9+.-]*://.+|[a-z][a-z0-9+.-]+::.+", re.DOTALL)
 INDEX = "model.safetensors.index.json"
@@ -53,19 +52,19 @@ class RemoteFile(SafetensorsFile):
         """The URL."""
         return str(self.path)
 
-    def read_bytes(self, offset: int, count: int, what: str) -> Tensor:
-        """`count` bytes from `offset` after the header, as uint8 of shape `[count]`."""
-        if not count:
-            return torch.empty(0, dtype=torch.uint8)
+    def fill(self, view: memoryview, offset: int, what: str) -> None:
+        """Read what lies from `offset` after the header on into a buffer, all of it."""
+        if not len(view):
+            return
         try:
-            raw = self._range(self.start + offset, count)
+            raw = self._range(self.start + offset, len(view))
         except OSError as error:
             raise CheckpointError(f"{self.path}: reading {what} failed: {error}. Run again with `--resume`.") from error
-        if len(raw) != count:
+        if len(raw) != len(view):
             raise CheckpointError(
                 f"{self.path}: the file ended inside {what}; it changed while it was read. Restore it, then run again."
             )
-        return torch.frombuffer(bytearray(raw), dtype=torch.uint8)
+        view[:] = raw
 
     def _look(self) -> tuple[int | str, ...]:
         """Size and version, by whichever of the names for it the store uses."""

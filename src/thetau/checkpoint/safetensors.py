@@ -73,8 +73,18 @@ class SafetensorsFile:
     def read_bytes(self, offset: int, count: int, what: str) -> Tensor:
         """`count` bytes from `offset` after the header, as uint8 of shape `[count]`."""
         out = torch.empty(count, dtype=torch.uint8)
-        view = out.numpy().data
-        done = 0
+        self.fill(out.numpy().data, offset, what)
+        return out
+
+    def raw_bytes(self, offset: int, count: int, what: str) -> bytearray:
+        """The same without torch."""
+        out = bytearray(count)
+        self.fill(memoryview(out), offset, what)
+        return out
+
+    def fill(self, view: memoryview, offset: int, what: str) -> None:
+        """Read what lies from `offset` after the header on into a buffer, all of it."""
+        count, done = len(view), 0
         while done < count:
             try:
                 got = os.preadv(self._fd, [view[done : done + (1 << 30)]], self.start + offset + done)
@@ -87,7 +97,6 @@ class SafetensorsFile:
                     f"{self.path}: the file ended inside {what}; it changed while it was read. Restore it, then run again."
                 )
             done += got
-        return out
 
     @property
     def descriptor(self) -> int:
@@ -109,7 +118,7 @@ class SafetensorsFile:
         data = self.size - self.start
         step = max(SAMPLE_BYTES, data // SAMPLES)
         for offset in range(0, data, step):
-            digest.update(self.read_bytes(offset, min(SAMPLE_BYTES, data - offset), "a sample").numpy().tobytes())
+            digest.update(self.raw_bytes(offset, min(SAMPLE_BYTES, data - offset), "a sample"))
         return digest.hexdigest()
 
 
@@ -169,6 +178,14 @@ class SafetensorsSource(Source):
         row_bytes = spec.row_elements * spec.dtype.itemsize
         raw = file.read_bytes(file.offsets[name] + start * row_bytes, (stop - start) * row_bytes, f"tensor {name!r}")
         return raw.view(spec.dtype.torch).reshape((stop - start, *spec.shape[1:]) if spec.shape else ())
+
+    def raw(self, name: str, start: int = 0, stop: int | None = None) -> memoryview:
+        """The bytes of these rows."""
+        spec, file = self.specs[name], self._home[name]
+        start, stop = span(spec, start, stop)
+        row_bytes = spec.row_elements * spec.dtype.itemsize
+        at = file.offsets[name] + start * row_bytes
+        return memoryview(file.raw_bytes(at, (stop - start) * row_bytes, f"tensor {name!r}"))
 
     def slab(self, name: str, entry: int, start: int, stop: int) -> Tensor:
         """Rows of one entry of the first axis, and nothing else."""

@@ -46,11 +46,14 @@ class Slots:
                 f"{self.target}: {name!r} was declared {spec.dtype} {list(spec.shape)}. Got rows of {rows.dtype} {list(rows.shape)}."
             )
         raw = rows.detach().contiguous().reshape(-1).view(torch.uint8)
-        if not raw.numel():
-            return
-        fd, offset = self.place(name)
+        if raw.numel():
+            self.write_raw(name, start, raw.numpy().data)
+
+    def write_raw(self, name: str, start: int, raw: memoryview) -> None:
+        """The same of rows as bytes."""
+        spec, (fd, offset) = self.specs[name], self.place(name)
         try:
-            write_at(fd, raw.numpy().data, offset + start * spec.row_elements * spec.dtype.itemsize)
+            write_at(fd, raw, offset + start * spec.row_elements * spec.dtype.itemsize)
         except OSError as error:
             raise self.failed(error) from error
         self.wrote(name, len(raw))

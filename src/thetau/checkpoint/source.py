@@ -113,6 +113,11 @@ class Source(ABC):
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows `start:stop` as stored: shape `[stop - start, *shape[1:]]`; a 0-d tensor as it is. The result is the caller's own or read-only."""
 
+    def raw(self, name: str, start: int = 0, stop: int | None = None) -> memoryview:
+        """The bytes of such rows, in their order."""
+        rows = self.read(name, start, stop).detach().contiguous().reshape(-1).view(torch.uint8)
+        return rows.numpy().data if rows.numel() else memoryview(b"")
+
     @abstractmethod
     def fingerprint(self) -> str:
         """A hash that tells these weights from others of the same shapes."""

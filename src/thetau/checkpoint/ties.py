@@ -143,7 +143,11 @@ class Ties:
     def _compare(self, name: str, keeper: str) -> bool:
         a = self.source.specs[name]
         steps = [(start, min(start + COMPARE_ROWS, a.rows)) for start in range(0, a.rows, COMPARE_ROWS)]
-        return all(torch.equal(self.source.read(name, *step), self.source.read(keeper, *step)) for step in steps)
+        return all(
+            self.source.raw(name, *step) == self.source.raw(keeper, *step)
+            or torch.equal(self.source.read(name, *step), self.source.read(keeper, *step))  # −0 is 0
+            for step in steps
+        )
 
     def head(self) -> tuple[str, str] | None:
         """The name that the head of this model has, which it does not store since it is tied, and the stored tensor; None where it has none."""

@@ -84,4 +84,3 @@ def root(
     """Task arithmetic on real checkpoints."""
     if context.invoked_subcommand is None:
         typer.echo(FIRST)
-

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 from thetau._lazy import torch
@@ -126,8 +127,10 @@ class Engine:
                 self.progress.advance(step.read)
                 return result
 
-        threads = torch.get_num_threads()
-        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="thetau", initializer=torch.set_num_threads, initargs=(1,))
+        with_torch = "torch" in sys.modules or any(step.by == "torch" for step in steps)
+        threads = torch.get_num_threads() if with_torch else 1
+        alone = partial(torch.set_num_threads, 1) if with_torch else None
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="thetau", initializer=alone)
         pending: deque[tuple[Step, Future[Any]]] = deque()
         queue = iter(steps)
         try:
@@ -142,7 +145,8 @@ class Engine:
         finally:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
-            torch.set_num_threads(threads)
+            if with_torch:
+                torch.set_num_threads(threads)
             self.progress.end()
 
     def reduce(

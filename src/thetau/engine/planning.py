@@ -47,7 +47,7 @@ def reading_rate(combination: Combination) -> float | None:
         for name, spec in source.specs.items():
             if count < READ_SAMPLE and spec.rows:
                 rows = max(1, min(spec.rows, (READ_SAMPLE // 8) // max(1, spec.row_elements * spec.dtype.itemsize)))
-                source.read(name, 0, rows)
+                source.raw(name, 0, rows)
                 count += rows * spec.row_elements * spec.dtype.itemsize
     return None if not count else max(1e6, count / max(1e-6, time.perf_counter() - begin))
 

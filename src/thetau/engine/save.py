@@ -7,6 +7,7 @@ import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -253,10 +254,21 @@ class Output:
         spec, name = self.specs[step.name], step.name
         for part in self.stored_as(name):
             slots.begin(part)
+        if self._as_stored(name):
+            for low, high in windows(self.alignment.specs[name], engine.reach(1)):
+                slots.write_raw(name, low, self.copied[name].raw(name, low, high))
+            return
         found = straight(self.reading, self.combination, name) if name not in self.coded else None
         if found is None or not found[1].write(name, found[2], found[0], slots):
             for part, start, rows in self.pieces(name, engine):
                 slots.write(part, start, rows if spec.shape else rows.reshape(()))
+
+    def _as_stored(self, name: str) -> bool:
+        """Whether a tensor goes over byte for byte from an open file."""
+        source = self.copied.get(name)
+        if source is None or name in self.coded or source.place(name) is None:
+            return False
+        return source.specs[name].dtype == self.specs[name].dtype
 
     @property
     def guards(self) -> list[Guard]:
@@ -533,7 +545,7 @@ def _record(output: Output, reference: Source | None, provenance: Mapping[str, A
         | {name: why for source in output.combination.sources() for name, why in source.left_out(reference).items()},
         "inputs": inputs,
         **({"arrangement": reference.fingerprint()} if reference is not None and reference.children() else {}),
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "versions": {"torch": version("torch"), "python": platform.python_version()},
     }
 
 
