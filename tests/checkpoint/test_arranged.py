@@ -14,6 +14,7 @@ from torch import Tensor
 import thetau
 from thetau.checkpoint import open_source
 from thetau.checkpoint.arranged import MEAN, ZERO, Arranged, Piece, RowMap
+from thetau.checkpoint.dtypes import Dtype
 from thetau.checkpoint.source import computed, leaves
 from thetau.engine.patchwork import Patch, Patchwork
 from thetau.errors import AlignmentError
@@ -62,7 +63,7 @@ def test_rows_come_from_their_own_places_means_zeros_and_padding(tmp_path: Path)
             want[index] = (first["e"] if origin[index] == 0 else second["h"])[row[index]].float()
     want[7] = torch.stack([first["e"][3].float(), second["h"][250], second["h"][4]]).mean(0)
     want[400:] = want[:400].double().mean(0).float()
-    assert arranged.specs["e"].dtype == torch.float32
+    assert arranged.specs["e"].dtype is Dtype.F32
     got = arranged.read("e")
     assert torch.equal(got[:400], want[:400])
     torch.testing.assert_close(got[400:], want[400:])
@@ -70,7 +71,7 @@ def test_rows_come_from_their_own_places_means_zeros_and_padding(tmp_path: Path)
         assert torch.equal(arranged.read("e", low, high), got[low:high])
     assert arranged.place("e") is None
     plain = Arranged({"e": Piece(one, "e", RowMap(origin.clip(0, 0), row))}, label="permuted")
-    assert plain.specs["e"].dtype == torch.bfloat16, "moved rows are not widened"
+    assert plain.specs["e"].dtype is Dtype.BF16, "moved rows are not widened"
     assert torch.equal(plain.read("e"), first["e"][torch.from_numpy(row)])
 
 

@@ -16,6 +16,7 @@ import thetau
 from encoders import CASES, Case, mxfp4_experts
 from fixtures import load_folder, write_model, write_shards
 from thetau.checkpoint import open_source
+from thetau.checkpoint.dtypes import Dtype
 from thetau.checkpoint.quantised import QuantisedSource
 from thetau.errors import CheckpointError
 
@@ -48,7 +49,7 @@ def test_rows_are_what_the_codes_stand_for(tmp_path: Path, case: Case) -> None:
     assert list(source.specs) == ["model.norm.weight", *LAYERS] or sorted(source.specs) == sorted(values)
     for name, want in values.items():
         assert source.specs[name].shape == tuple(want.shape)
-        assert source.specs[name].dtype == torch.float32
+        assert source.specs[name].dtype is Dtype.F32
         torch.testing.assert_close(source.read(name), want, rtol=0, atol=0)
         for start, stop in ((0, 0), (0, 1), (3, 7), (5, 16), (15, 16)):
             torch.testing.assert_close(source.read(name, start, stop), want[start:stop], rtol=0, atol=0)
@@ -137,7 +138,7 @@ def test_as_its_own_library_reads_it(tmp_path: Path, file: Path) -> None:
     write_model(tmp_path / "m", stored, {"dtype": dtype, "quantization_config": quantisation})
     source = open_source(tmp_path / "m")
     assert list(source.specs) == ["proj.weight"]
-    assert source.specs["proj.weight"].dtype == expected.dtype
+    assert source.specs["proj.weight"].dtype.torch == expected.dtype
     assert torch.equal(source.read("proj.weight").to(expected.dtype), expected)
 
 
@@ -155,7 +156,7 @@ def test_fp8_as_transformers_reads_it(tmp_path: Path, name: str) -> None:
     scale = stored[1].reshape(1, 1) if stored[1].ndim == 0 else stored[1]
     theirs = Fp8Dequantize(None)._dequantize_one(stored[0], scale, output_dtype=torch.bfloat16)
     source = open_source(tmp_path / "m")
-    assert torch.equal(source.read(LAYERS[0]).to(source.specs[LAYERS[0]].dtype), theirs)
+    assert torch.equal(source.read(LAYERS[0]).to(source.specs[LAYERS[0]].dtype.torch), theirs)
 
 
 def test_a_state_dict_tells_its_form_itself() -> None:

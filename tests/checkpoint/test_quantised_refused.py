@@ -153,7 +153,7 @@ def test_plain_models_stay_as_they_are(tmp_path: Path) -> None:
     }
     write_model(tmp_path / "m", weights)
     source = open_source(tmp_path / "m")
-    assert {name: source.specs[name].dtype for name in weights} == {name: value.dtype for name, value in weights.items()}
+    assert {name: source.specs[name].dtype.torch for name in weights} == {name: value.dtype for name, value in weights.items()}
     assert source.files == {}
 
 

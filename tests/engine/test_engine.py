@@ -17,6 +17,7 @@ from torch import Tensor
 import thetau
 from fixtures import assert_same, bits, leftovers, load_folder, random_weights, shifted, write_model
 from thetau.checkpoint import Spec
+from thetau.checkpoint.dtypes import Dtype
 from thetau.engine import kernels
 from thetau.engine.executor import Engine
 from thetau.engine.window import BLOCK, block_rows, blocks, windows
@@ -154,7 +155,7 @@ def test_parts_of_a_merge(large: list[Path]) -> None:
 )
 @pytest.mark.parametrize("elements", [1, 100, BLOCK, 2 * BLOCK + 1, 1 << 40])
 def test_windows_are_runs_of_the_same_blocks(shape: tuple[int, ...], elements: int) -> None:
-    spec = Spec(name="w", shape=shape, dtype=torch.float32, file="")
+    spec = Spec(name="w", shape=shape, dtype=Dtype.F32, file="")
     whole = list(blocks(spec, 0, spec.rows))
     pieces = [block for low, high in windows(spec, elements) for block in blocks(spec, low, high)]
     assert pieces == whole

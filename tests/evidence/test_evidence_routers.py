@@ -17,6 +17,7 @@ from torch import Tensor
 import thetau
 from commands import run
 from thetau import methods
+from thetau.checkpoint.dtypes import Dtype
 from thetau.errors import AlignmentError, CheckpointError, DataError, RecipeError
 from thetau.evidence import RouterConfig, calibrate_routers
 from tiny import WORDS
@@ -396,7 +397,7 @@ def test_a_bfloat16_merge_stays_one(places: Callable[[str], Place], tmp_path: Pa
     result = calibrate_routers(thetau.open(tmp_path / "half"), place.models, TEXTS, fit())
     result.model.save(tmp_path / "out")
     got = thetau.open(tmp_path / "out").specs()
-    assert {spec.dtype for spec in got.values()} == {torch.bfloat16}
+    assert {spec.dtype for spec in got.values()} == {Dtype.BF16}
     assert all(result.after[name] < error for name, error in result.before.items())
 
 

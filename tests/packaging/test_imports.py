@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import thetau
+from thetau.engine import kernels
 
 HEAVY = [
     "torch",
@@ -66,6 +69,83 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     script = f"from thetau.cli import main\ntry:\n    main({arguments})\nexcept SystemExit as end:\n    assert not end.code\n"
     allowed = {"pydantic"} if len(arguments) > 1 else set()  # typer itself reads a verb's options with it
     assert not loaded(script).intersection(HEAVY) - allowed
+
+
+MERGE = ["merge", "-b", "base", "-m", "model1", "-m", "model2"]
+HEADERS = [
+    ["methods"],
+    ["methods", "wudi"],
+    ["methods", "--for", "lora"],
+    ["inspect", "base", "--roles"],
+    [*MERGE, "--method", "task_arithmetic", "--dry-run"],
+    [*MERGE, "--method", "ties", "--dry-run"],
+]
+ELEMENTWISE = ["task_arithmetic", "average", "linear", "dare_linear"]
+compiled = pytest.mark.skipif(not kernels.available(), reason="without the compiled loop torch does the arithmetic")
+
+
+def command(*arguments: str, before: str = "") -> str:
+    """A script that runs a command, and says what is loaded after it."""
+    return f"{before}\nfrom thetau.cli import main\ntry:\n    main({list(arguments)})\nexcept SystemExit as end:\n    assert not end.code\n"
+
+
+@pytest.fixture
+def here(base: Path, models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a base and two models, where the commands run."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("arguments", HEADERS, ids=" ".join)
+def test_what_headers_tell_takes_no_torch(arguments: list[str], here: Path) -> None:
+    assert not loaded(command(*arguments)).intersection(
+        ["torch", "numpy", "scipy", "transformers", "jaxtyping", "huggingface_hub"]
+    )
+
+
+@compiled
+@pytest.mark.parametrize("method", ELEMENTWISE)
+def test_elementwise_merges_and_their_check_take_no_torch(method: str, here: Path) -> None:
+    merge = [*MERGE, "--method", method, "--set", "drop=0.5"] if method == "dare_linear" else [*MERGE, "--method", method]
+    assert "torch" not in loaded(command(*merge, "--out", "late"))
+    assert "torch" not in loaded(command("verify", "late"))
+    assert "torch" in loaded(command(*merge, "--out", "early", before="import torch"))
+    assert (here / "late" / "model.safetensors").read_bytes() == (here / "early" / "model.safetensors").read_bytes()
+
+
+def test_matrix_methods_load_torch(here: Path) -> None:
+    assert "torch" in loaded(command(*MERGE, "--method", "tsv_m", "--out", "merged"))
+
+
+def test_verify_finds_without_torch_what_is_wrong(here: Path) -> None:
+    shutil.copytree("base", "merged")
+    done = subprocess.run(
+        [sys.executable, "-m", "thetau", "verify", "merged"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "has no thetau.json" in done.stderr
+
+
+def test_a_late_module_gives_way_to_the_real_one() -> None:
+    """In our modules, once something of it was asked for; what it has not it has not."""
+    out = run("""
+import sys
+from thetau import random
+from thetau._lazy import torch
+assert "torch" not in sys.modules
+assert random.torch is torch
+random.element_bits(("key",), 0, 3)
+import torch as real
+assert random.torch is real
+import thetau._lazy
+assert thetau._lazy.torch is real
+assert torch.float32 is real.float32
+try:
+    torch.nonsense
+except AttributeError as error:
+    print(error)
+""")
+    assert "module 'torch' has no attribute 'nonsense'" in out
 
 
 def test_help_as_a_module_names_the_verbs() -> None:

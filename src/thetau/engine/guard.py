@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from thetau._lazy import numpy as np
 from thetau._lazy import torch
-from thetau.checkpoint import Source
+from thetau.checkpoint import Dtype, Source
 from thetau.checkpoint.window import Window
 from thetau.engine.window import Reading
 from thetau.errors import CheckpointError
@@ -142,11 +143,11 @@ def strangers(
         for name in (name for name in largest if name in names[model.key]):
             spec, there = base.specs[name], model.specs[names[model.key][name]]
             rows = min(spec.rows, there.rows, max(1, SAMPLE // max(1, spec.row_elements)))
-            ours, theirs = base.read(names[base.key][name], 0, rows), model.read(names[model.key][name], 0, rows)
-            if ours.shape == theirs.shape:
-                apart += float((theirs.double() - ours.double()).square().sum())
-                whole += float(ours.double().square().sum())
-                count += ours.numel()
+            if spec.shape[1:] == there.shape[1:]:
+                ours, theirs = _numbers(base, names[base.key][name], rows), _numbers(model, names[model.key][name], rows)
+                apart += float(np.square(theirs - ours).sum())
+                whole += float(np.square(ours).sum())
+                count += ours.size
         distance = math.sqrt(apart / whole) if whole else 0.0
         if distance > FAR:
             said.append(
@@ -154,6 +155,18 @@ def strangers(
                 f"from one another differ by less than {FAR:g}. They are probably not related."
             )
     return said
+
+
+def _numbers(source: Source, name: str, rows: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """The first rows of a tensor, flat, in float64."""
+    dtype = source.specs[name].dtype
+    if source.place(name) is None or dtype not in (Dtype.F64, Dtype.F32, Dtype.F16, Dtype.BF16):
+        read: np.ndarray[Any, np.dtype[np.float64]] = source.read(name, 0, rows).reshape(-1).double().numpy()
+        return read
+    raw = source.raw(name, 0, rows)
+    if dtype is Dtype.BF16:  # the upper half of a float32
+        return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4").astype(np.float64)
+    return np.frombuffer(raw, f"<f{dtype.itemsize}").astype(np.float64)
 
 
 def refuse_nonfinite(source: Source, name: str) -> None:
