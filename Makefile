@@ -36,10 +36,11 @@ docs: $(VENV)/.ready  ## the pages, strictly
 	$(BIN)/python -m experiments.pages
 	$(BIN)/mkdocs build --strict --quiet
 
-bench: $(VENV)/.ready .venv-mergekit/.ready  ## the engine against the floor and mergekit, what a look at a share of the entries saves, the solvers against plain loops; writes the result files of experiments/{engine,wudi,awd}
+bench: $(VENV)/.ready .venv-mergekit/.ready  ## the engine against the floor and mergekit, what a look at a share of the entries saves, start-up, the solvers against plain loops; writes the result files of experiments/{engine,wudi,awd}
 	$(BIN)/python -m experiments.engine.run --size 280m --mergekit .venv-mergekit/bin/python
 	$(BIN)/python -m experiments.engine.run --size 1.1b
 	$(BIN)/python -m experiments.engine.look
+	$(BIN)/python -m experiments.engine.start
 	$(BIN)/python -m experiments.wudi.run
 	$(BIN)/python -m experiments.awd.run
 

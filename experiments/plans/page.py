@@ -153,7 +153,7 @@ def checked(hollows: Path) -> list[str]:
             built = thetau.methods.build(method, {key: _value(value) for key, value in values.items()})
             merged = base + thetau.merge([model - base for model in models], built, engine=engine)
             guess = plan(merged, engine=engine).duration(rate, rate)
-            took = row["seconds"] - result["start_seconds"]
+            took = row["seconds"] - row.get("start_seconds", result["start_seconds"])
             found.append(f"| {result['size']} | {name} | {guess:.1f} | {took:.1f} | {guess / took:.2f} |")
     if not found:
         return []
