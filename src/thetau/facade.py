@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from thetau._lazy import torch
-from thetau.checkpoint import FLOATS, Dtype, Source, bring_tree, open_source
+from thetau.checkpoint import FLOATS, Dtype, Source, bring_tree, dtype_name, open_source
 from thetau.checkpoint.config import has_config
 from thetau.checkpoint.names import bring_library
 from thetau.checkpoint.remote import check_free, is_url, upload

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
+from thetau._lazy import torch
 from thetau.checkpoint.dtypes import Dtype
 from thetau.checkpoint.window import Window
 from thetau.plan import Pass
