@@ -199,7 +199,7 @@ def test_exactly_the_largest_are_kept(tmp_path: Path, form: Sparse) -> None:
         count = kept_count(form.density, len(flat))
         assert int((kept != 0).sum()) == count
         assert set(kept.nonzero().flatten().tolist()) == set(flat.abs().topk(count).indices.tolist())
-        torch.testing.assert_close(kept[kept != 0], flat[kept != 0].to(form.values).float(), rtol=0, atol=0)
+        torch.testing.assert_close(kept[kept != 0], flat[kept != 0].to(form.values.torch).float(), rtol=0, atol=0)
     assert report.kept == sum(int((one != 0).sum()) for one in back.values())
     assert float(metadata(report.path)["thetau.density"]) == report.density
 
