@@ -4,8 +4,9 @@
     python -m experiments.data_methods.speed [--run runs/demo]
 
 Gram matrices against a forward pass, output gradients against a gradient of the mean loss (by one label an example, drawn from the model), Fisher
-diagonals against gradients one by one (by the data's own labels), a step of AdaMerging against one forward and backward pass a task, and its memory
-with more tasks. Each is repeated and the least time counts. Writes experiments/data_methods/speed.json, which `page` shows.
+diagonals against gradients one by one (by the data's own labels), a step of AdaMerging against one forward and backward pass a task. Each is repeated
+and the least time counts. AdaMerging's memory is that of a process of its own, with few tasks and with many: the most that it held at once, without
+what the system maps from files. Writes experiments/data_methods/speed.json, which `page` shows.
 """
 
 from __future__ import annotations
@@ -13,19 +14,20 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
 import thetau
-from experiments.common import machine, write_result
+from experiments.common import machine, timed, write_result
 from experiments.fisher.run import tuned_models
-from thetau.evidence import CoefficientConfig, FisherConfig, MomentConfig, fisher_sums
-from thetau.evidence.adamerging import Learner, demand
+from thetau.evidence import CoefficientConfig, FisherConfig, MomentConfig, fisher_sums, learn_coefficients
+from thetau.evidence.adamerging import Learner
 from thetau.evidence.collecting import stored_names
 from thetau.evidence.layers import batched
 from thetau.evidence.moments import Run
@@ -71,15 +73,16 @@ class Bench:
             for batch in self.batches():
                 self.module(**self.long.inputs.batch(batch))
 
+    def gradients(self, lessons: Sequence[tuple[Lesson, list[int]]]) -> None:
+        """A gradient of the mean loss of each of some examples of a task."""
+        for lesson, indices in lessons:
+            self.module.zero_grad()
+            labels = label_tensor([lesson.inputs.labels[index] for index in indices])
+            lesson.head.loss(self.module(**lesson.inputs.batch(indices)), labels).backward()  # type: ignore[no-untyped-call]
+
     def batches(self) -> list[list[int]]:
         """As a collection has them."""
         return batched(self.long.inputs.lengths, EXAMPLES)
-
-    def backward(self, lesson: Lesson, indices: list[int]) -> None:
-        """A gradient of the mean loss."""
-        self.module.zero_grad()
-        labels = label_tensor([lesson.inputs.labels[index] for index in indices])
-        lesson.head.loss(self.module(**lesson.inputs.batch(indices)), labels).backward()  # type: ignore[no-untyped-call]
 
     def collected(self) -> dict[str, tuple[str, float, float]]:
         """Row → what it stands beside, its seconds, and those of the other."""
@@ -89,9 +92,9 @@ class Bench:
         fisher = FisherConfig(examples=EXAMPLES, labels="empirical")
         plain = {
             f"a forward pass, {MANY} examples": least(self.forward),
-            f"a gradient, {MANY} examples": least(lambda: [self.backward(self.long, batch) for batch in self.batches()]),
+            f"a gradient, {MANY} examples": least(lambda: self.gradients([(self.long, batch) for batch in self.batches()])),
             f"gradients one by one, {EXAMPLES} examples": least(
-                lambda: [self.backward(few, [index]) for index in range(EXAMPLES)]
+                lambda: self.gradients([(few, [index]) for index in range(EXAMPLES)])
             ),
         }
         taken = {
@@ -105,8 +108,29 @@ class Bench:
         """AdaMerging's."""
         learner = Learner(self.module, self.lessons, vectors, CoefficientConfig(batch=EXAMPLES, steps=1))
         taken = least(learner.advance)
-        plain = least(lambda: [self.backward(lesson, list(range(EXAMPLES))) for lesson in self.lessons])
+        plain = least(lambda: self.gradients([(lesson, list(range(EXAMPLES))) for lesson in self.lessons]))
         return f"a forward and a backward pass a task, {TASKS} tasks of {EXAMPLES} examples", taken, plain
+
+
+def held(run: Path, count: int) -> float:
+    """The anonymous memory, in MB, of a process that learns the coefficients of so many tasks."""
+    with TemporaryDirectory() as folder:
+        words = [sys.executable, "-m", "experiments.data_methods.speed", "--run", str(run), "--learn", str(count)]
+        return round(1000 * timed(words, Path(folder) / "out")[1], 1)
+
+
+def learn(run: Path, count: int) -> None:
+    """Two steps of AdaMerging on so many tasks."""
+    torch.set_num_threads(1)
+    suite = load_suite("demo")
+    encoder, names = load_encoder(suite.backbone), suite.tasks[:count]
+    base = thetau.open(encoder.folder)
+    models = tuned_models(run, suite.tasks)
+    vectors = {name: (thetau.open(models[name]) - base).named(name) for name in names}
+    config = CoefficientConfig(steps=2, batch=8, examples=8, max_length=suite.limits.max_length)
+    with TemporaryDirectory() as folder:
+        tasks = {name: load_task(name) for name in names}
+        learn_coefficients(encoder, tasks, vectors, Path(folder) / "out", config, engine=thetau.Engine(workers=1))
 
 
 def main(run: Path) -> None:
@@ -131,12 +155,11 @@ def main(run: Path) -> None:
         for name in names
     }
     found["adamerging"] = bench.step(vectors)
-    sizes = [parameter.numel() for parameter in encoder.module.parameters()]
     rows = {
         name: {"beside": beside, "seconds": taken, "plain seconds": plain, "ratio": taken / plain, "most": MOST[name]}
         for name, (beside, taken, plain) in found.items()
     }
-    memory = {str(tasks): demand(sizes, tasks)["memory"] for tasks in (2, 20)}
+    memory = {str(count): held(run, count) for count in (2, len(suite.tasks))}
     about = {"task": names[0], "backbone": suite.backbone, "times": TIMES, "machine": machine(), "memory": memory, "rows": rows}
     write_result(OUT, {"command": "python -m experiments.data_methods.speed", **about})
     for name, row in rows.items():
@@ -146,4 +169,9 @@ def main(run: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/demo"))
-    main(parser.parse_args().run)
+    parser.add_argument("--learn", type=int)
+    given = parser.parse_args()
+    if given.learn:
+        learn(given.run, given.learn)
+    else:
+        main(given.run)

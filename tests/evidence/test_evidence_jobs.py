@@ -125,7 +125,7 @@ def test_a_share_takes_every_so_many_th_batch() -> None:
     shares = [Share(number=number, count=3).of(batches) for number in range(3)]
     assert shares[0] == [[0], [3], [6]]
     assert sorted(batch for share in shares for batch in share) == batches
-    with pytest.raises(DataError, match="jobs must be at least 1. Got 0"):
+    with pytest.raises(DataError, match=r"jobs must be at least 1\. Got 0"):
         Jobs(count=0, open=Opening(Path()))
 
 
