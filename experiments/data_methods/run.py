@@ -130,7 +130,6 @@ ROWS: Mapping[str, Row] = {
     "ESM, 32": row("esm", "unlabelled", 32),
     "ESM, 8": row("esm", "unlabelled", 8),
     "task arithmetic and WEMoE, 32": Row(method="task_arithmetic", fields={}, data="unlabelled", examples=32, mixture=True),
-    "Twin and router, 32": Row(method="twin", fields={}, data="unlabelled", examples=32, router=True),
     "ESM, 32, without powers": row("esm", "unlabelled", 32, power=0.0, scale=1.0),
 }
 

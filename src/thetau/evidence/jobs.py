@@ -84,7 +84,10 @@ class Sums(Protocol):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Jobs:
-    """How many processes share a collection; `open` opens the same model and task in each, and can be sent to it."""
+    """How many processes share a collection; `open` opens the same model and task in each, and can be sent to it.
+
+    A script of one's own starts them under `if __name__ == "__main__":`, since each of them imports it.
+    """
 
     count: int
     open: Callable[[], Opened]
