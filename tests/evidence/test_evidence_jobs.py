@@ -181,6 +181,30 @@ def test_what_was_summed_is_not_summed_again(place: Path, tmp_path: Path, kind: 
     assert all(torch.equal(got[name], whole[name]) for name in whole)
 
 
+@pytest.mark.parametrize("memories", [(8_000, 1_000_000), (1_000_000, 8_000)], ids=["more", "less"])
+@pytest.mark.parametrize("jobs", [None, 2])
+@pytest.mark.usefixtures("spot")
+def test_it_goes_on_in_another_memory(place: Path, tmp_path: Path, memories: tuple[int, int], jobs: int | None) -> None:
+    """What lies there of other layers together is not taken for what is asked now."""
+    want = collect("gram", Opening(place), tmp_path / "whole.safetensors", jobs)
+    out = tmp_path / "cut.safetensors"
+
+    class Stop(Exception):
+        pass
+
+    def stop(count: int) -> None:
+        nonlocal seen
+        seen += count
+        if seen > 16:
+            raise Stop
+
+    seen = 0
+    with pytest.raises(Stop):
+        collect("gram", Opening(place), out, jobs, memory=memories[0], tick=stop)
+    got = collect("gram", Opening(place), out, jobs, memory=memories[1])
+    assert away(got, want) <= EXAMPLES * F32
+
+
 @pytest.mark.usefixtures("spot")
 def test_what_goes_wrong_in_another_process_is_said(place: Path, tmp_path: Path) -> None:
     opening = Opening(place, tmp_path / "mark", "error")
