@@ -111,8 +111,8 @@ catalogue: $(VENV)/.ready  ## every method on the demo's models and what it cost
 big-checkpoints: $(VENV)/.ready  ## mixtures and quantised models: plans of 7B, runs of 280M within 512 MB; writes experiments/big_checkpoints
 	$(BIN)/python -m experiments.big_checkpoints.run --folder runs/big
 	$(BIN)/python -m experiments.big_checkpoints.page
-data: $(VENV)/.ready  ## merging with and without data on the demo's models; after `make demo`; resumes; writes experiments/data_methods and docs/data.md
-	$(BIN)/python -m experiments.data_methods.run --run $(RUN)
+data: $(VENV)/.ready  ## merging with and without data on the demo's models; after `make demo`; ARGS="--suite vision --data … --seeds 0 1 2" for others; resumes; writes experiments/data_methods and docs/data.md
+	$(BIN)/python -m experiments.data_methods.run --run $(RUN) $(ARGS)
 	$(BIN)/python -m experiments.data_methods.page
 
 doctor: $(VENV)/.ready  ## the doctor on the demo's models and on a family made on purpose; after `make demo`; DATA=folder of text tasks: its prediction study too

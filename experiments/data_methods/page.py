@@ -1,4 +1,4 @@
-"""Draw docs/data.md and its chart from experiments/data_methods/results.json.
+"""Draw docs/data.md and its chart from experiments/data_methods/results.json, and from speed.json and results-SUITE-SEED.json where they are.
 
 python -m experiments.data_methods.page
 """
@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import sqrt
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from experiments import leads
 from experiments.common import DOCS, IMAGES, table
 from experiments.data_methods.run import OUT, ROWS
 from experiments.leads import led
+from thetau.studies.verdicts import judge
 
+SPEED = OUT.with_name("speed.json")
 PAGE, CHART, INTRO = DOCS / "data.md", IMAGES / "data.png", Path(__file__).parent / "intro.md"
 KINDS = {"none": "no data", "unlabelled": "unlabelled examples", "labelled": "labelled examples"}
 Rows = Mapping[str, Mapping[str, Any]]
@@ -32,7 +35,13 @@ def main() -> None:
 
 def page(results: Mapping[str, Any]) -> str:
     """The whole page."""
-    return INTRO.read_text(encoding="utf-8").rstrip() + "\n\n" + "\n".join(measured(results))
+    lines = measured(results)
+    more = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(OUT.parent.glob("results-*.json"))]
+    if more:
+        lines += others([results, *more])
+    if SPEED.is_file():
+        lines += cost(json.loads(SPEED.read_text(encoding="utf-8")))
+    return INTRO.read_text(encoding="utf-8").rstrip() + "\n\n" + "\n".join(lines)
 
 
 def front(rows: Rows, by: str) -> set[str]:
@@ -55,6 +64,16 @@ def margin(results: Mapping[str, Any], row: Mapping[str, Any]) -> float:
     return sqrt(sum(value * (1 - value) / n[task] for task, value in row["tasks"].items())) / len(row["tasks"])
 
 
+def best_of(rows: Rows, kind: str) -> str:
+    """The best row that looks at this kind of data."""
+    return max((name for name in rows if rows[name]["data"] == kind), key=lambda name: float(rows[name]["average"]))
+
+
+def difference(results: Mapping[str, Any], row: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[float, float]:
+    """Of two averages, and half of its 95 % interval."""
+    return row["average"] - other["average"], 1.96 * sqrt(margin(results, row) ** 2 + margin(results, other) ** 2)
+
+
 def verdict(results: Mapping[str, Any]) -> str:
     """What the rule makes of the best row with unlabelled data beside the best without."""
     rows: Rows = results["rows"]
@@ -63,14 +82,8 @@ def verdict(results: Mapping[str, Any]) -> str:
         return (
             f"{lacking} of {len(ROWS)} rows are not measured yet, so the rule says nothing yet. `make data` goes on where it was."
         )
-    best = {
-        kind: max((name for name in rows if rows[name]["data"] == kind), key=lambda name: rows[name]["average"], default=None)
-        for kind in ("none", "unlabelled")
-    }
-    free, using = best["none"], best["unlabelled"]
-    assert free is not None and using is not None
-    gap = rows[using]["average"] - rows[free]["average"]
-    wide = 1.96 * sqrt(margin(results, rows[free]) ** 2 + margin(results, rows[using]) ** 2)
+    free, using = best_of(rows, "none"), best_of(rows, "unlabelled")
+    gap, wide = difference(results, rows[using], rows[free])
     said = "is worth it" if gap > wide else "costs accuracy" if gap < -wide else "cannot be told from none"
     return (
         f"The best row without data is *{free}* ({percent(rows[free]['average'])}); the best with unlabelled examples is *{using}* "
@@ -138,6 +151,74 @@ def measured(results: Mapping[str, Any]) -> list[str]:
     if lacking:
         lines += [f"Not measured yet: {'; '.join(lacking)}.", ""]
     return lines
+
+
+def others(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Whether the best row with unlabelled examples leads the best without on each suite, over its tasks and seeds."""
+    whole = [results for results in runs if len(results["rows"]) == len(ROWS)]
+    cells = []
+    for suite in dict.fromkeys(results["suite"] for results in whole):
+        seeds = [results for results in whole if results["suite"] == suite]
+        together = {
+            name: {"data": row["data"], "average": mean(each["rows"][name]["average"] for each in seeds)}
+            for name, row in seeds[0]["rows"].items()
+        }
+        free, using = best_of(together, "none"), best_of(together, "unlabelled")
+        leads_by_task = {
+            task: [100 * (each["rows"][using]["tasks"][task] - each["rows"][free]["tasks"][task]) for each in seeds]
+            for task in seeds[0]["test"]
+        }
+        told = [f"{name} ({percent(together[name]['average'])})" for name in (free, using)]
+        cells.append((suite, ", ".join(str(each.get("seed", 0)) for each in seeds), *told, str(judge(leads_by_task))))
+    lines = [
+        "## Other seeds and suites",
+        "",
+        "Here the rule is that of [verdicts](verdicts.md): tasks and seeds are what varies, and *holds* says that the interval of the lead excludes 0. "
+        "The best rows are those of all seeds together.",
+        "",
+        *table(("suite", "seeds", "best without data", "best with unlabelled examples", "the lead of these"), cells, words=5),
+    ]
+    unfinished = [
+        f"{results['suite']}, seed {results['seed']} ({len(results['rows'])} of {len(ROWS)} rows)"
+        for results in runs
+        if results not in whole
+    ]
+    return [*lines, *([f"Not finished yet: {'; '.join(unfinished)}.", ""] if unfinished else [])]
+
+
+def cost(speed: Mapping[str, Any]) -> list[str]:
+    """What looking costs, beside a plain pass."""
+    names = {
+        "gram": "`evidence gram`",
+        "gradients": "`evidence gradients`, a label an example",
+        "fisher": "`evidence fisher`, the data's labels",
+        "adamerging": "`evidence adamerging`, a step",
+    }
+    cells = [
+        (
+            names[name],
+            row["beside"],
+            f"{row['ratio']:.2f}",
+            f"{row['most']:g}",
+            "holds" if row["ratio"] <= row["most"] else "missed",
+        )
+        for name, row in speed["rows"].items()
+    ]
+    few, many = speed["memory"].items()
+    return [
+        "## What looking costs",
+        "",
+        f"`{speed['command']}` compares the processor's seconds, the least of {speed['times']} runs on one thread, on {speed['task']} with "
+        f"{speed['backbone']}. The most that each may take was written down before.",
+        "",
+        *table(("", "beside", "times as long", "at most", ""), cells, words=2),
+        "A Gram matrix of d inputs takes d²/2 products a row, a layer of d to d' features d d' of them. With the MLPs of this encoder that is nearly one "
+        "more forward pass, however it is computed. The Fisher of all labels (`--labels true`, the default) takes a backward pass for each class.",
+        "",
+        f"AdaMerging held {few[1]:.0f} MB with {few[0]} tasks and {many[1]:.0f} MB with {many[0]}, in a process of its own, without what the system maps "
+        "from files.",
+        "",
+    ]
 
 
 def chart(results: Mapping[str, Any], path: Path) -> None:

@@ -2,6 +2,7 @@
 
     make demo                                             # the fine-tuned models, in runs/demo
     python -m experiments.data_methods.run [--run runs/demo] [--only ROW …]
+    python -m experiments.data_methods.run --suite vision --data DATA/image --backbone FOLDER --seeds 0 1 2 --run runs/data
 
 The demo's six models become one, by methods that look at no data, by methods that look at unlabelled examples of each task, and by λ chosen on
 labelled ones. Every row is made in a process of its own: its seconds are those of the processor for collecting and merging together, its memory
@@ -9,7 +10,8 @@ the operating system's peak. Examples come from the training or the validation s
 measured. AdaMerging makes fewer and longer steps than its authors' (`STEPS`, `LR`): as far in all, so that this ends in minutes. WEMoE makes fewer of
 the authors' length (`MIXTURE_STEPS`, `MIXTURE_LR`): with ten times longer ones its routers diverge here.
 
-Rows are kept in RUN/data_methods as they are made, and not made again; `--only` makes some anew. Writes experiments/data_methods/results.json after each.
+Another suite, another backbone than the suite's, or other seeds than 0 are fine-tuned first, as the suite says, in RUN/SUITE-SEED. Rows are kept as
+they are made, and not made again; `--only` makes some anew. Writes experiments/data_methods/results.json after each, of others results-SUITE-SEED.json.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ import thetau
 from experiments.catalogue.run import resident
 from experiments.common import ROOT, machine, write_result
 from experiments.fisher.run import tuned_models
+from thetau.compression import keep_parts, parts_beside
 from thetau.evaluate import Evaluator
 from thetau.evaluate.means import average, normalised
 from thetau.evaluate.measures import Measure
@@ -43,19 +46,27 @@ from thetau.evidence import (
     MixtureConfig,
     MomentConfig,
     SurgeryConfig,
+    TwinConfig,
     collect_fisher,
     collect_merged_grams,
     collect_second_moments,
     learn_coefficients,
     learn_mixture,
+    learn_router,
     learn_surgery,
 )
 from thetau.evidence.surgery import corrected_heads, surgery_file
+from thetau.evidence.twin import read_router, router_file
 from thetau.evidence.wemoe import mixture_file, read_mixture
+from thetau.finetune import FinetuneConfig, finetune
 from thetau.methods import registry
 from thetau.models import load_encoder, read_weights
 from thetau.models.mixture import mixing
-from thetau.tasks import load_task
+from thetau.recipes import Recipe
+from thetau.recipes.schema import ModelEntry
+from thetau.studies.routed import measure_routed
+from thetau.tasks import load_task, make_head
+from thetau.tasks.head import AnyHead
 from thetau.tasks.suite import load_suite
 
 OUT = Path(__file__).parent / "results.json"
@@ -72,6 +83,7 @@ class Row:
 
     `examples` of each task; `tuned`: λ is chosen on that many labelled ones. `surgery`: its features are corrected on that many.
     `merged`: Gram matrices are those of the merged model's own activations. `mixture`: its MLPs are mixed by input, routers learned on that many.
+    `router`: which task's part an input runs through is told by a router that learned on that many.
     """
 
     method: str
@@ -82,6 +94,7 @@ class Row:
     surgery: bool = False
     merged: bool = False
     mixture: bool = False
+    router: bool = False
 
 
 def row(method: str, data: Data = "none", examples: int = 0, **fields: Any) -> Row:
@@ -121,29 +134,75 @@ ROWS: Mapping[str, Row] = {
 }
 
 
-class Bench:
-    """The demo's models, its encoder and its tasks."""
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Whose models are merged: a suite's, of one seed of fine-tuning. `data`, `backbone`: of a suite that does not ship with them."""
 
-    def __init__(self, run: Path) -> None:
-        self.run, self.suite = run, load_suite("demo")
-        self.models = tuned_models(run, self.suite.tasks)
-        self.encoder = load_encoder(self.suite.backbone)
-        self.tasks = {name: load_task(name) for name in self.suite.tasks}
-        self.length = self.suite.limits.max_length
+    suite: str = "demo"
+    seed: int = 0
+    data: Path | None = None
+    backbone: str | None = None
+
+    @property
+    def demo(self) -> bool:
+        """Whether they are those of `make demo`."""
+        return self == Setting()
+
+    @property
+    def out(self) -> Path:
+        """The result file."""
+        return OUT if self.demo else OUT.with_name(f"results-{self.suite}-{self.seed}.json")
+
+    def words(self, run: Path) -> list[str]:
+        """As a command line has them."""
+        more = {"--data": self.data, "--backbone": self.backbone}
+        given = [str(word) for flag, value in more.items() if value is not None for word in (flag, value)]
+        return ["--run", str(run), "--suite", self.suite, "--seeds", str(self.seed), *given]
+
+
+class Bench:
+    """A suite's models of one seed, its encoder and its tasks."""
+
+    def __init__(self, run: Path, setting: Setting) -> None:
+        self.setting, self.where = setting, run
+        self.run = run if setting.demo else run / f"{setting.suite}-{setting.seed}"
+        self.suite = load_suite(setting.suite)
+        self.backbone = setting.backbone or self.suite.backbone
+        self.encoder = load_encoder(self.backbone)
+        self.tasks = {name: load_task(name, setting.data) for name in self.suite.tasks}
+        self.sizes: dict[str, Any] = {
+            "max_length": self.suite.limits.max_length,
+            "image_size": self.suite.limits.image_size,
+        }
+        self.models = tuned_models(run, self.suite.tasks) if setting.demo else {name: self.tuned(name) for name in self.tasks}
         self.base = thetau.open(self.encoder.folder)
         self.vectors = {name: (thetau.open(path) - self.base).named(name) for name, path in self.models.items()}
+
+    def tuned(self, task: str) -> Path:
+        """A task's model, fine-tuned as the suite says where it is not there yet."""
+        fields = {**self.suite.finetune, **self.suite.finetune_of.get(task, {}), "seed": self.setting.seed}
+        out, begun = self.run / "finetuned" / task / "model", time.monotonic()
+        config = FinetuneConfig.of(fields, f"suite {self.suite.name}, task {task}")
+        made = finetune(self.encoder, self.tasks[task], out, config, base=self.backbone, heads={task: self.head(task)})
+        if not made.cached:
+            sys.stderr.write(f"{task}, seed {self.setting.seed}: fine-tuned in {time.monotonic() - begun:.0f} s\n")
+        return out
+
+    def head(self, task: str) -> AnyHead:
+        """A task's frozen head; the encoder holds the base. Probes are made once."""
+        return make_head(self.encoder, self.tasks[task], **self.sizes, cache=self.run / "cache")
 
     def folder(self, name: str) -> Path:
         """Where a row lies."""
         return self.run / "data_methods" / "".join(letter if letter.isalnum() else "-" for letter in name)
 
-    def evidence(self, chosen: Row, folder: Path) -> dict[str, dict[str, Path]]:
-        """What the row's method needs, collected anew."""
+    def evidence(self, chosen: Row, folder: Path, heads: Mapping[str, AnyHead]) -> dict[str, dict[str, Path]]:
+        """What the row's method needs, collected anew; `heads` are given where it looks at outputs."""
         method = registry.build(chosen.method, chosen.fields)
         found: dict[str, dict[str, Path]] = {}
         if chosen.merged:
             assert isinstance(method, thetau.methods.RegMean)
-            moments = MomentConfig(examples=chosen.examples, max_length=self.length)
+            moments = MomentConfig(examples=chosen.examples, **self.sizes)
             return {
                 "gram": collect_merged_grams(
                     self.encoder, self.tasks, self.vectors, folder / "gram", moments, method=method
@@ -152,12 +211,12 @@ class Bench:
         for kind in method.chain().needs:
             if kind == "coefficients":
                 config = CoefficientConfig(
-                    steps=STEPS, lr=LR, batch=min(BATCH, chosen.examples), examples=chosen.examples, max_length=self.length
+                    steps=STEPS, lr=LR, batch=min(BATCH, chosen.examples), examples=chosen.examples, **self.sizes
                 )
                 assert isinstance(method, thetau.methods.AdaMerging)
                 origins = {name: str(path) for name, path in self.models.items()}
                 made = learn_coefficients(
-                    self.encoder, self.tasks, self.vectors, folder / kind, config, method=method, origins=origins
+                    self.encoder, self.tasks, self.vectors, folder / kind, config, method=method, heads=heads, origins=origins
                 )
                 found[kind] = made.files
                 continue
@@ -165,27 +224,31 @@ class Bench:
             for name, path in self.models.items():
                 weights, out = read_weights(path), found[kind][name]
                 if kind == "fisher":
-                    fisher = FisherConfig(examples=chosen.examples, max_length=self.length)
-                    collect_fisher(self.encoder, self.tasks[name], weights, out, fisher, origin=str(path))
+                    fisher = FisherConfig(examples=chosen.examples, **self.sizes)
+                    collect_fisher(self.encoder, self.tasks[name], weights, out, fisher, head=heads[name], origin=str(path))
                 else:
-                    moments = MomentConfig(examples=chosen.examples, max_length=self.length)
+                    moments = MomentConfig(examples=chosen.examples, **self.sizes)
                     assert kind in ("gram", "gradients")
                     which: Any = kind
-                    collect_second_moments(self.encoder, self.tasks[name], weights, out, which, moments, origin=str(path))
+                    collect_second_moments(
+                        self.encoder, self.tasks[name], weights, out, which, moments, head=heads.get(name), origin=str(path)
+                    )
         return found
 
     def make(self, name: str) -> dict[str, float]:
         """Collect and merge; the model is written to the row's folder. Meant for a process of its own."""
         chosen, folder = ROWS[name], self.folder(name)
+        asked = {"fisher", "gradients", "coefficients"} & set(registry.build(chosen.method, chosen.fields).chain().needs)
+        heads = {task: self.head(task) for task in self.tasks} if asked or chosen.mixture else {}
         before, begun = resident("VmRSS"), time.process_time()
         engine = thetau.Engine(workers=1)
-        evidence = self.evidence(chosen, folder)
+        evidence = self.evidence(chosen, folder, heads)
         collected = time.process_time()
         method = registry.build(chosen.method, chosen.fields)
         merged = thetau.merge(list(self.vectors.values()), method, engine=engine, evidence=evidence)
         (self.base + merged).save(folder / "merged", engine=engine)
         if chosen.surgery:
-            corrections = SurgeryConfig(examples=chosen.examples, max_length=self.length)
+            corrections = SurgeryConfig(examples=chosen.examples, **self.sizes)
             weights = read_weights(folder / "merged")
             for task, path in self.models.items():
                 out = surgery_file(folder / "merged", task)
@@ -196,10 +259,16 @@ class Bench:
                 lr=MIXTURE_LR,
                 batch=min(BATCH, chosen.examples),
                 examples=chosen.examples,
-                max_length=self.length,
+                **self.sizes,
             )
             out = mixture_file(folder / "merged")
-            learn_mixture(self.encoder, self.tasks, self.vectors, read_weights(folder / "merged"), out, config)
+            learn_mixture(self.encoder, self.tasks, self.vectors, read_weights(folder / "merged"), out, config, heads=heads)
+        if chosen.router:
+            models = [ModelEntry(path=str(path), name=task) for task, path in self.models.items()]
+            recipe = Recipe(base=str(self.encoder.folder), models=list(models), method={"name": chosen.method, **chosen.fields})
+            keep_parts(recipe, folder / "merged", engine=engine)
+            telling = TwinConfig(examples=chosen.examples, **self.sizes)
+            learn_router(self.encoder, self.tasks, read_weights(folder / "merged"), router_file(folder / "merged"), telling)
         return {
             "collect_seconds": round(collected - begun, 2),
             "seconds": round(time.process_time() - begun, 2),
@@ -209,7 +278,7 @@ class Bench:
 
     def results(self, only: list[str]) -> Iterator[dict[str, Any]]:
         """All rows so far, after each: as it was made before, or anew."""
-        evaluator = Evaluator(self.encoder, self.tasks.values(), limits=LIMITS, max_length=self.length, cache=self.run / "cache")
+        evaluator = Evaluator(self.encoder, self.tasks.values(), limits=LIMITS, **self.sizes, cache=self.run / "cache")
         individual = {
             split: {task: evaluator.evaluate(read_weights(path), split, [task])[task] for task, path in self.models.items()}
             for split in LIMITS
@@ -231,8 +300,9 @@ class Bench:
             yield {
                 "command": "make data",
                 "machine": machine(),
-                "suite": "demo",
-                "backbone": self.suite.backbone,
+                "suite": self.setting.suite,
+                "seed": self.setting.seed,
+                "backbone": Path(self.backbone).name,
                 "test": {task: one.n for task, one in individual["test"].items()},
                 "adamerging": {"steps": STEPS, "lr": LR, "batch": BATCH},
                 "wemoe": {"steps": MIXTURE_STEPS, "lr": MIXTURE_LR, "batch": BATCH},
@@ -275,7 +345,7 @@ class Bench:
                 return kept
         shutil.rmtree(self.folder(name), ignore_errors=True)
         self.folder(name).mkdir(parents=True)
-        command = [sys.executable, "-m", "experiments.data_methods.run", "--run", str(self.run), "--make", name]
+        command = [sys.executable, "-m", "experiments.data_methods.run", *self.setting.words(self.where), "--make", name]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(f"{name}: {done.stderr.strip()}")
@@ -295,8 +365,13 @@ class Bench:
             cost["seconds"] = round(cost["seconds"] + time.process_time() - begun, 2)
             cost["factor"] = search.scale
             weights = at_scale(base, vector, search.scale)
-        with self.running(name, chosen, weights, evaluator):
-            measured = evaluator.evaluate(weights, "test", origin=name)
+        if chosen.router:
+            merged = self.folder(name) / "merged"
+            router, beside = read_router(router_file(merged), weights), parts_beside(merged, self.base)
+            measured, _ = measure_routed(evaluator, router, weights, beside, tuple(self.tasks), "test", origin=name)
+        else:
+            with self.running(name, chosen, weights, evaluator):
+                measured = evaluator.evaluate(weights, "test", origin=name)
         evaluator.heads.update(heads)
         made = {"row": asdict(chosen), "data": chosen.data, "examples": chosen.examples, **told(measured), **cost}
         write_result(file, made)
@@ -308,15 +383,22 @@ def main() -> None:
     """As the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--suite", default="demo")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--data", type=Path, help="folder of the suite's tasks, where they do not ship")
+    parser.add_argument("--backbone", help="another model than the suite's")
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--make")
     given = parser.parse_args()
-    bench = Bench(given.run.resolve())
-    if given.make:
-        sys.stdout.write(json.dumps(bench.make(given.make)) + "\n")
-        return
-    for results in bench.results(given.only):
-        write_result(OUT, results)
+    data = given.data and given.data.resolve()
+    for seed in given.seeds:
+        setting = Setting(suite=given.suite, seed=seed, data=data, backbone=given.backbone)
+        bench = Bench(given.run.resolve(), setting)
+        if given.make:
+            sys.stdout.write(json.dumps(bench.make(given.make)) + "\n")
+            return
+        for results in bench.results(given.only):
+            write_result(setting.out, results)
 
 
 if __name__ == "__main__":

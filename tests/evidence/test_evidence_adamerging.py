@@ -201,6 +201,13 @@ def test_what_diverges_is_said() -> None:
         Learner(Bend(), lessons(), {"ape": {}, "bee": {}}, CoefficientConfig())
 
 
+def test_a_whole_number_is_a_start_like_any_other() -> None:
+    """As `--set start=1` gives it."""
+    learner = Learner(Bend(), lessons(), vectors(), CoefficientConfig(start=1, steps=1, clamp=False))
+    assert learner.finish() is None
+    assert learner.coefficients().is_floating_point()
+
+
 def test_memory_does_not_grow_with_the_tasks() -> None:
     few, many = (demand([100, 50], tasks) for tasks in (2, 20))
     assert few["memory"] == many["memory"] == 4 * (3 * 150 + 100)

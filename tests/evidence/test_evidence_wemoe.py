@@ -318,6 +318,11 @@ def test_the_file_and_what_is_refused(world: World, merged: Path, tmp_path: Path
         MixtureConfig.of({"depth": 3}, "here")
 
 
+def test_a_router_may_start_at_a_whole_number() -> None:
+    made = Router.drawn(0, 4, 3, 1, torch.Generator())
+    assert torch.equal(made.tensors["second_bias"], torch.ones(3))
+
+
 def test_tasks_that_cannot_teach_a_router(world: World, merged: Path, tmp_path: Path) -> None:
     data = shutil.copytree(world.data, tmp_path / "data")
     task = load_task("animals", data)

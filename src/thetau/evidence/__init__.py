@@ -13,6 +13,8 @@ from thetau.evidence.config import TwinConfig as TwinConfig
 from thetau.evidence.fisher import Fisher as Fisher
 from thetau.evidence.fisher import collect_fisher as collect_fisher
 from thetau.evidence.fisher import fisher_sums as fisher_sums
+from thetau.evidence.jobs import Jobs as Jobs
+from thetau.evidence.jobs import Opened as Opened
 from thetau.evidence.layerwise import MergedGrams as MergedGrams
 from thetau.evidence.layerwise import collect_merged_grams as collect_merged_grams
 from thetau.evidence.masks import Learned as Learned

@@ -274,7 +274,7 @@ class Learner:
         numbers = [(groups or {}).get(name, index) for index, name in enumerate(self.names)]
         order = {number: place for place, number in enumerate(dict.fromkeys(numbers))}
         self.group = torch.tensor([order[number] for number in numbers])
-        self.values = torch.full((len(self.lessons), len(order)), config.start, requires_grad=True)
+        self.values = torch.full((len(self.lessons), len(order)), float(config.start), requires_grad=True)
         self.adam = torch.optim.Adam([self.values], lr=config.lr, betas=(0.9, 0.999))
         self.healthy = self.values.detach().clone()
         self.entropies = Entropies(module, lessons, batch=config.batch, seed=config.seed, window=config.window)

@@ -38,9 +38,54 @@ class Config(ABC):  # noqa: B024  what is abstract is that it has no fields
         return config
 
 
+Labels = Literal["true", "empirical", "sampled"]
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes(Config):
+    """How inputs are read, and what is drawn.
+
+    - `max_length`, `image_size`: of the inputs. `seed`: of all that is drawn.
+    """
+
+    max_length: Annotated[int, AtLeast(3)] = 64
+    image_size: Annotated[int | None, AtLeast(8)] = None
+    seed: Annotated[int, AtLeast(0)] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summed(Sizes):
+    """What is a sum over examples.
+
+    - `examples`: how many of the split's examples, drawn without regard to their order and always the same ones.
+    - `labels`: whose gradients count. `true`: every label's, weighted by the probability that the model gives it; `sampled`: of
+      labels drawn from these probabilities, `draws` an example; `empirical`: of the data's own label, which is another matrix.
+    - `most_classes`: with more classes than this, `true` is sampled, for a class costs a backward pass.
+    """
+
+    examples: Annotated[int, AtLeast(1)] = 256
+    labels: Labels = "true"
+    most_classes: Annotated[int, AtLeast(2)] = 10
+    draws: Annotated[int, AtLeast(1)] = 1
+    split: Split = "train"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taught(Sizes):
+    """What is learned from examples whose labels are never looked at.
+
+    - `examples`: at most so many of the split, of each task; None for all. `split`: the authors' is `test`; here it is `validation` by default, so
+      that a test measures.
+    """
+
+    examples: Annotated[int | None, AtLeast(1)] = None
+    split: Split = "validation"
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
-class MaskConfig(Config):
+class MaskConfig(Sizes):
     """How a mask is learned.
 
     - `density`: share of the entries, the largest by magnitude, that the mask begins with. `bias`: S there; minus that elsewhere.
@@ -50,7 +95,7 @@ class MaskConfig(Config):
     - `per_class`: training examples of each class; of a regression so many in all. `batch_size`: examples a step, None for all.
     - `keep`: share of the entries that the mask has in the end, the largest S; None rounds σ(S).
     - `tensors`: where masks are learned: `all`, `linear` or patterns of the checkpoint's names; elsewhere nothing is kept.
-    - `max_length`, `image_size`: of the inputs. `seed`: of the examples that are drawn and of the order of batches.
+    - `seed`: of the examples that are drawn and of the order of batches.
     """
 
     density: Portion = 0.01
@@ -64,71 +109,42 @@ class MaskConfig(Config):
     batch_size: Annotated[int, AtLeast(1)] | None = None
     keep: Annotated[float, Within("(0, 1]", none="to round")] | None = None
     tensors: Tensors = "all"
-    max_length: Annotated[int, AtLeast(3)] = 64
-    image_size: Annotated[int, AtLeast(8)] | None = None
-    seed: Annotated[int, AtLeast(0)] = 0
-
-
-Labels = Literal["true", "empirical", "sampled"]
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class FisherConfig(Config):
+class FisherConfig(Summed):
     """How a Fisher diagonal is collected.
 
-    - `examples`: how many of the split's examples, drawn without regard to their order and always the same ones.
-    - `labels`: whose gradients are squared. `true`: every label's, weighted by the probability that the model gives it; `sampled`: of
-      labels drawn from these probabilities, `draws` an example; `empirical`: of the data's own label, which is another matrix.
-    - `most_classes`: with more classes than this, `true` is sampled, for a class costs a backward pass.
     - `normalise`: divide by the norm over all tensors, so that no task weighs more because its gradients are longer.
     - `batch`: examples whose gradients are held at once, fewer where they would take more than `GRADIENT_BYTES`.
-    - `split`, `max_length`, `image_size`: of the inputs. `seed`: of the labels that are drawn.
     - `save_every`: examples after which the state of the run is kept.
     """
 
-    examples: Annotated[int, AtLeast(1)] = 256
-    labels: Labels = "true"
-    most_classes: Annotated[int, AtLeast(2)] = 10
-    draws: Annotated[int, AtLeast(1)] = 1
     normalise: bool = False
     batch: Annotated[int, AtLeast(1)] = 8
-    split: Literal["train", "validation", "test"] = "train"
-    max_length: Annotated[int, AtLeast(3)] = 64
-    image_size: Annotated[int | None, AtLeast(8)] = None
-    seed: Annotated[int, AtLeast(0)] = 0
     save_every: Annotated[int, AtLeast(1)] = 64
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class MomentConfig(Config):
+class MomentConfig(Summed):
     """How second moments of inputs (`gram`) or of output gradients (`gradients`) are collected.
 
-    - `examples`: how many of the split's examples, drawn without regard to their order and always the same ones.
-    - `labels`, `most_classes`, `draws`: of the gradients, as in `FisherConfig`; inputs need none.
+    - `labels`, `most_classes`, `draws`: of the gradients; inputs need none.
     - `batch`: examples that run at once.
     - `memory`: bytes that the sums may take, 8 an entry. Layers that do not fit are measured in a run of their own over the examples.
-    - `split`, `max_length`, `image_size`: of the inputs. `seed`: of the labels that are drawn.
     - `save_every`: examples after which the state of the run is kept.
     """
 
-    examples: Annotated[int, AtLeast(1)] = 256
-    labels: Labels = "true"
-    most_classes: Annotated[int, AtLeast(2)] = 10
-    draws: Annotated[int, AtLeast(1)] = 1
     batch: Annotated[int, AtLeast(1)] = 32
     memory: Annotated[int, AtLeast(1)] = 4_000_000_000
-    split: Literal["train", "validation", "test"] = "train"
-    max_length: Annotated[int, AtLeast(3)] = 64
-    image_size: Annotated[int | None, AtLeast(8)] = None
-    seed: Annotated[int, AtLeast(0)] = 0
     save_every: Annotated[int, AtLeast(1)] = 256
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class CoefficientConfig(Config):
+class CoefficientConfig(Taught):
     """How AdaMerging's coefficients are learned.
 
     - `granularity`: one coefficient a task and `tensor` (the authors' "layer-wise"), a task and `layer` of blocks, or a `task` alone.
@@ -136,9 +152,7 @@ class CoefficientConfig(Config):
     - `clamp`: keep coefficients in [0, 1] in the forward pass, as the authors' code; one that has left it gets no gradient.
     - `most`: without `clamp` a coefficient beyond ± this ends the run, for it diverges.
     - `window`: steps over which predictions are counted: where all of them fall on one class, and did not at first, the run stops.
-    - `examples`: at most so many of the split, of each task; None for all. `split`: the authors adapt to `test` itself; here it is `validation`
-      by default, so that a test measures. Labels are never looked at.
-    - `max_length`, `image_size`: of the inputs. `seed`: of the order of batches. `save_every`: steps after which the state is kept.
+    - `seed`: of the order of batches. `save_every`: steps after which the state is kept.
     """
 
     granularity: Literal["tensor", "layer", "task"] = "tensor"
@@ -149,47 +163,34 @@ class CoefficientConfig(Config):
     clamp: bool = True
     most: Positive = 5.0
     window: Annotated[int, AtLeast(1)] = 10
-    examples: Annotated[int | None, AtLeast(1)] = None
-    split: Literal["train", "validation", "test"] = "validation"
-    max_length: Annotated[int, AtLeast(3)] = 64
-    image_size: Annotated[int | None, AtLeast(8)] = None
-    seed: Annotated[int, AtLeast(0)] = 0
     save_every: Annotated[int, AtLeast(1)] = 25
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class SurgeryConfig(Config):
+class SurgeryConfig(Taught):
     """How a correction of a merged model's features is learned.
 
     - `rank`: of the correction. `updates`: of Adam, `lr` its step, `batch` the examples of each.
-    - `examples`: at most so many of the split; None for all. `split`: the authors' is `test`; here it is `validation` by default.
-    - `max_length`, `image_size`: of the inputs. `seed`: of the first matrix and of the order of batches.
+    - `seed`: of the first matrix and of the order of batches.
     """
 
     rank: Annotated[int, AtLeast(1)] = 16
     updates: Annotated[int, AtLeast(0)] = 1000
     lr: Positive = 1e-3
     batch: Annotated[int, AtLeast(1)] = 16
-    examples: Annotated[int | None, AtLeast(1)] = None
-    split: Literal["train", "validation", "test"] = "validation"
-    max_length: Annotated[int, AtLeast(3)] = 64
-    image_size: Annotated[int | None, AtLeast(8)] = None
-    seed: Annotated[int, AtLeast(0)] = 0
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class MixtureConfig(Config):
+class MixtureConfig(Taught):
     """How the routers of a mixture of MLPs (WEMoE) are learned.
 
     - `depth`: linear layers of a router; 0 is one number a task and block, whatever the input. `start`: what each task gets at first.
     - `lr`, `steps`: of Adam, the step falling to 0 as a cosine. `batch`: examples a task and step.
     - `most`: a share beyond ± this ends the run, for it diverges.
     - `window`: steps over which predictions are counted: where all of them fall on one class, and did not at first, the run stops.
-    - `examples`: at most so many of the split, of each task; None for all. `split`: the authors adapt to `test` itself; here it is `validation`
-      by default, so that a test measures. Labels are never looked at.
-    - `max_length`, `image_size`: of the inputs. `seed`: of the first routers and the order of batches. `save_every`: steps after which the state is kept.
+    - `seed`: of the first routers and the order of batches. `save_every`: steps after which the state is kept.
     """
 
     depth: Annotated[int, Within("[0, 2]")] = 2
@@ -199,24 +200,18 @@ class MixtureConfig(Config):
     batch: Annotated[int, AtLeast(1)] = 16
     most: Positive = 10.0
     window: Annotated[int, AtLeast(1)] = 10
-    examples: Annotated[int | None, AtLeast(1)] = None
-    split: Literal["train", "validation", "test"] = "validation"
-    max_length: Annotated[int, AtLeast(3)] = 64
-    image_size: Annotated[int | None, AtLeast(8)] = None
-    seed: Annotated[int, AtLeast(0)] = 0
     save_every: Annotated[int, AtLeast(1)] = 50
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class TwinConfig(Config):
+class TwinConfig(Taught):
     """How the router of Twin-Merging is learned: which task an input is of, from a merged model's features.
 
     - `hidden`: width of its hidden layer. `lr`, `epochs`, `batch`: of Adam, over the tasks' examples together.
     - `mode`: what it is used for: `soft` mixes the tasks' parts by their probabilities, `top` takes the likeliest task's alone.
     - `hold`: every so many-th example of a task is not learned from; those tell how often the router is right. 0 learns from all.
-    - `examples`: at most so many of the split, of each task; None for all. `split`: theirs. Their labels are never looked at.
-    - `max_length`, `image_size`: of the inputs. `seed`: of the first matrices and the order of batches.
+    - `seed`: of the first matrices and the order of batches.
     """
 
     hidden: Annotated[int, AtLeast(1)] = 256
@@ -226,10 +221,6 @@ class TwinConfig(Config):
     mode: Literal["soft", "top"] = "soft"
     hold: Annotated[int, AtLeast(0)] = 5
     examples: Annotated[int | None, AtLeast(1)] = 500
-    split: Literal["train", "validation", "test"] = "validation"
-    max_length: Annotated[int, AtLeast(3)] = 64
-    image_size: Annotated[int | None, AtLeast(8)] = None
-    seed: Annotated[int, AtLeast(0)] = 0
 
 
 @final

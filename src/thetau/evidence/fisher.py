@@ -14,20 +14,23 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, final
 
 import torch
 from jaxtyping import Float
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
+from thetau.checkpoint.disk import write_tensors
 from thetau.errors import DataError
 from thetau.evidence.collecting import check_head, check_start, existing, file_of, key_of, labels_drawn, labels_of, stored_names
 from thetau.evidence.config import FisherConfig, Labels
 from thetau.evidence.files import save_evidence
+from thetau.evidence.jobs import ALL, Jobs, Opened, Share, Tick, added, run_shares, running
 from thetau.finetune.lesson import to_device
 from thetau.finetune.state import StateFolder
 from thetau.models import Encoder, weights_hash
@@ -39,6 +42,7 @@ EVIDENCE = "fisher"
 GRADIENT_BYTES = 256_000_000  # that the gradients of a batch's examples may take; one example's are held in any case
 _HELD = 3  # float32 tensors of a parameter's size that an example of a batch takes: its gradient, its square, their sum
 _TOLERANCE = 1e-4
+_SUMS, _LABELS = "sums.safetensors", "thetau.labels"  # of a share
 _LOOP = 1  # part of every key; raised when what is computed changes
 
 
@@ -77,7 +81,9 @@ def collect_fisher(
     *,
     head: AnyHead | None = None,
     origin: str = "the model",
-    tick: Callable[[int], None] | None = None,
+    tick: Tick | None = None,
+    jobs: Jobs | None = None,
+    device: str | None = None,
 ) -> Fisher:
     """Collect the Fisher diagonal of a fine-tuned model on a task, and write it as safetensors by the checkpoint's names.
 
@@ -90,6 +96,8 @@ def collect_fisher(
         path: of the file, new or this very result, ending in `.safetensors`.
         head: by default the task's frozen head, made from the base. One that was trained with the model must be given.
         tick: told of the number of examples that were done since it was called last.
+        jobs: processes that share the examples; their sums lie beside the file meanwhile.
+        device: where the model runs; by default where it is.
 
     Raises:
         DataError: the encoder does not hold its base, no example or no label, a head of another model, a Fisher of zeros or NaN.
@@ -98,9 +106,8 @@ def collect_fisher(
     """
     config, path = config or FisherConfig(), Path(path)
     check_start(path, encoder)
-    sizes: dict[str, Any] = {"max_length": config.max_length, "image_size": config.image_size}
-    head = head or make_head(encoder, task, **sizes)
-    inputs = encode(encoder, task, config.split, limit=config.examples, **sizes)
+    opened = Opened(encoder=encoder, task=task, weights=weights, head=head)
+    head, inputs = _examples(opened, config)
     facts = {
         "task": task.name,
         "data": inputs.hash,
@@ -114,15 +121,13 @@ def collect_fisher(
     if kept is not None:
         return Fisher(path=path, cached=True, **{**kept, "zero": tuple(kept["zero"]), "notes": tuple(kept["notes"])})
     stored = stored_names(encoder)
-    before = encoder.weights(exact=True)
     state = StateFolder.beside(path, key)
-    encoder.load(weights, origin)
-    try:
-        check_head(encoder, head, inputs, task)
-        run = _Run(encoder.module, inputs, head, config, list(stored))
-        sums = run.finish(state, tick)
-    finally:
-        encoder.load(before, "the base")
+    work = _Sums(config=config, origin=origin, device=device)
+    if jobs is None or jobs.count == 1:
+        sums, labels = work.found(opened, head, inputs, ALL, state, tick)
+    else:
+        files = [folder / _SUMS for folder in run_shares(jobs, work, opened, state, tick)]
+        sums, labels = dict(added(files)), _labels_in(files[0])
     mean = {name: total.div_(len(inputs)).cpu() for name, total in sums.items()}
     squares = {name: float(value.double().square().sum()) for name, value in mean.items()}
     norm = math.sqrt(math.fsum(squares.values()))
@@ -135,7 +140,7 @@ def collect_fisher(
         mean = {name: value.div_(norm) for name, value in mean.items()}
     tensors = {known: value.clone() for name, value in mean.items() for known in stored[name]}
     zero = [known for name in mean if not squares[name] for known in stored[name]]
-    labels, notes = run.labels, []
+    notes = []
     if labels != config.labels:
         notes.append(
             f"the task has more than {config.most_classes} classes: {config.draws} label(s) an example were drawn from the model."
@@ -170,6 +175,43 @@ def collect_fisher(
     return result
 
 
+def _examples(opened: Opened, config: FisherConfig) -> tuple[AnyHead, Inputs]:
+    """The head and the examples; the encoder holds the base."""
+    sizes: dict[str, Any] = {"max_length": config.max_length, "image_size": config.image_size}
+    head = opened.head or make_head(opened.encoder, opened.task, **sizes)
+    return head, encode(opened.encoder, opened.task, config.split, limit=config.examples, **sizes)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Sums:
+    """The squared gradients of a share of the examples."""
+
+    config: FisherConfig
+    origin: str
+    device: str | None
+
+    def found(
+        self, opened: Opened, head: AnyHead, inputs: Inputs, share: Share, state: StateFolder, tick: Tick | None
+    ) -> tuple[dict[str, Tensor], str]:
+        """They, and whose labels counted."""
+        with running(opened, self.origin, share.device(self.device)):
+            check_head(opened.encoder, head, inputs, opened.task)
+            run = _Run(opened.encoder.module, inputs, head, self.config, list(stored_names(opened.encoder)), share)
+            return run.finish(state, tick), run.labels
+
+    def summed(self, opened: Opened, share: Share, state: StateFolder, tick: Tick | None) -> None:
+        """Leave them in a file, unless they are there."""
+        if not (state.folder / _SUMS).is_file():
+            sums, labels = self.found(opened, *_examples(opened, self.config), share, state, tick)
+            write_tensors(state.folder / _SUMS, sums, {_LABELS: labels})
+
+
+def _labels_in(path: Path) -> str:
+    with safe_open(path, framework="pt") as file:
+        return str(file.metadata()[_LABELS])
+
+
 def fisher_sums(
     module: nn.Module, inputs: Inputs, head: AnyHead, names: Sequence[str], config: FisherConfig
 ) -> dict[str, Float[Tensor, "..."]]:
@@ -182,9 +224,17 @@ def fisher_sums(
 
 @final
 class _Run:
-    """One pass over the examples, the shortest first; its sums can be kept and taken up between any two batches."""
+    """One pass over the examples of a share, the shortest first; its sums can be kept and taken up between any two batches."""
 
-    def __init__(self, module: nn.Module, inputs: Inputs, head: AnyHead, config: FisherConfig, names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        inputs: Inputs,
+        head: AnyHead,
+        config: FisherConfig,
+        names: Sequence[str],
+        share: Share = ALL,
+    ) -> None:
         if not len(inputs):
             raise DataError("a Fisher needs at least one example. Got none.")
         if config.labels == "empirical" and len(inputs.labels) != len(inputs):
@@ -200,11 +250,11 @@ class _Run:
         taken = 4 * _HELD * sum(parameter.numel() for parameter in self.parameters.values())
         width = max(1, min(config.batch, GRADIENT_BYTES // taken))
         order = sorted(range(len(inputs)), key=lambda index: (inputs.lengths[index], index))
-        self.batches = [order[start : start + width] for start in range(0, len(order), width)]
+        self.batches = share.of([order[start : start + width] for start in range(0, len(order), width)])
         self.labels: Labels = config.labels
         self.together: bool | None = None if width > 1 else False
 
-    def finish(self, state: StateFolder | None, tick: Callable[[int], None] | None) -> dict[str, Tensor]:
+    def finish(self, state: StateFolder | None, tick: Tick | None) -> dict[str, Tensor]:
         """The sums over all the examples, from those that `state` holds."""
         saved = None if state is None else state.load()
         asked = {name: parameter.requires_grad for name, parameter in self.module.named_parameters()}
@@ -223,7 +273,7 @@ class _Run:
                 done = kept = saved.step
                 if tick is not None:
                     tick(done)
-            begun = done
+            begun, total = done, sum(map(len, self.batches))
             for number, batch in enumerate(self.batches):
                 before = sum(map(len, self.batches[:number]))
                 if before < begun:
@@ -232,7 +282,7 @@ class _Run:
                 done = before + len(batch)
                 if tick is not None:
                     tick(len(batch))
-                if state is not None and done - kept >= self.config.save_every and done < len(self.inputs):
+                if state is not None and done - kept >= self.config.save_every and done < total:
                     state.save(done, sums, [], [])
                     kept = done
         finally:

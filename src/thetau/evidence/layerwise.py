@@ -266,9 +266,9 @@ def _grams(encoder: Encoder, layers: Mapping[str, Layer], inputs: Inputs, config
             place.columns = to_device(inputs.batch(batch), device)
             encoder.module(**dict(place.columns))
     for name, total in sums.items():
-        if not bool(torch.isfinite(total).all()):
+        if not bool(torch.isfinite(total.sum())):
             raise DataError(f"{task}: the inputs of {name!r} must be finite; they hold NaN or Inf. Look at the weights below it.")
-    return {name: mirrored(total).div_(max(rows[name], 1)).float().cpu() for name, total in sums.items()}
+    return {name: mirrored((total / max(rows[name], 1)).float().cpu()) for name, total in sums.items()}
 
 
 def _least_squares(

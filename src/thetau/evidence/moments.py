@@ -12,7 +12,8 @@ the examples run several times, for some of the layers each time.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, final
@@ -26,6 +27,7 @@ from thetau.errors import DataError
 from thetau.evidence.collecting import check_head, check_start, existing, file_of, key_of, labels_drawn, labels_of
 from thetau.evidence.config import Labels, MomentConfig
 from thetau.evidence.files import save_evidence
+from thetau.evidence.jobs import ALL, Jobs, Opened, Share, Tick, added, run_shares, running
 from thetau.evidence.layers import Layer, batched, groups, measurable, sharing, watched
 from thetau.finetune.lesson import to_device
 from thetau.finetune.state import StateFolder
@@ -37,6 +39,7 @@ from thetau.tasks.inputs import Inputs
 
 Moment = Literal["gram", "gradients"]
 ROWS = "rows"  # under this prefix the state holds how many rows each sum has
+_SUMS, _ROWS = "sums-{:04d}.safetensors", "thetau.rows"  # of a share, by the run over the examples; each layer's rows
 _LOOP = 1  # part of every key; raised when what is computed changes
 
 
@@ -76,7 +79,9 @@ def collect_second_moments(
     *,
     head: AnyHead | None = None,
     origin: str = "the model",
-    tick: Callable[[int], None] | None = None,
+    tick: Tick | None = None,
+    jobs: Jobs | None = None,
+    device: str | None = None,
 ) -> SecondMoments:
     """Collect the second moments of a fine-tuned model on a task, and write them as safetensors by the names of the layers' weights.
 
@@ -89,6 +94,8 @@ def collect_second_moments(
         kind: of the layers' inputs (`gram`), or of their output's gradients.
         head: by default the task's frozen head, made from the base; `gram` looks at none.
         tick: told of the number of examples that were done since it was called last, in every run over them.
+        jobs: processes that share the examples, and the memory; their sums lie beside the file meanwhile.
+        device: where the model runs; by default where it is.
 
     Raises:
         DataError: the encoder does not hold its base, no example or label, no layer, a head of another model, NaN.
@@ -97,16 +104,14 @@ def collect_second_moments(
     """
     config, path = config or MomentConfig(), Path(path)
     check_start(path, encoder)
-    sizes: dict[str, Any] = {"max_length": config.max_length, "image_size": config.image_size}
-    if kind == "gradients":
-        head = head or make_head(encoder, task, **sizes)
-    inputs = encode(encoder, task, config.split, limit=config.examples, **sizes)
+    opened = Opened(encoder=encoder, task=task, weights=weights, head=head)
+    head, inputs = _examples(opened, kind, config)
     if not len(inputs):
         raise DataError(f"task {task.name!r}: second moments need at least one example. Got none.")
     facts = {
         "task": task.name,
         "data": inputs.hash if kind == "gradients" and config.labels == "empirical" else inputs.unlabelled,
-        "head": head.hash() if kind == "gradients" and head is not None else "",
+        "head": "" if head is None else head.hash(),
         "base": encoder.base_hash,
         "fingerprint": weights_hash(weights),
     }
@@ -115,16 +120,11 @@ def collect_second_moments(
     kept = existing(path, kind, key, f"evidence of {kind}")
     if kept is not None:
         return SecondMoments(path=path, cached=True, **{**kept, "idle": tuple(kept["idle"]), "notes": tuple(kept["notes"])})
-    before = encoder.weights(exact=True)
     state = StateFolder.beside(path, key)
-    encoder.load(weights, origin)
-    try:
-        if kind == "gradients" and head is not None:
-            check_head(encoder, head, inputs, task)
-        run = Run(encoder, inputs, config, head=head if kind == "gradients" else None)
-        sums, rows = run.finish(state, tick)
-    finally:
-        encoder.load(before, "the base")
+    work = _Sums(kind=kind, config=config, origin=origin, device=device)
+    shared = None if jobs is None or jobs.count == 1 else run_shares(jobs, work, opened, state, tick)
+    with work.run(opened, head, inputs, ALL if jobs is None else Share(count=jobs.count)) as run:
+        sums, rows = run.finish(state, tick) if shared is None else run.gathered(shared, state)
     idle = tuple(name for name in run.layers if name not in run.leaders)
     notes = _notes(run, rows, idle, config)
     result = SecondMoments(
@@ -154,6 +154,37 @@ def collect_second_moments(
     return result
 
 
+def _examples(opened: Opened, kind: Moment, config: MomentConfig) -> tuple[AnyHead | None, Inputs]:
+    """The head, where gradients ask for one, and the examples; the encoder holds the base."""
+    sizes: dict[str, Any] = {"max_length": config.max_length, "image_size": config.image_size}
+    head = None if kind == "gram" else opened.head or make_head(opened.encoder, opened.task, **sizes)
+    return head, encode(opened.encoder, opened.task, config.split, limit=config.examples, **sizes)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Sums:
+    """The sums of a share of the examples."""
+
+    kind: Moment
+    config: MomentConfig
+    origin: str
+    device: str | None
+
+    @contextmanager
+    def run(self, opened: Opened, head: AnyHead | None, inputs: Inputs, share: Share) -> Iterator[Run]:
+        """A collection of the share, while the encoder runs with the fine-tuned weights."""
+        with running(opened, self.origin, share.device(self.device)):
+            if head is not None:
+                check_head(opened.encoder, head, inputs, opened.task)
+            yield Run(opened.encoder, inputs, self.config, head=head, share=share)
+
+    def summed(self, opened: Opened, share: Share, state: StateFolder, tick: Tick | None) -> None:
+        """Leave them in a file for each run over the examples, unless they are there."""
+        with self.run(opened, *_examples(opened, self.kind, self.config), share) as run:
+            run.leave(state, tick)
+
+
 def _notes(run: Run, rows: Mapping[str, int], idle: tuple[str, ...], config: MomentConfig) -> list[str]:
     notes = []
     if run.head is None:
@@ -180,10 +211,13 @@ def _notes(run: Run, rows: Mapping[str, int], idle: tuple[str, ...], config: Mom
 class Run:
     """One collection: its layers, which of them share a sum, and the runs over the examples that memory asks for.
 
-    With a `head` it is the output gradients that are summed up, else the inputs. The encoder holds the model's weights.
+    With a `head` it is the output gradients that are summed up, else the inputs. The encoder holds the model's weights. Of a `share` it sums its
+    batches alone, in its part of the memory.
     """
 
-    def __init__(self, encoder: Encoder, inputs: Inputs, config: MomentConfig, *, head: AnyHead | None = None) -> None:
+    def __init__(
+        self, encoder: Encoder, inputs: Inputs, config: MomentConfig, *, head: AnyHead | None = None, share: Share = ALL
+    ) -> None:
         self.encoder, self.inputs, self.config = encoder, inputs, config
         self.device = next(encoder.module.parameters()).device
         self.head = None if head is None else head.to(self.device)
@@ -195,8 +229,8 @@ class Run:
             raise DataError(f"{encoder.folder}: has no linear layer that runs and whose weight is in its checkpoint.")
         self.leaders = shared if head is None else {name: name for name in shared}
         sizes = {name: 8 * self.side(name) ** 2 for name in dict.fromkeys(self.leaders.values())}
-        self.groups = groups(sizes, config.memory)
-        self.batches = batched(inputs.lengths, config.batch)
+        self.groups = groups(sizes, config.memory // share.count)
+        self.batches = share.of(batched(inputs.lengths, config.batch))
         self.labels: Labels = config.labels
         if self.head is not None:
             with torch.no_grad():
@@ -207,48 +241,68 @@ class Run:
         """Of a layer's matrix."""
         return self.layers[name].d_in if self.head is None else self.layers[name].d_out
 
-    def finish(self, state: StateFolder | None, tick: Callable[[int], None] | None) -> tuple[dict[str, Tensor], dict[str, int]]:
+    def finish(self, state: StateFolder | None, tick: Tick | None) -> tuple[dict[str, Tensor], dict[str, int]]:
         """The moments of the layers that lead, float32, and how many rows each has."""
         means: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
         for number, names in enumerate(self.groups):
             part = None if state is None or len(self.groups) == 1 else state.folder / f"group-{number:04d}.safetensors"
-            if part is not None and part.is_file():  # mapped from the file, not held
-                with safe_open(part, framework="pt") as file:
-                    counts |= json.loads(file.metadata()["thetau.rows"])
-                    means |= {name: file.get_tensor(name) for name in names}
+            if part is not None and _holds(part, names):
+                counts |= _rows_in(part)
+                means |= _mapped(part)
                 if tick is not None:
                     tick(len(self.inputs))
                 continue
             sums, rows = self._group(number, names, state, tick)
-            found = {name: self._mean(name, sums.pop(name), rows[name]) for name in names}
+            means |= self._kept(part, {name: self._mean(name, sums.pop(name), rows[name]) for name in names}, rows)
             counts |= rows
-            if part is None:
-                means |= found
-                continue
-            write_tensors(part, found, {"thetau.rows": json.dumps(rows)})
-            del found
-            with safe_open(part, framework="pt") as file:
-                means |= {name: file.get_tensor(name) for name in names}
         return means, counts
 
+    def leave(self, state: StateFolder, tick: Tick | None) -> None:
+        """A share's sums in files, one for each run over its examples, for `gathered`."""
+        for number, names in enumerate(self.groups):
+            part = state.folder / _SUMS.format(number)
+            if not _holds(part, names):
+                sums, rows = self._group(number, names, state, tick)
+                write_tensors(part, sums, {_ROWS: json.dumps(rows)})
+
+    def gathered(self, shares: Sequence[Path], state: StateFolder) -> tuple[dict[str, Tensor], dict[str, int]]:
+        """As `finish`, of what the shares of all processes left in their folders."""
+        means: dict[str, Tensor] = {}
+        counts: dict[str, int] = {}
+        for number, names in enumerate(self.groups):
+            files = [folder / _SUMS.format(number) for folder in shares]
+            told = [_rows_in(file) for file in files]
+            rows = {name: sum(each[name] for each in told) for name in names}
+            part = None if len(self.groups) == 1 else state.folder / f"group-{number:04d}.safetensors"
+            means |= self._kept(part, {name: self._mean(name, total, rows[name]) for name, total in added(files)}, rows)
+            counts |= rows
+        return means, counts
+
+    def _kept(self, part: Path | None, found: Mapping[str, Tensor], rows: Mapping[str, int]) -> Mapping[str, Tensor]:
+        """The moments of some layers, mapped from a file where one is named, so that they are not held."""
+        if part is None:
+            return found
+        write_tensors(part, found, {_ROWS: json.dumps(rows)})
+        return _mapped(part)
+
     def _mean(self, name: str, total: Tensor, rows: int) -> Tensor:
-        if not torch.isfinite(total).all():
+        if not torch.isfinite(total.sum()):
             what = "inputs" if self.head is None else "gradients"
             raise DataError(f"the {what} of {name!r} must be finite; they hold NaN or Inf. Look at the weights below it.")
         count = max(rows, 1) if self.head is None else len(self.inputs)
-        return mirrored(total).div_(count).float().cpu()
+        return mirrored((total / count).float().cpu())
 
     def _group(
-        self, number: int, names: list[str], state: StateFolder | None, tick: Callable[[int], None] | None
+        self, number: int, names: list[str], state: StateFolder | None, tick: Tick | None
     ) -> tuple[dict[str, Tensor], dict[str, int]]:
-        """One run over the examples."""
-        total = len(self.inputs)
+        """One run over the examples of the share."""
+        total = sum(map(len, self.batches))
         sums = {name: torch.zeros(self.side(name), self.side(name), dtype=torch.float64, device=self.device) for name in names}
         rows = dict.fromkeys(names, 0)
         saved = None if state is None else state.load()
         done = kept = 0
-        if saved is not None and saved.step // total == number:
+        if saved is not None and saved.step // total == number and all(name in saved.tensors for name in names):
             done = kept = saved.step % total
             for name in names:
                 sums[name] = saved.tensors[name].to(self.device)
@@ -321,3 +375,20 @@ class Run:
                     given = slope.reshape(-1, slope.shape[-1])  # at padding it is zero
                     add_upper(sums[name], given)
                     rows[name] += len(given) if number == 0 else 0
+
+
+def _mapped(path: Path) -> dict[str, Tensor]:
+    """A file's tensors, not held."""
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
+
+
+def _holds(path: Path, names: Sequence[str]) -> bool:
+    """Whether a file is there with these layers; one of a run in another memory may hold others."""
+    return path.is_file() and set(_rows_in(path)) == set(names)
+
+
+def _rows_in(path: Path) -> dict[str, int]:
+    with safe_open(path, framework="pt") as file:
+        told: dict[str, int] = json.loads(file.metadata()[_ROWS])
+    return told

@@ -17,7 +17,7 @@ def gram_of(rows: Float[Tensor, "row d_in"]) -> Float[Tensor, "d_in d_in"]:
     return rows.T @ rows
 
 
-STRIP = 512  # columns of a strip: narrower ones waste the processor, wider ones compute more of what is there twice
+STRIP = 128  # columns of a strip: narrower ones waste the processor, wider ones compute more of what is there twice
 
 
 def add_upper(total: Float[Tensor, "d_in d_in"], rows: Float[Tensor, "row d_in"]) -> None:
@@ -29,8 +29,14 @@ def add_upper(total: Float[Tensor, "d_in d_in"], rows: Float[Tensor, "row d_in"]
 
 
 def mirrored(total: Float[Tensor, "d_in d_in"]) -> Float[Tensor, "d_in d_in"]:
-    """The symmetric matrix whose upper triangle this is."""
-    return total.triu() + total.triu(1).T
+    """The symmetric matrix whose upper triangle this is; what is below counts for nothing."""
+    whole = total.clone()
+    for start in range(0, len(whole), STRIP):  # strip by strip, since a large matrix is slow to turn over at once
+        stop = min(start + STRIP, len(whole))
+        corner = whole[start:stop, start:stop]
+        corner.copy_(corner.triu() + corner.triu(1).T)
+        whole[stop:, start:stop] = whole[start:stop, stop:].T
+    return whole
 
 
 def span(gram: Float[Tensor, "*batch task task"]) -> tuple[Float[Tensor, "*batch task task"], Bool[Tensor, "*batch task"]]:

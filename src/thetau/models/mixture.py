@@ -41,7 +41,7 @@ class Router:
     @classmethod
     def drawn(cls, depth: int, width: int, tasks: int, start: float, generator: torch.Generator) -> Router:
         """One that gives about `start` to every task: matrices of deviation 0.01, as the authors'."""
-        made: dict[str, Tensor] = {"second_bias": torch.full((tasks,), start)}
+        made: dict[str, Tensor] = {"second_bias": torch.full((tasks,), float(start))}
         if depth >= 1:
             made["second"] = 0.01 * torch.randn(tasks, width, generator=generator)
         if depth >= 2:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, final
 import typer
 
 from thetau.cli.common import File, Json, check_folder
-from thetau.cli.evidence.common import BaseName, Quiet, TaskName, TunedModel, tell
+from thetau.cli.evidence.common import BaseName, Machine, Opening, Quiet, TaskName, TunedModel, tell
 from thetau.cli.options import with_options
 from thetau.evaluate.options import DataFolder, Kind
 from thetau.options import Option
@@ -48,6 +48,7 @@ def fisher(
     quiet: Quiet = False,
     *,
     options: Collecting,
+    machine: Machine,
     json: Json,
 ) -> None:
     """Collect the Fisher diagonal of a fine-tuned model: its squared gradients, example by example, averaged.
@@ -56,28 +57,29 @@ def fisher(
 
     thetau evidence fisher --model models/sst2 -o sst2-fisher.safetensors
     """
-    from thetau.cli.subject import open_subject
     from thetau.evidence import FisherConfig, collect_fisher
+    from thetau.evidence.jobs import Jobs
     from thetau.finetune.progress import bar
-    from thetau.models import read_weights
 
     json.check()
     check_folder(out)
     config = FisherConfig.of(options.given(), "thetau evidence fisher")
-    subject = open_subject(model, task, base, data, kind, purpose="a Fisher is collected")
-    weights = read_weights(model, base=subject.encoder.folder)
-    with bar(f"fisher {subject.task.name}", config.examples, "examples") as progress:
+    opening = Opening(model=model, task=task, base=base, data=data, kind=kind, purpose="a Fisher is collected")
+    opened = opening()
+    with bar(f"fisher {opened.task.name}", config.examples, "examples") as progress:
         result = collect_fisher(
-            subject.encoder,
-            subject.task,
-            weights,
+            opened.encoder,
+            opened.task,
+            opened.weights,
             out,
             config,
-            head=subject.head,
+            head=opened.head,
             origin=model,
             tick=progress.advance,
+            jobs=Jobs(count=machine.jobs, open=opening),
+            device=machine.device,
         )
-        progress.finish(f"fisher {subject.task.name}")
+        progress.finish(f"fisher {opened.task.name}")
     json.write(result.to_json())
     tell(
         f"{out}: {result.task}, {result.examples} examples, labels {result.labels}, {result.tensors} tensors",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, final
 
 from thetau.cli.common import File, Json, check_folder
-from thetau.cli.evidence.common import BaseName, Quiet, TaskName, TunedModel, tell
+from thetau.cli.evidence.common import BaseName, Machine, Opening, Quiet, TaskName, TunedModel, tell
 from thetau.cli.options import with_options
 from thetau.errors import RecipeError
 from thetau.evaluate.options import DataFolder, Kind
@@ -56,6 +56,7 @@ def gram(
     quiet: Quiet = False,
     *,
     options: Measuring,
+    machine: Machine,
     json: Json,
 ) -> None:
     """Collect the Gram matrix of every linear layer's inputs, which RegMean merges with. No label is looked at.
@@ -64,7 +65,8 @@ def gram(
 
     thetau evidence gram --model models/sst2 -o sst2-gram.safetensors
     """
-    _collect("gram", model, out, task, data, base, kind, quiet, options, json)
+    opening = Opening(model=model, task=task, base=base, data=data, kind=kind, purpose="second moments are collected")
+    _collect("gram", opening, out, quiet, options, machine, json)
 
 
 @with_options
@@ -78,6 +80,7 @@ def gradients(
     quiet: Quiet = False,
     *,
     options: Measuring,
+    machine: Machine,
     json: Json,
 ) -> None:
     """Collect the second moments of every linear layer's output gradients: beside `gram` the other factor of K-FAC.
@@ -86,44 +89,34 @@ def gradients(
 
     thetau evidence gradients --model models/sst2 -o sst2-gradients.safetensors
     """
-    _collect("gradients", model, out, task, data, base, kind, quiet, options, json)
+    opening = Opening(model=model, task=task, base=base, data=data, kind=kind, purpose="second moments are collected")
+    _collect("gradients", opening, out, quiet, options, machine, json)
 
 
-def _collect(
-    moment: Moment,
-    model: str,
-    out: Path,
-    task: str | None,
-    data: Path | None,
-    base: str | None,
-    kind: str | None,
-    quiet: bool,
-    options: Measuring,
-    json: Json,
-) -> None:
-    from thetau.cli.subject import open_subject
+def _collect(moment: Moment, opening: Opening, out: Path, quiet: bool, options: Measuring, machine: Machine, json: Json) -> None:
     from thetau.evidence import MomentConfig, collect_second_moments
+    from thetau.evidence.jobs import Jobs
     from thetau.finetune.progress import bar
-    from thetau.models import read_weights
 
     json.check()
     check_folder(out)
     config = MomentConfig.of(options.given(), f"thetau evidence {moment}")
-    subject = open_subject(model, task, base, data, kind, purpose="second moments are collected")
-    weights = read_weights(model, base=subject.encoder.folder)
-    with bar(f"{moment} {subject.task.name}", config.examples, "examples") as progress:
+    opened = opening()
+    with bar(f"{moment} {opened.task.name}", config.examples, "examples") as progress:
         result = collect_second_moments(
-            subject.encoder,
-            subject.task,
-            weights,
+            opened.encoder,
+            opened.task,
+            opened.weights,
             out,
             moment,
             config,
-            head=subject.head,
-            origin=model,
+            head=opened.head,
+            origin=opening.model,
             tick=progress.advance,
+            jobs=Jobs(count=machine.jobs, open=opening),
+            device=machine.device,
         )
-        progress.finish(f"{moment} {subject.task.name}")
+        progress.finish(f"{moment} {opened.task.name}")
     json.write(result.to_json())
     labels = "" if moment == "gram" else f", labels {result.labels}"
     tell(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import sys
 import time
@@ -29,6 +28,7 @@ from thetau.evaluate.means import average, normalised
 from thetau.evaluate.measures import Loss, Measure, perplexities
 from thetau.evaluate.options import Reading
 from thetau.evaluate.spaces import Reader
+from thetau.evidence.jobs import threads_each
 from thetau.facade import complete
 from thetau.facade import open as open_weights
 from thetau.methods import plain
@@ -82,7 +82,7 @@ def search(
         )
     threads = torch.get_num_threads()
     try:
-        torch.set_num_threads(min(threads, _threads(options.jobs)))
+        torch.set_num_threads(min(threads, threads_each(options.jobs)))
         hunt = Hunt.of(recipe, options, read)
         with hunt.trials, _helpers(recipe, options, read, say):
             hunt.work(say)
@@ -114,7 +114,7 @@ def _helpers(recipe: Recipe, options: Search, reading: Reading, say: Say) -> Ite
 def _help(recipe: Recipe, options: Search, reading: Reading) -> None:
     """What another process does; the first one says what may be wrong."""
     try:
-        torch.set_num_threads(_threads(options.jobs))
+        torch.set_num_threads(threads_each(options.jobs))
         hunt = Hunt.of(recipe, options, reading)
         with hunt.trials:
             hunt.work(_quiet)
@@ -131,10 +131,6 @@ def _content(recipe: Recipe, mixture: Mixture) -> dict[str, Any]:
             for kind, given in recipe.evidence.items()
         }
     return said
-
-
-def _threads(jobs: int) -> int:
-    return max(1, len(os.sched_getaffinity(0)) // jobs)
 
 
 @final
@@ -196,7 +192,7 @@ class Hunt:
 
     def work(self, say: Say) -> None:
         """Trial after trial, until there are enough."""
-        engine = Engine(workers=_threads(self.options.jobs))
+        engine = Engine(workers=threads_each(self.options.jobs))
         mixer = Mixer(self.mixture, engine, say)
         with steps("trial", self.options.trials) as step:
             while (trial := self.trials.ask(self.options.trials)) is not None:
@@ -295,7 +291,7 @@ class Hunt:
 
     def _tested(self, chosen: Mapping[int, Mapping[str, Any] | None]) -> tuple[SearchFigures, ...]:
         """The chosen trials on test, after the recipe as it is."""
-        mixer = Mixer(self.mixture, Engine(workers=_threads(1)), _quiet)
+        mixer = Mixer(self.mixture, Engine(workers=threads_each(1)), _quiet)
         evaluator, merged = self.mixture.session.evaluator, self.mixture.tasks
         own = {task: self.mixture.single.accuracy({task: 1.0}, task, "test") for task in merged}
         found = []
