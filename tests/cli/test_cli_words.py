@@ -102,6 +102,32 @@ def test_every_verb_that_prints_a_table_has_json() -> None:
     assert not without, "the table of these can be had in no other form"
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "No such file or directory"),
+        ("nope", "it is no JSON"),
+        ('{"suite": "x", "rows": []}', "it lacks backbone, tasks"),
+        ('{"suite": 1}', "it lacks backbone"),
+    ],
+)
+def test_a_file_of_another_kind_is_named_with_the_remedy(
+    content: str | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.json"
+    if content is not None:
+        path.write_text(content)
+    code, text = run(capsys, "diagnose", "alpha", str(path), "-o", str(tmp_path / "out"))
+    assert code == 1 and str(path) in text and said in text and "thetau suite run --paradigm" in text
+    assert "pydantic" not in text and len(text.strip().splitlines()) == 1
+
+
+def test_a_misspelt_method_is_refused_before_a_model_is_opened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for verb, models in (("layers", ["no/model"]), ("landscape", ["x=no/model", "y=no/other"])):
+        code, text = run(capsys, "diagnose", verb, *models, "--method", "wudy", "-o", str(tmp_path / "out"))
+        assert code == 1 and "wudy" in text and "no/model" not in text
+
+
 @pytest.mark.parametrize("verb", ["alpha", "single", "cost"])
 def test_a_diagnosis_is_written_where_it_is_asked_for(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, text = run(capsys, "diagnose", verb, str(PARADIGMS), "-o", str(tmp_path / "out"), "--json", str(tmp_path / "x.json"))

@@ -332,8 +332,8 @@ def _scatter(chart: Scatter) -> Drawing:
         left, line = x.at(point.x) + 12 if start else x.at(point.x) - 10 - long, y.at(point.y) - 10
         if not any(abs(line - other[2]) < 14 and left < other[1] and other[0] < left + long for other in taken):
             taken.append((left, left + long, line))
-            place = {"anchor": "start" if start else "end", "style": "name over"}
-            marks.append(label(left if start else left + long, line, point.name, **place))
+            at, anchor = (left, "start") if start else (left + long, "end")
+            marks.append(label(at, line, point.name, anchor=anchor, style="name over"))
     lost = len(chart.points) - len(points)
     said = f"; {lost} more have no number" if lost else ""
     named = ", ".join(clean(point.name, LABEL) for point in front[:12])

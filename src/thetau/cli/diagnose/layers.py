@@ -35,8 +35,9 @@ def layers(
     from thetau.studies import measures
 
     json.check()
+    named, methods = measures.named_merges(merged or []), built(method or [])
     session = session_of(models, backbone, options.sample.by_split(), reading)
-    result = measures.layers(session, options, merged=measures.named_merges(merged or []), methods=built(method or []))
+    result = measures.layers(session, options, merged=named, methods=methods)
     write(result, layers_chart, out, "layers")
     json.save(result)
     _show(result)
