@@ -83,6 +83,15 @@ def test_what_is_printed_can_be_had_as_json(folder: Path, capsys: pytest.Capture
     assert code == 1 and "`--json` writes the plan of `--dry-run`" in text
 
 
+def test_a_caption_is_one_line_below_a_narrow_table(capsys: pytest.CaptureFixture[str]) -> None:
+    made = table(
+        "a caption that is far longer than [the] table is wide, and stays in one line where it is read by a program", "x"
+    )
+    made.add_row("1")
+    show(made)
+    assert capsys.readouterr().out.splitlines()[-1] == made.caption
+
+
 def verbs(command: Any, name: str = "thetau") -> dict[str, Any]:
     """Every verb by its whole name."""
     if not hasattr(command, "commands"):
