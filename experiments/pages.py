@@ -19,7 +19,6 @@ from experiments.bilateral import page as bilateral
 from experiments.catalogue import page as catalogue
 from experiments.common import DOCS, EXPERIMENTS
 from experiments.data_methods import page as data_methods
-from experiments.disentanglement import page as disentanglement
 from experiments.doctor import page as doctor
 from experiments.everyday import page as everyday
 from experiments.llm import page as llm
@@ -99,7 +98,6 @@ def main() -> None:
         bilateral,
         catalogue,
         data_methods,
-        disentanglement,
         doctor,
         everyday,
         llm,

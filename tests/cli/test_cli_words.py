@@ -116,7 +116,7 @@ def test_every_verb_that_prints_a_table_has_json() -> None:
     [
         (None, "No such file or directory"),
         ("nope", "it is no JSON"),
-        ('{"suite": "x", "rows": []}', "it lacks backbone, tasks"),
+        ('{"suite": "x", "rows": []}', "it lacks backbone, base_hash, tasks"),
         ('{"suite": 1}', "it lacks backbone"),
     ],
 )
