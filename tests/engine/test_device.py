@@ -33,7 +33,7 @@ METHODS = [
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no graphics card here")
 
 
-def merged(folder: Path, method: Any, device: str) -> Tensor:
+def merged(folder: Path, method: Any, device: str, *, tf32: bool = False) -> Tensor:
     """The merged vector of three models of one matrix that is large enough to be sketched."""
     names = ["base", "a", "b", "c"]
     if not (folder / "base").exists():
@@ -42,7 +42,7 @@ def merged(folder: Path, method: Any, device: str) -> Tensor:
         for name, vector in zip(names, [torch.zeros_like(base), *vectors], strict=True):
             write_model(folder / name, {NAME: base + vector})
     start, *models = (thetau.open(folder / name) for name in names)
-    engine = thetau.Engine(workers=1, device=device)
+    engine = thetau.Engine(workers=1, device=device, tf32=tf32)
     return thetau.merge([model - start for model in models], method, engine=engine).state_dict()[NAME]
 
 
@@ -72,3 +72,28 @@ def test_a_card_that_is_not_there_is_refused() -> None:
 def test_a_word_that_is_no_device_is_refused() -> None:
     with pytest.raises(ValueError, match=r'must be "auto", "cpu" or a device such as "cuda:0"\. Got "?\'?abacus'):
         thetau.Engine(device="abacus")
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_products_are_rounded_only_while_a_merge_that_may_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tf32: bool
+) -> None:
+    seen, before = [], torch.get_float32_matmul_precision()
+    reduce = TsvM().chain().reduction
+
+    def seeing(self: Any, *given: Any) -> Any:
+        seen.append(torch.get_float32_matmul_precision())
+        return add(self, *given)
+
+    add = type(reduce).add  # type: ignore[union-attr]
+    monkeypatch.setattr(type(reduce), "add", seeing)
+    got = merged(tmp_path, TsvM(), "cpu", tf32=tf32)
+    assert set(seen) == {"high" if tf32 else before}
+    assert torch.get_float32_matmul_precision() == before
+    assert torch.equal(got, merged(tmp_path, TsvM(), "cpu")), "the processor's products are whole"
+
+
+@cuda
+@pytest.mark.parametrize("method", [Bilateral(), TsvM(rank="full")], ids=str)
+def test_rounded_products_stay_near(tmp_path: Path, method: Any) -> None:
+    assert relative(merged(tmp_path, method, "cuda", tf32=True), merged(tmp_path, method, "cpu")) < 5e-2

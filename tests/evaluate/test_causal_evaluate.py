@@ -17,9 +17,11 @@ from thetau.evaluate import Evaluator, Reading, Session, causal
 from thetau.evaluate.accuracy import wilson
 from thetau.evaluate.answers import Answers
 from thetau.evaluate.causal import generations, piece_likelihoods
+from thetau.evaluate.options import BASE
 from thetau.models import Encoder, load_encoder
 from thetau.models.causal import Side, end_tokens
 from thetau.studies.arithmetic import negation, on_one_task
+from thetau.studies.checkpoints import base_for
 from thetau.tasks import load_task
 from thetau.tasks.encoding import encode_causal
 from tiny import WORDS
@@ -175,6 +177,13 @@ def test_a_model_that_is_nowhere(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["evaluate", "--model", str(tmp_path / "nowhere"), "--task", str(causal_task(tmp_path))])
     assert isinstance(done.exception, CheckpointError)
     assert "nowhere': no such folder" in str(done.exception)
+
+
+def test_a_gguf_file_alone_asks_for_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    with pytest.raises(CheckpointError, match=r"m\.gguf: a GGUF file is measured with .* of a folder\. Name it: --base FOLDER"):
+        base_for(tmp_path / "m.gguf", BASE)
+    assert base_for(tmp_path / "m.gguf", "folder") == "folder"
 
 
 def test_end_tokens_are_all_that_the_model_names(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from thetau.errors import DataError, RecipeError
 from thetau.evaluate import Evaluator, harness
 from thetau.evaluate.answers import Answers
 from thetau.evaluate.harness import run_harness
+from thetau.evaluate.requests import keep_answers
 from thetau.export.card import read_evaluation
 from thetau.finetune import FinetuneConfig, finetune
 from thetau.models import load_encoder
@@ -26,7 +27,7 @@ from tiny_causal import ROWS, causal_task, talker
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is an extra: pip install 'thetau[harness]'")
 
-CHOICES = [
+CHOICES: list[dict[str, Any]] = [
     {"text": f"{word} is about the", "options": [f"{one} {other}", other, f"the {other} a {one} ."], "label": number % 3}
     for number, (word, one, other) in enumerate(zip(WORDS[:16], WORDS[4:20], WORDS[8:24], strict=True))
 ]
@@ -85,6 +86,78 @@ def test_figures_are_those_of_our_own_tasks(tmp_path: Path, tasks: Path) -> None
         assert means[f"{unit}_perplexity"] == pytest.approx(ours.value, rel=1e-5)
 
 
+def test_a_request_is_asked_once(tmp_path: Path, tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one model; the figures are those of a run without a cache, and a run that died at a line asks for what is lacking alone."""
+    import yaml
+
+    generated = {"output_type": "generate_until", "doc_to_text": "{{text}}", "doc_to_target": "{{options[0]}}"}
+    how = {"generation_kwargs": {"until": ["."], "max_gen_toks": 4}, "metric_list": [{"metric": "exact_match"}]}
+    source = yaml.safe_load((tasks / "own_choices.yaml").read_text())
+    kept = {key: source[key] for key in ("dataset_path", "dataset_kwargs", "test_split")}
+    (tasks / "own_answers.yaml").write_text(yaml.safe_dump({"task": "own_answers"} | kept | generated | how))
+    names, cache, encoder = [*KINDS, "own_answers"], tmp_path / "new" / "cache", load_encoder(talker(tmp_path / "m"))
+    asked: list[int] = []
+    library = harness._library()
+
+    of_its_own: Any = library["HFLM"]
+
+    class Counting(of_its_own):  # type: ignore[misc]
+        def loglikelihood(self, requests: Any, **more: Any) -> Any:
+            asked.append(len(requests))
+            return super().loglikelihood(requests, **more)
+
+        def loglikelihood_rolling(self, requests: Any, **more: Any) -> Any:
+            asked.append(len(requests))
+            return super().loglikelihood_rolling(requests, **more)
+
+        def generate_until(self, requests: Any, **more: Any) -> Any:
+            asked.append(len(requests))
+            return super().generate_until(requests, **more)
+
+    monkeypatch.setattr(harness, "_library", lambda: library | {"HFLM": Counting})
+
+    def run(folder: Path | None = cache, **more: Any) -> tuple[Any, int]:
+        asked.clear()
+        return run_harness(encoder, names, folder=tasks, cache=folder, **more), sum(asked)
+
+    choices = sum(len(row["options"]) for row in CHOICES)
+    plain, count = run(None)
+    assert count == choices + 2 * len(CHOICES)
+    assert not cache.exists()
+    first, _ = run(limit=5)
+    assert {one.n for scores in first.values() for one in scores} == {5}
+    assert run() == (plain, count - 5 * (3 + 2)), "the first five of each were there"
+    assert run() == (plain, 0)
+    (file,) = cache.iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[: whole.rstrip(b"\n").rfind(b"\n") + 8])  # it died at the last line
+    assert run() == (plain, 1)
+    assert sorted(file.read_bytes().splitlines()) == sorted(whole.splitlines())
+    encoder.load({name: weight + 0.01 for name, weight in encoder.weights(exact=True).items()}, "another")
+    assert run()[1] == count, "another model is asked"
+
+
+def test_what_is_sampled_is_not_kept(tmp_path: Path) -> None:
+    class Model:
+        def loglikelihood(self, requests: Any, **_: Any) -> list[Any]:
+            return []
+
+        loglikelihood_rolling = loglikelihood
+
+        def generate_until(self, requests: Any, **_: Any) -> list[Any]:
+            return [f"said {one.args[0]}" for one in requests]
+
+    class Request:
+        def __init__(self, text: str, **how: Any) -> None:
+            self.args = (text, how)
+
+    model: Any = Model()
+    keep_answers(model, tmp_path / "kept.jsonl")
+    assert model.generate_until([Request("a", do_sample=True), Request("long", do_sample=False)]) == ["said a", "said long"]
+    (line,) = (tmp_path / "kept.jsonl").read_text().splitlines()
+    assert json.loads(line)[1] == "said long"
+
+
 def test_on_the_command_line_with_an_adapter(tmp_path: Path, tasks: Path) -> None:
     encoder = load_encoder(talker(tmp_path / "m"))
     taught = load_task(causal_task(tmp_path, ROWS))
@@ -99,10 +172,13 @@ def test_on_the_command_line_with_an_adapter(tmp_path: Path, tasks: Path) -> Non
         str(tasks),
         "--limit",
         "5",
+        "--cache",
+        str(tmp_path / "kept"),
     ]
     done = CliRunner().invoke(app, [*arguments, "--json", str(tmp_path / "out.json")])
     assert done.exit_code == 0, done.exception
     assert "acc_norm" in done.stdout
+    assert len(list((tmp_path / "kept").glob("harness-*.jsonl"))) == 1
     assert "bylm-evaluation-harness0." in "".join(done.stdout.split())  # a long path breaks the line anywhere
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["base"] == str(tmp_path / "m")

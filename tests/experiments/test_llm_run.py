@@ -23,7 +23,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     folder = tmp_path_factory.mktemp("llm")
     arguments = ["--quick", "--plain", "--run", str(folder / "run"), "--out", str(folder / "out.json")]
     arguments += ["--model", str(talker(folder / "base")), "--only", "task_arithmetic", "karcher", "--longest", "120"]
-    driver.main(arguments)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver, "MERGED", "karcher")
+        driver.main(arguments)
     return folder / "out.json", arguments
 
 
@@ -38,6 +40,10 @@ def test_a_quick_run(made: tuple[Path, list[str]]) -> None:
         assert results["transfer"][skill]["skills"][skill] == results["references"]["own"]["skills"][skill]
     assert [row["alpha"] for row in results["negation"]["rows"]] == [0.0, *driver.ALPHAS]
     assert results["negation"]["rows"][0]["kept"], "nothing taken out changes nothing"
+    taken = results["forgotten"]
+    assert [row["alpha"] for row in taken["rows"]] == list(driver.SHARES)
+    assert taken["rows"][0]["skills"] == results["rows"]["karcher"]["skills"]
+    assert taken["alpha"] in driver.SHARES
 
 
 def test_it_goes_on(made: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,6 +73,9 @@ def test_the_page(made: tuple[Path, list[str]]) -> None:
     text = drawing.page(results)
     assert "| [`karcher`](methods/karcher.md) |" in text
     assert "Too few methods were measured in this run" in text
+    assert "## Taken out of a model that has it: `karcher` − α τ" in text
+    assert f"| **{results['forgotten']['alpha']:g}** |" in text
+    assert "Taken out of a model" not in drawing.page(results | {"forgotten": None})
     assert "**These figures are from a small run**, not from the whole `make llm`: train 16 in place of 960, " in text
     whole = results | {"settings": asdict(driver.Sizes()), "remarks": ["Of an older rule."]}
     assert "small run" not in drawing.page(whole)

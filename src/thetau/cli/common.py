@@ -92,6 +92,9 @@ class Places:
     device: Annotated[str, Option("Of matrix solvers: auto (the GPU where there is one), cpu, cuda:1.", flags=("--device",))] = (
         "auto"
     )
+    tf32: Annotated[
+        bool, Option("A GPU rounds the factors of float32 products to 10 bits: faster, less exact.", flags=("--tf32",))
+    ] = False
     executor: Annotated[str, Option("`local` threads, or a `ray` cluster over shared storage.", flags=("--executor",))] = "local"
     address: Annotated[
         str | None, Option("Of the Ray cluster; by default RAY_ADDRESS, or one started here.", flags=("--address",))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,7 +45,7 @@ def evaluate(
     json.check()
     if bool(task) == bool(harness):
         raise RecipeError(["what is measured must be named: --task, or --harness, one of the two."], "thetau evaluate")
-    if harness and reading != Reading():
+    if harness and replace(reading, cache=None) != Reading():
         raise RecipeError(
             ["the tasks of the harness say how they are read: leave --data, --max-length, --kind and their like out."],
             "thetau evaluate",
@@ -52,16 +53,18 @@ def evaluate(
     if harness_tasks is not None and not harness:
         raise RecipeError(["--harness-tasks is for --harness: name the task, or leave it out."], "thetau evaluate")
     if harness:
-        _harness(model, harness, harness_tasks, backbone, options, json)
+        _harness(model, harness, harness_tasks, backbone, options, reading.cache, json)
     else:
         _tasks(model, task or [], backbone, options, reading, json)
 
 
-def _harness(model: str, names: list[str], folder: Path | None, backbone: Backbone, options: Evaluate, json: Json) -> None:
+def _harness(
+    model: str, names: list[str], folder: Path | None, backbone: Backbone, options: Evaluate, cache: Path | None, json: Json
+) -> None:
     from thetau.cli.tables import show, table
     from thetau.studies.harness import evaluate_harness
 
-    found = evaluate_harness(model, names, options, base=backbone.base, folder=folder)
+    found = evaluate_harness(model, names, options, base=backbone.base, folder=folder, cache=cache)
     json.save(found)
     made = table(f"{found.model} by lm-evaluation-harness {found.version}", "task", "metric", "n", "value", "95 % interval")
     for name, scores in found.tasks.items():

@@ -122,7 +122,7 @@ def merge(
         chosen = from_mapping(given, "options")
     if tasks:
         _check_tasks(chosen, out)
-    engine = machine.engine(device=places.device, executor=places.executor, address=places.address)
+    engine = machine.engine(device=places.device, tf32=places.tf32, executor=places.executor, address=places.address)
     expression = from_recipe(chosen, engine=engine)
     planned = plan(expression, engine=engine, dtype=dtype_of(chosen.dtype), quantise=chosen.quantise)
     if dry_run:

@@ -183,7 +183,7 @@ class Apply:
     def _matrices_merged(self, reduction: Reduction, stack: Tensor, site: Site) -> Tensor:
         """A whole stack through a reduction that is no elementwise one, one logical matrix after the other."""
         if isinstance(reduction, StreamReduction):
-            matrices = ((task, row.reshape(len(row), -1).float()) for task, row in zip(self.aligned.tasks, stack, strict=True))
+            matrices = ((task, row.reshape(len(row), -1)) for task, row in zip(self.aligned.tasks, stack, strict=True))
             return self._fed(reduction, matrices, site)
         assert isinstance(reduction, WholeReduction)
         state = self.states[len(self.aligned.chain.transforms)]
@@ -209,7 +209,7 @@ class Apply:
         spec = self.aligned.alignment.specs[site.name]
         for task, matrix in matrices:
             one = self.aligned.site_at(Window(site.name, 0, spec.rows), 0, spec.rows, (task,))
-            given = matrix.to(self.engine.place).contiguous()
+            given = self.engine.there_as_float32(matrix)
             with self.engine.there():
                 total = part_call(reduction, site, reduction.add, total, given, one)
         with self.engine.there():
@@ -217,19 +217,19 @@ class Apply:
         return merged.reshape(spec.shape)
 
     def _matrices(self, window: Window) -> Iterator[tuple[str, Tensor]]:
-        """Each task's transformed tensor as `[rows, rest]`, one at a time where the transforms allow it."""
+        """Each task's transformed tensor as `[rows, rest]` in the dtype that is worked in, one at a time where the transforms allow it."""
         aligned = self.aligned
         spec = aligned.alignment.specs[window.name]
         flat = (spec.rows, spec.row_elements)
         if not aligned.chain.by_task:
             pieces = [self.transformed(window, a, b, aligned.site_at(window, a, b)) for a, b in blocks(spec, 0, spec.rows)]
             for index, task in enumerate(aligned.tasks):
-                yield task, torch.cat([piece[index] for piece in pieces]).reshape(flat).float()
+                yield task, torch.cat([piece[index] for piece in pieces]).reshape(flat)
             return
         shared = aligned.alignment.seen(aligned.reference) if aligned.reference is not None else None
         for task, vector in zip(aligned.tasks, aligned.vectors, strict=True):
             one = window.sharing(shared)  # drops this task's own rows when it is done
-            out = torch.empty((1, spec.rows, *spec.shape[1:]), dtype=aligned.reading.dtype)
+            out = self.engine.room((1, spec.rows, *spec.shape[1:]), aligned.reading.dtype)
             for start, stop in blocks(spec, 0, spec.rows):
                 aligned.reading.evaluate(vector, one, start, stop, out[0, start:stop])
                 if self.check:
@@ -237,4 +237,4 @@ class Apply:
                     self.guard.look([task], out[:, start:stop], aligned.reading, [vector], one, start, stop, base)
                 if aligned.chain.transforms:
                     out[:, start:stop] = self.transform(out[:, start:stop], aligned.site_at(one, start, stop, (task,)))
-            yield task, out[0].reshape(flat).float()
+            yield task, out[0].reshape(flat)

@@ -7,12 +7,13 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from thetau.engine import cluster
 from thetau.engine.work import Progress, Silent, Work, gigabytes
@@ -34,6 +35,7 @@ class Engine:
     - `address`: of the Ray cluster; by default the one that `RAY_ADDRESS` names, or else one that is started here.
     - `device`: where the matrix solvers of streaming reductions run: `auto` is the GPU where there is one. Only this setting may
       change last bits, since a GPU's products round otherwise.
+    - `tf32`: whether a GPU may round the factors of float32 products to 10 bits, which is several times as fast; the processor's are whole.
     """
 
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
@@ -43,6 +45,7 @@ class Engine:
     executor: Literal["local", "ray"] = "local"
     address: str | None = None
     device: str = "auto"
+    tf32: bool = False
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -64,7 +67,7 @@ class Engine:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Engines travel without their progress bar, and run what they are given on the spot."""
-        return _engine, (self.workers, self.max_memory, self.window, self.device)
+        return _engine, (self.workers, self.max_memory, self.window, self.device, self.tf32)
 
     @cached_property
     def place(self) -> torch.device:
@@ -78,9 +81,19 @@ class Engine:
         fits = self.max_memory // (WIDEST * max(1, readers) * self.workers)
         return max(1, min(self.window, fits))
 
-    def there(self) -> AbstractContextManager[Any]:
-        """A context in which new tensors lie on that device."""
-        return nullcontext() if self.place.type == "cpu" else torch.device(self.place)
+    @contextmanager
+    def there(self) -> Iterator[None]:
+        """A context in which new tensors lie on that device, and its products are as exact as asked."""
+        with _ROUNDED if self.tf32 else nullcontext(), nullcontext() if self.place.type == "cpu" else torch.device(self.place):
+            yield
+
+    def room(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Room for a matrix that goes to the device next; a GPU takes it from pinned memory while the next one is read."""
+        return torch.empty(tuple(shape), dtype=dtype, pin_memory=self.place.type == "cuda")
+
+    def there_as_float32(self, matrix: Tensor) -> Tensor:
+        """A matrix on the device. It travels as it is and is widened there."""
+        return matrix.to(self.place, non_blocking=True).float().contiguous()
 
     def allow(self, memory: int, what: str) -> None:
         """Refuse work that cannot fit, before it starts.
@@ -156,8 +169,31 @@ class Engine:
         return fold_tree((result for _, result in self.run(steps, work, description, held=held)), fold)
 
 
-def _engine(workers: int, max_memory: int, window: int, device: str) -> Engine:
-    return Engine(workers=workers, max_memory=max_memory, window=window, device=device)
+def _engine(workers: int, max_memory: int, window: int, device: str, tf32: bool) -> Engine:
+    return Engine(workers=workers, max_memory=max_memory, window=window, device=device, tf32=tf32)
+
+
+class _Rounded:
+    """While some thread is inside, products are rounded; the setting is the whole process's."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = threading.Lock(), 0, ""
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before = torch.get_float32_matmul_precision()
+                torch.set_float32_matmul_precision("high")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                torch.set_float32_matmul_precision(self._before)
+
+
+_ROUNDED = _Rounded()
 
 
 class _Stopped(Exception):

@@ -11,12 +11,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, final
 
-from thetau.errors import DataError, nearest
+from thetau.errors import DataError, ThetauError, nearest
 from thetau.evaluate.accuracy import Z95, wilson
-from thetau.models import Encoder
+from thetau.evaluate.cache import Cache
+from thetau.evaluate.requests import keep_answers
+from thetau.models import Encoder, weights_hash
+from thetau.models.causal import end_tokens
 from thetau.models.library import quiet, reason_of
 
 _SHARES = ("acc", "acc_norm", "acc_bytes", "exact_match")
@@ -37,11 +41,12 @@ class Harnessed:
 
 
 def run_harness(
-    encoder: Encoder, tasks: Sequence[str], *, folder: Path | None = None, limit: int | None = None
+    encoder: Encoder, tasks: Sequence[str], *, folder: Path | None = None, limit: int | None = None, cache: Path | None = None
 ) -> dict[str, tuple[Harnessed, ...]]:
     """What the harness measures of the weights that `encoder` runs with, by task; a group gives its tasks.
 
     - `folder`: of task files of one's own (YAML), looked at before those of the harness. `limit`: the first so many examples of each task.
+    - `cache`: a folder; what the model answered to a request is kept there, and asked once of the same weights, tokens and harness.
 
     Raises `DataError`: not installed, no such task, one that cannot be loaded, a model that is not causal.
     """
@@ -58,10 +63,13 @@ def run_harness(
         model = harness["HFLM"](
             pretrained=backbone, tokenizer=encoder.tokenizer, backend="causal", batch_size=BATCH, max_length=encoder.max_length
         )
+        keep_answers(model, None if cache is None else cache / f"harness-{_identity(encoder)}.jsonl")
         try:
             found: Any = harness["evaluate"](
                 model=model, tasks=list(tasks), task_manager=manager, limit=limit, bootstrap_iters=0, log_samples=False
             )
+        except ThetauError:
+            raise
         except Exception as error:  # another library's code on task files of anybody's
             raise DataError(
                 f"lm-evaluation-harness cannot run {', '.join(tasks)} ({reason_of(error)}). Its data come from the hub, unless the task file names local "
@@ -72,6 +80,14 @@ def run_harness(
         for name, one in found["results"].items()
         if name in found["n-samples"]
     }
+
+
+def _identity(encoder: Encoder) -> str:
+    """Of all that an answer to a request depends on."""
+    fast = getattr(encoder.tokenizer, "backend_tokenizer", None)
+    tokens = encoder.tokenizer.get_vocab() if fast is None else fast.to_str()
+    weights = weights_hash(encoder.weights(exact=True))
+    return Cache.key([weights, encoder.form, tokens, sorted(end_tokens(encoder)), encoder.max_length, version("lm_eval")])
 
 
 def _scores(result: dict[str, Any], n: int) -> tuple[Harnessed, ...]:

@@ -12,7 +12,7 @@ from typing import Any, final
 from thetau.checkpoint.locate import packaged_models
 from thetau.compression import parts_beside
 from thetau.diagnostics.results import Result
-from thetau.errors import DataError
+from thetau.errors import CheckpointError, DataError
 from thetau.evaluate.answers import Answers
 from thetau.evaluate.means import average
 from thetau.evaluate.measures import Measure, measure, perplexities
@@ -245,9 +245,14 @@ def in_tangent_space(where: Path, options: Evaluate) -> bool:
 
 def base_for(model: str | Path, base: str) -> str:
     """What a checkpoint is measured with: the `base` that was named, or for a causal language model, where none was, the model itself, and for an
-    adapter that thetau trained the base of its record. Raises `CheckpointError` for a model that is nowhere.
+    adapter that thetau trained the base of its record. Raises `CheckpointError` for a model that is nowhere, and for a GGUF file alone, whose config and
+    tokenizer are not read from it.
     """
     where = _where(model)
+    if base == BASE and where.suffix == ".gguf" and where.is_file():
+        raise CheckpointError(
+            f"{where}: a GGUF file is measured with the config and the tokenizer of a folder. Name it: --base FOLDER."
+        )
     if base != BASE or where.is_file():
         return base
     where = where if where.is_dir() else locate(str(model))

@@ -32,11 +32,18 @@ class HarnessMeasured(Result):
 
 
 def evaluate_harness(
-    model: str | Path, tasks: Sequence[str], options: Evaluate | None = None, *, base: str = BASE, folder: Path | None = None
+    model: str | Path,
+    tasks: Sequence[str],
+    options: Evaluate | None = None,
+    *,
+    base: str = BASE,
+    folder: Path | None = None,
+    cache: Path | None = None,
 ) -> HarnessMeasured:
     """Measure a causal checkpoint (folder or hub id; an adapter or a file of weights with its `base`) on tasks of the harness.
 
-    `folder` has task files of one's own. Of the options, `limit` counts, the first so many examples, and `space`. Raises `CheckpointError`, `DataError`, and
+    `folder` has task files of one's own; `cache` keeps what was answered to each request.
+    Of the options, `limit` counts, the first so many examples, and `space`. Raises `CheckpointError`, `DataError`, and
     `RecipeError` for a split, which the harness' tasks name themselves, and for heads and corrections, which they do not have.
     """
     given = options or Evaluate()
@@ -58,5 +65,5 @@ def evaluate_harness(
         if path.is_dir():
             check_tokenizer(encoder, path)
         encoder.load(read_weights(model, base=encoder.folder), str(model))
-    found = run_harness(encoder, tasks, folder=folder, limit=given.limit)
+    found = run_harness(encoder, tasks, folder=folder, limit=given.limit, cache=cache)
     return HarnessMeasured(model=str(model), base=start, version=version("lm_eval"), limit=given.limit, tasks=found)

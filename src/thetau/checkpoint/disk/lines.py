@@ -7,18 +7,21 @@ from pathlib import Path
 
 from thetau.checkpoint.disk.failure import busy, failed
 from thetau.checkpoint.disk.locks import Held, locked
+from thetau.checkpoint.disk.parents import make_parents
 
 WAIT = 60.0  # seconds for the others' writing
 _STEP = 4096
 
 
 def append_lines(path: Path, content: bytes, *, wait: float = WAIT) -> None:
-    """Add whole lines at a file's end under the system's lock, synced. What a process left of a line when it died is cut off first.
+    """Add whole lines at a file's end under the system's lock, synced; the file and the folders above it are made. What a process left of a line when it
+    died is cut off first.
 
     Raises:
         OutputError: others write for longer than `wait` seconds, or the file cannot be written.
     """
     try:
+        make_parents(path)
         handle = locked(path, wait=wait)
     except Held as error:
         raise busy(path, error.holder) from error
