@@ -9,7 +9,7 @@ export NO_MKDOCS_2_WARNING := 1
 # A caller's active environment must not leak in.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: llm everyday peers gguf adapters demo test processors check docs wheel hooks bench kills memory fuzz paradigms diagnose step bilateral bases bases-bounds bases-scale big-checkpoints bits fisher catalogue mergekit plans readme data clean similarity sketches doctor reports tutorials concepts
+.PHONY: disentanglement llm everyday peers gguf adapters demo test processors check docs wheel hooks bench kills memory fuzz paradigms diagnose step bilateral bases bases-bounds bases-scale big-checkpoints bits fisher catalogue mergekit plans readme data clean similarity sketches doctor reports tutorials concepts
 
 demo: $(VENV)/.models  ## fine-tune, merge with every method, evaluate: a table, results.json and results.png
 	$(BIN)/thetau suite run demo --out $(RUN)
@@ -68,6 +68,10 @@ diagnose: $(VENV)/.ready  ## τJp, disentanglement, kernel behaviour and cosines
 	done
 	$(BIN)/thetau diagnose cosine -g standard=runs/arithmetic:standard -g linear=runs/arithmetic:linear \
 	  -g "τJp=runs/arithmetic:τJp cyclic" -g attention=runs/arithmetic:attention -o experiments/paradigms/diagnostics
+
+disentanglement: $(VENV)/.ready  ## four kinds of vectors, each pair of three tasks, at the classifier and the representation; trains in runs/disentanglement, minutes on one core; writes experiments/disentanglement/results.json and its page
+	$(BIN)/python -m experiments.disentanglement.run
+	$(BIN)/python -m experiments.disentanglement.page
 
 step: $(VENV)/.ready  ## a linearised step against a standard one; writes experiments/linearised_step/results.json
 	$(BIN)/python -m experiments.linearised_step.run

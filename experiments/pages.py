@@ -46,6 +46,11 @@ def figures_page() -> str:
     lines = [
         "# Figures",
         "",
+        "```",
+        "make bench kills memory fuzz peers   # or the command above a table: each writes its own file again",
+        "make docs                            # draws this page",
+        "```",
+        "",
         "Each table is drawn from a result file under `experiments/`; the command above it writes that file.",
         "",
     ]

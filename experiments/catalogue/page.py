@@ -112,6 +112,12 @@ def index_page() -> str:
     lines = [
         "# Methods",
         "",
+        "```",
+        "thetau methods                                # the list, by need and cost",
+        "thetau methods wudi                           # fields, ranges, defaults, paper",
+        "thetau methods --for data-free --for one-pass # those that fit; --json for other programs",
+        "```",
+        "",
         f"{len(placed)} methods. `thetau methods` lists them, `thetau methods NAME` shows one, and `--for` filters: "
         + "; ".join(f"`{key}` {meaning}" for key, (meaning, _) in PURPOSES.items())
         + ". [All of them on the same models](catalogue.md) has what each one gives.",

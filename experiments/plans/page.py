@@ -107,6 +107,10 @@ def main() -> None:
     lines = [
         "# Merging 70B and 405B",
         "",
+        "```",
+        "thetau merge --method tsv_m --base base --model a --model b --model c -o merged --max-memory 64GB --dry-run",
+        "```",
+        "",
         f"What `thetau merge --dry-run` works out for a base and {TASKS} fine-tuned models in bfloat16, {WORKERS} workers and "
         f"`--max-memory {MEMORY // 10**9}GB`; drawn by `python -m experiments.plans.page`. Times count reading, arithmetic and writing at the same "
         f"bandwidth, with solvers at {CORE / 1e9:.0f} billion operations a second and core, as on the machine of the next table. They are estimates; passes "

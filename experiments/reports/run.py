@@ -1,5 +1,7 @@
 """The example reports of the docs: of the demo's run, of a merge of its models, of a bank of them, and of what the doctor says of them. After `make demo`.
 
+The run is the one of the README's table, whose results are kept in experiments/demo (`make readme` puts another one there).
+
     python -m experiments.reports.run --run runs/demo
 
 Writes docs/examples/*.html. What is made on the way stays in runs/reports; nothing is made twice.
@@ -12,12 +14,13 @@ import shutil
 import sys
 from pathlib import Path
 
-from experiments.common import DOCS
+from experiments.common import DOCS, EXPERIMENTS
 from thetau.cli import main as thetau
 from thetau.models import load_encoder
 from thetau.studies.suite_results import load_results
 
 EXAMPLES = DOCS / "examples"
+DEMO = EXPERIMENTS / "demo" / "results.json"
 
 
 def call(*words: str) -> None:
@@ -54,7 +57,7 @@ def main(run: Path, work: Path) -> None:
         named = [word for task in tasks for word in ("-t", task)]
         call("doctor", base, *vectors, *named, "--max-length", "40", "--json", str(seen))
     EXAMPLES.mkdir(exist_ok=True)
-    for name, what in (("suite", run), ("merged", merged), ("bank", bank), ("doctor", seen)):
+    for name, what in (("suite", DEMO), ("merged", merged), ("bank", bank), ("doctor", seen)):
         call("report", str(what), "-o", str(EXAMPLES / f"{name}.html"))
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
 
 import thetau.facade
 from commands import folder as folder
 from commands import run
+from thetau.cli.app import app
 from thetau.cli.methods import _PARTS
 from thetau.cli.progress import bar as engine_bar
 from thetau.cli.tables import show, table
@@ -26,6 +30,8 @@ from thetau.pace import Plain, counted, doing, each, steps, watched
 from thetau.tasks import load_task
 from thetau.tasks.encoding import features
 from tiny import make_model, make_task
+
+PARADIGMS = Path(__file__).parents[2] / "experiments" / "paradigms" / "results.json"
 
 
 def test_alone_it_says_what_to_do_first(capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,6 +81,69 @@ def test_what_is_printed_can_be_had_as_json(folder: Path, capsys: pytest.Capture
     )
     code, text = run(capsys, "merge", *models, "-o", "x", "--json", "told.json")
     assert code == 1 and "`--json` writes the plan of `--dry-run`" in text
+
+
+def test_a_caption_is_one_line_below_a_narrow_table(capsys: pytest.CaptureFixture[str]) -> None:
+    made = table(
+        "a caption that is far longer than [the] table is wide, and stays in one line where it is read by a program", "x"
+    )
+    made.add_row("1")
+    show(made)
+    assert capsys.readouterr().out.splitlines()[-1] == made.caption
+
+
+def verbs(command: Any, name: str = "thetau") -> dict[str, Any]:
+    """Every verb by its whole name."""
+    if not hasattr(command, "commands"):
+        return {name: command}
+    return {word: verb for part, inner in command.commands.items() for word, verb in verbs(inner, f"{name} {part}").items()}
+
+
+def test_every_verb_that_prints_a_table_has_json() -> None:
+    known = verbs(typer.main.get_command(app))
+    printing = {
+        name
+        for name, verb in known.items()
+        if re.search(r"\b(show|show_rows|print_table)\(", inspect.getsource(inspect.getmodule(inspect.unwrap(verb.callback))))
+    }
+    assert {"thetau suite run", "thetau search", "thetau diagnose layers", "thetau compare", "thetau basis show"} <= printing
+    without = {name for name in printing if "--json" not in [word for option in known[name].params for word in option.opts]}
+    assert not without, "the table of these can be had in no other form"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "No such file or directory"),
+        ("nope", "it is no JSON"),
+        ('{"suite": "x", "rows": []}', "it lacks backbone, base_hash, tasks"),
+        ('{"suite": 1}', "it lacks backbone"),
+    ],
+)
+def test_a_file_of_another_kind_is_named_with_the_remedy(
+    content: str | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.json"
+    if content is not None:
+        path.write_text(content)
+    code, text = run(capsys, "diagnose", "alpha", str(path), "-o", str(tmp_path / "out"))
+    assert code == 1 and str(path) in text and said in text and "thetau suite run --paradigm" in text
+    assert "pydantic" not in text and len(text.strip().splitlines()) == 1
+
+
+def test_a_misspelt_method_is_refused_before_a_model_is_opened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for verb, models in (("layers", ["no/model"]), ("landscape", ["x=no/model", "y=no/other"])):
+        code, text = run(capsys, "diagnose", verb, *models, "--method", "wudy", "-o", str(tmp_path / "out"))
+        assert code == 1 and "wudy" in text and "no/model" not in text
+
+
+@pytest.mark.parametrize("verb", ["alpha", "single", "cost"])
+def test_a_diagnosis_is_written_where_it_is_asked_for(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, text = run(capsys, "diagnose", verb, str(PARADIGMS), "-o", str(tmp_path / "out"), "--json", str(tmp_path / "x.json"))
+    assert code == 0, text
+    assert (tmp_path / "x.json").read_bytes() == (tmp_path / "out" / f"{verb}.json").read_bytes()
+    code, text = run(capsys, "diagnose", verb, str(PARADIGMS), "-o", str(tmp_path / "two"), "--json", str(tmp_path))
+    assert code == 1 and str(tmp_path) in text and not (tmp_path / "two").exists(), "refused before the work"
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,21 @@ NAMES = ("a", "b", "sst2", "mnli")  # the fine-tuned models of the pages' exampl
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
+def beginning(page: Path) -> str:
+    """A page's text down to its second section."""
+    return "\n## ".join(page.read_text(encoding="utf-8").split("\n## ")[:2])
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
+def test_every_page_begins_with_a_command_or_a_picture_of_its_results(page: Path) -> None:
+    text = beginning(page)
+    shown = re.findall(r"^ *```[^\n]*\n(.*?)^ *```", text, flags=re.DOTALL | re.MULTILINE)
+    command = any(
+        re.search(r"^\s*(\$ )?(thetau|make|python|pip|lint-imports|>>>|import|from) ?", one, flags=re.MULTILINE) for one in shown
+    )
+    assert command or "![" in text, "a reader first sees what can be done, and what comes of it"
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with the models that examples open: `base`, and those that were fine-tuned from it."""

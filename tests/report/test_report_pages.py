@@ -6,6 +6,7 @@ import builtins
 import json
 import math
 import random
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,16 +26,18 @@ from thetau.diagnostics.changes import changes
 from thetau.errors import ThetauError
 from thetau.facade import open as open_weights
 from thetau.report import LIMIT, page_of, render
-from thetau.report.blocks import Column, Heatmap, Page, Section, Table
+from thetau.report.blocks import Column, Heatmap, Page, Point, Scatter, Section, Table
 from thetau.report.doctors import doctor_page
-from thetau.report.drawing import arranged, shade
-from thetau.report.render import _environment
+from thetau.report.drawing import LETTER, STEPS, arranged, draw, ink_on, shade
+from thetau.report.render import _assets, _environment
 from thetau.report.scales import axis, order_of, spread_of, ticks
 from thetau.report.subject import kind_of
 from thetau.report.suites import front, suite_page
 from thetau.report.text import clean
 from thetau.studies.suite import PLAN
 from thetau.studies.suite_results import load_results
+
+ROOT = Path(__file__).parents[2]
 
 
 def one(*blocks: Any) -> Page:
@@ -183,6 +186,79 @@ def test_scales() -> None:
     thick = spread_of([0.0, 1.0, 2.0, 3.0, 4.0], [0.0, 2.0, 4.0])
     assert max(thick) == thick[1] == 1.0 and thick[0] == pytest.approx(thick[2])
     assert spread_of([1.0, 1.0, 1.0, 1.0, 2.0], [1.0]) == []
+
+
+# Ottosson's oklab, in which the style sheet mixes a cell's colour of the colour of 0 and that of the end.
+TO_CONES = torch.tensor(
+    [
+        [0.4122214708, 0.5363325363, 0.0514459929],
+        [0.2119034982, 0.6806995451, 0.1073969566],
+        [0.0883024619, 0.2817188376, 0.6299787005],
+    ],
+    dtype=torch.float64,
+)
+TO_LAB = torch.tensor(
+    [
+        [0.2104542553, 0.7936177850, -0.0040720468],
+        [1.9779984951, -2.4285922050, 0.4505937099],
+        [0.0259040371, 0.7827717662, -0.8086757660],
+    ],
+    dtype=torch.float64,
+)
+
+
+def oklab(colour: str) -> torch.Tensor:
+    parts = torch.tensor([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)], dtype=torch.float64)
+    linear = torch.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    return TO_LAB @ (TO_CONES @ linear) ** (1 / 3)
+
+
+def brightness(lab: torch.Tensor) -> float:
+    linear = torch.linalg.solve(TO_CONES, torch.linalg.solve(TO_LAB, lab) ** 3).clamp(0, 1)
+    return float(linear @ torch.tensor([0.2126, 0.7152, 0.0722], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_numbers_can_be_read_on_every_colour(theme: str) -> None:
+    sheet = (ROOT / "src" / "thetau" / "report" / "templates" / "report.css").read_text(encoding="utf-8")
+    pairs = {name: colours for name, *colours in re.findall(r"--(\w+): light-dark\((#\w{6}), (#\w{6})\)", sheet)}
+    (night,) = re.findall(r"--night: (#\w{6})", sheet)
+    colour = {name: oklab(one[theme == "dark"]) for name, one in pairs.items()}
+    inks = {"off": colour["ink"], "mid": oklab(night), "on": colour["ground"]}
+    for sign, end in (("p", "high"), ("m", "low")):
+        for step in range(STEPS + 1):
+            cell = torch.lerp(colour["zero"], colour[end], step / STEPS)
+            low, high = sorted((brightness(cell), brightness(inks[ink_on(f"{sign}{step}")])))
+            assert (high + 0.05) / (low + 0.05) >= 3.9, (sign, step)
+
+
+def test_names_in_a_chart_of_points_do_not_cover_each_other() -> None:
+    draw_ = random.Random(3)
+    points = tuple(
+        Point(name=f"a method {i}", x=draw_.uniform(1, 2), y=draw_.uniform(50, 51), size=1.0, front=True) for i in range(60)
+    )
+    drawn = draw(Scatter(title="t", x="x", y="y", points=points))
+    boxes = []
+    for mark in drawn.marks:
+        if "over" in str(mark.at.get("class")):
+            long = LETTER * len(mark.text)
+            left = mark.at["x"] - (long if mark.at.get("text-anchor") == "end" else 0)
+            boxes.append((left, left + long, mark.at["y"]))
+    assert len(boxes) > 3
+    for i, (left, right, line) in enumerate(boxes):
+        assert not any(abs(line - y) < 13 and left < b and a < right for a, b, y in boxes[:i])
+    (path,) = [mark.at["d"] for mark in drawn.marks if mark.at.get("class") == "front"]
+    heights = [float(step.split()[1]) for step in path[1:].split("L")]
+    assert heights == sorted(heights, reverse=True), "the line only rises: what another beats in both is beside it"
+
+
+@pytest.mark.parametrize("name", ["suite", "merged", "bank", "doctor"])
+def test_the_examples_in_the_docs_are_of_this_code(name: str) -> None:
+    text = (ROOT / "docs" / "examples" / f"{name}.html").read_text(encoding="utf-8")
+    assert len(text.encode()) <= LIMIT
+    assert _assets()["style"] in text and _assets()["script"] in text, "draw them anew: make reports"
+    if name == "suite":
+        assert text == render(page_of(ROOT / "experiments" / "demo" / "results.json"))
 
 
 def test_hidden_characters_are_spelled_out() -> None:

@@ -147,6 +147,13 @@ class Json:
         if self.json is not None:
             result.save(self.json)
 
+    def copy(self, path: Path) -> None:
+        """A result that was written to `path` already, where that was asked. Raises `OutputError`."""
+        if self.json is not None:
+            from thetau.checkpoint.disk import write_bytes
+
+            write_bytes(self.json, path.read_bytes())
+
     def write(self, content: Mapping[str, Any]) -> None:
         """Plain values, where that was asked. Raises `OutputError`."""
         if self.json is not None:

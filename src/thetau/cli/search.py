@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from thetau.cli.common import Json
 from thetau.cli.options import with_options
 from thetau.cli.tables import percent, show, table
 from thetau.evaluate.options import Reading
@@ -30,6 +31,7 @@ def search(
     ],
     options: Search,
     reading: Reading,
+    json: Json,
 ) -> None:
     """Search any fields of a recipe's method on validation, with Optuna; the same command again goes on, or shares the trials of another process.
 
@@ -44,6 +46,7 @@ def search(
     from thetau.studies.searching import search as run
     from thetau.studies.searching import write_best
 
+    json.check()
     loaded = load(recipe)
     if not isinstance(loaded, Recipe):
         raise RecipeError([f"a search takes a recipe of ours. `thetau convert {recipe}` makes one."], str(recipe))
@@ -51,6 +54,7 @@ def search(
     chosen = replace(options, storage=options.storage or out / "trials.journal")
     found = run(loaded, chosen, reading=reading, say=lambda line: typer.echo(line, err=True))
     found.save(out / "search.json")
+    json.save(found)
     search_chart(found, out / "search.png")
     written = write_best(found, out)
     show(_table(found))

@@ -24,9 +24,14 @@ def percent(value: float) -> str:
 
 
 def show(made: Table) -> None:
-    """On stdout. Figures are never cut: a narrow terminal may wrap the lines, a pipe gets them whole."""
+    """On stdout. Figures are never cut: a narrow terminal may wrap the lines, a pipe gets them whole. The caption is no narrower than its words, however
+    narrow the table is."""
     from rich.console import Console
 
     console = Console(markup=False, emoji=False)  # names are text, whatever they hold
     console.width = max(console.width, console.measure(made, options=console.options.update(max_width=500)).maximum)
+    caption, made.caption = made.caption, None
     console.print(made)
+    made.caption = caption
+    if caption:
+        console.print(caption, style="italic", soft_wrap=True, highlight=False)

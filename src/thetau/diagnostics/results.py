@@ -25,13 +25,29 @@ class Result:
         write_bytes(path, adapter.dump_json(self, indent=1) + b"\n")
 
 
-def load_result(kind: type[T], path: Path) -> T:
-    """Read what `save` wrote. Raises `DataError`."""
+def load_result(kind: type[T], path: Path, called: str | None = None, remedy: str = "") -> T:
+    """Read what `save` wrote. `called`: what an error calls it, `remedy`: what to give instead. Raises `DataError`."""
     try:
         return TypeAdapter(kind).validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise DataError(f"{path}: cannot be read as {kind.__name__} ({reason}).") from error
+        reason = _reason(error)
+        raise DataError(
+            f"{path}: cannot be read as {called or kind.__name__} ({reason}).{f' {remedy}' if remedy else ''}"
+        ) from error
+
+
+def _reason(error: OSError | ValidationError) -> str:
+    """What is wrong with a file, in a few words."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    found = error.errors(include_url=False)
+    if found[0]["type"] == "json_invalid":
+        return f"it is no JSON: {found[0]['msg'].removeprefix('Invalid JSON: ')}"
+    missing = [str(one["loc"][0]) for one in found if one["type"] == "missing" and len(one["loc"]) == 1]
+    if missing:
+        more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
+        return f"it lacks {', '.join(missing[:4])}{more}"
+    return f"{'.'.join(map(str, found[0]['loc'])) or 'all of it'}: {found[0]['msg']}"
 
 
 @final

@@ -15,6 +15,7 @@ from typing import Any
 
 from thetau.checkpoint.config import has_config, read_config
 from thetau.checkpoint.disk import write_text
+from thetau.checkpoint.locate import known_as
 from thetau.engine.verify import read_record
 from thetau.errors import CheckpointError, OutputError
 from thetau.export.licences import Commit, Licence, commit_of, inherited, licence_of, licence_on_hub
@@ -44,7 +45,7 @@ class Parent:
         """As others know it: a folder's name is often a hash or a number, and the recipe's name for it is not."""
         if self.commit is not None:
             return self.commit.name
-        return Path(self.path).name if self.name == "base" else self.name
+        return known_as(self.path) if self.name == "base" else self.name
 
 
 @dataclass(frozen=True, kw_only=True)

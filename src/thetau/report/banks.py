@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from thetau.bases import Bank
+from thetau.checkpoint.locate import known_as
 from thetau.report.blocks import Block, Column, Facts, Heatmap, Lines, Notes, Page, Section, Table
 from thetau.report.text import gigabytes
 
@@ -23,8 +24,8 @@ def bank_page(bank: Bank, *, problems: tuple[str, ...] | None = None) -> Page:
 
 
 def _shown(label: str) -> str:
-    """A base as others know it: a folder's last part, or a hub id."""
-    return Path(label).name if Path(label).is_absolute() or Path(label).exists() else label
+    """A base as others know it: what people call the model in a folder, or a hub id."""
+    return known_as(label) if Path(label).is_absolute() or Path(label).exists() else label
 
 
 def _budget(bank: Bank, problems: tuple[str, ...] | None) -> Section:

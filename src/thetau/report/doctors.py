@@ -296,7 +296,7 @@ def _layers(found: Doctor) -> Section | None:
 def _harms(found: Doctor) -> Section | None:
     if not found.harms:
         return None
-    names = [one.method if one.scale is None else f"{one.method}, λ = {one.scale:g}" for one in found.harms]
+    names = [one.method if one.scale is None else f"{one.method}, λ = {one.scale:.3g}" for one in found.harms]
     names = [name if names.count(name) == 1 else f"{name} ({place})" for place, name in enumerate(names, 1)]
     blocks: list[Block] = [
         Heatmap(

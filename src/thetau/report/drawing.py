@@ -119,6 +119,24 @@ def shade(value: float | None, top: float, signed: bool, bottom: float = 0.0) ->
     return f"{'m' if signed and value < 0 and step else 'p'}{step}"
 
 
+# Up to the first of these steps a cell is read in the page's ink, from the second on in its ground, between them in black: by the contrast of both themes.
+_INKS = {"p": (10, 11), "m": (9, 13)}
+
+
+def ink_on(style: str) -> Literal["off", "mid", "on"]:
+    """How a number is written on a colour so that it can be read, in the light and the dark.
+
+    Examples:
+        >>> [ink_on(style) for style in ("p0", "p11", "p16", "m11", "nan")]
+        ['off', 'mid', 'on', 'mid', 'off']
+    """
+    if style == "nan":
+        return "off"
+    ink, ground = _INKS[style[0]]
+    step = int(style[1:])
+    return "off" if step <= ink else "mid" if step <= ground else "on"
+
+
 def arranged(chart: Heatmap) -> Heatmap:
     """The same with its rows in the order in which they are drawn."""
     rows = list(range(len(chart.rows)))
@@ -199,8 +217,7 @@ def _heatmap(given: Heatmap) -> Drawing:
     if written:
         for i, row in enumerate(chart.values):
             for j, value in enumerate(row):
-                depth = shade(value, top, chart.signed, chart.bottom)[1:]
-                strong = "on" if depth.isdigit() and int(depth) > 0.55 * STEPS else "off"
+                ink = ink_on(shade(value, top, chart.signed, chart.bottom))
                 text = number(value, chart.spec)
                 marks.append(
                     Mark(
@@ -208,7 +225,7 @@ def _heatmap(given: Heatmap) -> Drawing:
                         at={
                             "x": round(left + (j + 0.5) * wide, 1),
                             "y": round(head + (i + 0.5) * high + 4, 1),
-                            "class": f"value {strong}",
+                            "class": f"value {ink}",
                         },
                         text=text,
                     )
@@ -233,7 +250,7 @@ def _heatmap(given: Heatmap) -> Drawing:
         if chart.signed
         else [chart.bottom + part * (top - chart.bottom) for part in (0, 0.25, 0.5, 0.75, 1)]
     )
-    legend = [(shade(value, top, chart.signed, chart.bottom), number(value, ".2g")) for value in marked]
+    legend = [(shade(value, top, chart.signed, chart.bottom), number(value, ".3g")) for value in marked]
     return Drawing(
         title=chart.title,
         summary=f"{chart.title}: a heatmap of {down} rows and {across} columns, values from {number(low, '.3g')} to {number(high_end, '.3g')}{unknown}.",
@@ -294,26 +311,29 @@ def _scatter(chart: Scatter) -> Drawing:
         ]
     points = [point for point in chart.points if math.isfinite(point.x) and math.isfinite(point.y)]
     front = sorted((point for point in points if point.front), key=lambda point: (point.x, point.y))
-    if len(front) > 1:
-        steps = [f"{'M' if i == 0 else 'L'}{x.at(point.x)} {y.at(point.y)}" for i, point in enumerate(front)]
+    best, joined = -math.inf, []  # with a third measure, some of the front lie behind the line that these two make
+    for point in front:
+        if point.y > best:
+            best = point.y
+            joined.append(point)
+    if len(joined) > 1:
+        steps = [f"{'M' if i == 0 else 'L'}{x.at(point.x)} {y.at(point.y)}" for i, point in enumerate(joined)]
         marks.append(Mark(tag="path", at={"class": "front", "d": "".join(steps)}))
     largest = max((point.size for point in points if point.size), default=0.0)
-    taken: list[tuple[float, float, float]] = []
     for point in sorted(points, key=lambda point: point.front):
         radius = 5.0 if not point.size or not largest else 4.0 + 9.0 * math.sqrt(point.size / largest)
         style = ("dot front-dot" if point.front else "dot") + ("" if point.size else " hollow")
         place = {"cx": x.at(point.x), "cy": y.at(point.y), "r": round(radius, 1), "class": style}
         marks.append(Mark(tag="circle", at=place, tip=f"{clean(point.name)}: {point.said}" if point.said else clean(point.name)))
-    for point in front:
-        at = (x.at(point.x), y.at(point.y), LETTER * min(LABEL, len(point.name)))
-        if not any(abs(at[1] - other[1]) < 13 and abs(at[0] - other[0]) < max(at[2], other[2]) for other in taken):
-            taken.append(at)
-            start = at[0] - at[2] < 40
-            marks.append(
-                label(
-                    at[0] + 12 if start else at[0] - 10, at[1] - 10, point.name, anchor="start" if start else "end", style="name"
-                )
-            )
+    taken: list[tuple[float, float, float]] = []  # left, right and baseline of the names that are written
+    for point in sorted(front, key=lambda point: (point not in joined, -point.y)):
+        long = LETTER * min(LABEL, len(clean(point.name)))
+        start = x.at(point.x) - long < 40
+        left, line = x.at(point.x) + 12 if start else x.at(point.x) - 10 - long, y.at(point.y) - 10
+        if not any(abs(line - other[2]) < 14 and left < other[1] and other[0] < left + long for other in taken):
+            taken.append((left, left + long, line))
+            at, anchor = (left, "start") if start else (left + long, "end")
+            marks.append(label(at, line, point.name, anchor=anchor, style="name over"))
     lost = len(chart.points) - len(points)
     said = f"; {lost} more have no number" if lost else ""
     named = ", ".join(clean(point.name, LABEL) for point in front[:12])

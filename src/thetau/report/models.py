@@ -279,13 +279,21 @@ def _evaluations(values: Sequence[Evaluation]) -> Section | None:
         columns=(
             Column(name="task", number=False),
             Column(name="metric", number=False),
-            Column(name="value", spec=".4g"),
+            Column(name="value", spec=".3g"),
             Column(name="n"),
             Column(name="known", number=False),
             Column(name="measured by", number=False),
         ),
         rows=tuple(
-            (one.task, one.metric, Span(value=one.value, low=one.low, high=one.high), one.n, one.known, one.by) for one in values
+            (
+                one.task,
+                one.metric,
+                Span(value=one.value, low=one.low, high=one.high),
+                one.n,
+                "" if one.low is not None and one.n is not None else one.known,
+                one.by,
+            )
+            for one in values
         ),
     )
     names = _distinct(values)

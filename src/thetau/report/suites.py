@@ -189,7 +189,7 @@ def _costs(merged: Sequence[Row], rows: Sequence[Row]) -> Section | None:
         points=points,
         log_x=True,
         lines=lines,
-        caption=f"The joined, named ones are those that no other beats in everything; {size}.",
+        caption=f"The coloured ones are those that no other beats in everything, and the line joins those that none beats in accuracy and seconds; {size}.",
     )
     order = sorted(range(len(timed)), key=lambda place: -_plain(timed[place].normalised))
     table = Table(

@@ -13,12 +13,13 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, final
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from thetau.checkpoint.disk import write_bytes
 from thetau.diagnostics.interference import mean_tau_jp
-from thetau.errors import DataError, RecipeError
+from thetau.diagnostics.results import load_result
+from thetau.errors import RecipeError
 from thetau.evaluate.cache import Cache
 from thetau.evaluate.evaluator import Evaluator
 from thetau.evaluate.means import average
@@ -151,11 +152,8 @@ class ParadigmResults:
 
 def load_paradigm_results(path: Path) -> ParadigmResults:
     """Read what `ParadigmResults.save` wrote. Raises `DataError`."""
-    try:
-        return TypeAdapter(ParadigmResults).validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise DataError(f"{path}: cannot be read as a comparison of paradigms ({reason}).") from error
+    remedy = "Give the paradigms.json that `thetau suite run --paradigm` writes."
+    return load_result(ParadigmResults, path, "a comparison of paradigms", remedy)
 
 
 def named_models(given: Sequence[str]) -> list[str]:

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, final
 
-from pydantic import BeforeValidator, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, TypeAdapter
 
 from thetau.checkpoint.disk import write_bytes
-from thetau.errors import DataError
+from thetau.diagnostics.results import load_result
 from thetau.evaluate.measures import Loss, Measure
 from thetau.evaluate.search import ScaleTrial
 
@@ -91,7 +91,4 @@ class SuiteResults:
 
 def load_results(path: Path) -> SuiteResults:
     """Read what `SuiteResults.save` wrote. Raises `DataError`."""
-    try:
-        return TypeAdapter(SuiteResults).validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise DataError(f"{path}: cannot be read as the results of a suite ({' '.join(str(error).split())[:300]}).") from error
+    return load_result(SuiteResults, path, "the results of a suite", "Give the results.json that `thetau suite run` writes.")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from thetau.cli.common import Charts
+from thetau.cli.common import Charts, Json
 from thetau.cli.diagnose.common import Results, show_rows, write
+from thetau.cli.options import with_options
 
 
-def alpha(results: Results, out: Charts) -> None:
+@with_options
+def alpha(results: Results, out: Charts, json: Json) -> None:
     """Accuracy over α by paradigm.
 
     thetau diagnose alpha runs/arithmetic/paradigms.json -o diagnostics
@@ -15,8 +17,10 @@ def alpha(results: Results, out: Charts) -> None:
     from thetau.studies.by_paradigm import alpha_curves
     from thetau.studies.paradigms import load_paradigm_results
 
+    json.check()
     result = alpha_curves(load_paradigm_results(results))
     write(result, alpha_chart, out, "alpha")
+    json.save(result)
     rows = []
     for curve in result.curves:
         best = max(range(len(curve.alphas)), key=lambda i: curve.normalised[i])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from thetau.cli.common import Charts
+from thetau.cli.common import Charts, Json
 from thetau.cli.diagnose.common import Models, session_of, show_rows, told, write
 from thetau.cli.options import with_options
 from thetau.evaluate.options import Backbone, Reading
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @with_options
-def bounds(models: Models = None, *, out: Charts, backbone: Backbone, options: LossBounds, reading: Reading) -> None:
+def bounds(models: Models = None, *, out: Charts, json: Json, backbone: Backbone, options: LossBounds, reading: Reading) -> None:
     """Loss gaps of addition, negation and out-of-distribution use, beside the bounds of theory and their conditions.
 
     thetau diagnose bounds models/* -o diagnostics
@@ -28,8 +28,10 @@ def bounds(models: Models = None, *, out: Charts, backbone: Backbone, options: L
     from thetau.plots.bounds import bounds_chart
     from thetau.studies import measures
 
+    json.check()
     result = measures.bounds(session_of(models, backbone, options.by_split(), reading), options)
     write(result, bounds_chart, out, "bounds")
+    json.save(result)
     _show(result)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from thetau.cli.common import Charts
+from thetau.cli.common import Charts, Json
 from thetau.cli.diagnose.common import show_rows, write
 from thetau.cli.options import with_options
 from thetau.errors import RecipeError
@@ -20,6 +20,7 @@ def cosine(
     ],
     out: Charts,
     backbone: Backbone,
+    json: Json,
 ) -> None:
     """Cosine similarity of task vectors, group by group.
 
@@ -29,6 +30,7 @@ def cosine(
     from thetau.studies.measures import cosines
     from thetau.studies.paradigms import named_models
 
+    json.check()
     groups: dict[str, list[str]] = {}
     for entry in group:
         name, equals, listed = entry.partition("=")
@@ -37,6 +39,7 @@ def cosine(
         groups[name] = named_models(listed.split(","))
     result = cosines(groups, base=backbone.base)
     write(result, cosines_chart, out, "cosine")
+    json.save(result)
     rows = [
         [one.name, str(len(one.tasks)), "–" if one.mean_absolute is None else f"{one.mean_absolute:.4f}"] for one in result.groups
     ]

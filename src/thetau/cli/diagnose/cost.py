@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from thetau.cli.common import Charts
+from thetau.cli.common import Charts, Json
 from thetau.cli.diagnose.common import Results, show_rows, write
+from thetau.cli.options import with_options
 
 
-def cost(results: Results, out: Charts) -> None:
+@with_options
+def cost(results: Results, out: Charts, json: Json) -> None:
     """What each paradigm costs: parameters, time, memory.
 
     thetau diagnose cost runs/arithmetic/paradigms.json -o diagnostics
@@ -15,8 +17,10 @@ def cost(results: Results, out: Charts) -> None:
     from thetau.studies.by_paradigm import costs
     from thetau.studies.paradigms import load_paradigm_results
 
+    json.check()
     result = costs(load_paradigm_results(results))
     write(result, costs_chart, out, "cost")
+    json.save(result)
     rows = [
         [
             row.name,

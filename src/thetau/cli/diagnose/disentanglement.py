@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from thetau.cli.common import Charts
+from thetau.cli.common import Charts, Json
 from thetau.cli.diagnose.common import Models, session_of, show_rows, write
 from thetau.cli.options import with_options
 from thetau.evaluate.options import Backbone, Reading
@@ -13,7 +13,7 @@ from thetau.studies.options import DisentanglementGrid
 
 @with_options
 def disentanglement(
-    models: Models = None, *, out: Charts, backbone: Backbone, options: DisentanglementGrid, reading: Reading
+    models: Models = None, *, out: Charts, json: Json, backbone: Backbone, options: DisentanglementGrid, reading: Reading
 ) -> None:
     """The disentanglement error of two vectors, or of each two of several, over a grid of coefficients.
 
@@ -25,6 +25,7 @@ def disentanglement(
     from thetau.studies import measures
     from thetau.studies.paradigms import named_models
 
+    json.check()
     given = named_models(models or [])
     measures.require_several(given)
     found = measures.disentanglements(session_of(given, backbone, options.sample.by_split(), reading), options)
@@ -32,6 +33,10 @@ def disentanglement(
         a, b = result.tasks
         raw = "-raw" if result.features == "raw" else ""
         write(result, disentanglement_chart, out, f"disentanglement-{a}-{b}-{result.distance}{raw}")
+    if len(found) == 1:
+        json.save(found[0])
+    else:
+        json.write({"pairs": found})
     rows = [[" and ".join(result.tasks), *_told(result.cells), *_told(result.inside)] for result in found]
     sizes = ", ".join(f"{task} {n}" for task, n in {task: n for result in found for task, n in result.n.items()}.items())
     first = found[0]

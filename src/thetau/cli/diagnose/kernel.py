@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from thetau.cli.common import Charts
+from thetau.cli.common import Charts, Json
 from thetau.cli.diagnose.common import Models, session_of, show_rows, write
 from thetau.cli.options import with_options
 from thetau.evaluate.options import Backbone, Reading, Sample
 
 
 @with_options
-def kernel(models: Models = None, *, out: Charts, backbone: Backbone, sample: Sample, reading: Reading) -> None:
+def kernel(models: Models = None, *, out: Charts, json: Json, backbone: Backbone, sample: Sample, reading: Reading) -> None:
     """Each fine-tuned model against its own linearisation: accuracy and relative error.
 
     thetau diagnose kernel models/* -o diagnostics
@@ -17,8 +17,10 @@ def kernel(models: Models = None, *, out: Charts, backbone: Backbone, sample: Sa
     from thetau.plots.diagnose import kernel_chart
     from thetau.studies import measures
 
+    json.check()
     result = measures.kernel(session_of(models, backbone, sample.by_split(), reading), sample)
     write(result, kernel_chart, out, "kernel")
+    json.save(result)
     rows = [
         [
             row.task,

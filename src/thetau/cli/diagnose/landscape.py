@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from thetau.cli.common import Charts
+from thetau.cli.common import Charts, Json
 from thetau.cli.diagnose.common import Merged, Methods, Models, built, session_of, show_rows, write
 from thetau.cli.options import with_options
 from thetau.evaluate.options import Backbone, Reading
@@ -23,6 +23,7 @@ def landscape(
     method: Methods = None,
     *,
     out: Charts,
+    json: Json,
     backbone: Backbone,
     options: Plane,
     reading: Reading,
@@ -35,11 +36,14 @@ def landscape(
     from thetau.studies import measures
     from thetau.studies.paradigms import named_models
 
+    json.check()
     given = named_models(models or [])
     measures.require_plane(given)
+    named, methods = measures.named_merges(merged or []), built(method or [])
     session = session_of(given, backbone, options.sample.by_split(), reading)
-    result = measures.landscape(session, options, merged=measures.named_merges(merged or []), methods=built(method or []))
+    result = measures.landscape(session, options, merged=named, methods=methods)
     write(result, landscape_chart, out, f"landscape-{'-'.join(result.tasks)}")
+    json.save(result)
     _show(result)
 
 

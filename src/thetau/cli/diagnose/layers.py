@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from thetau.cli.common import Charts
+from thetau.cli.common import Charts, Json
 from thetau.cli.diagnose.common import Merged, Methods, Models, built, session_of, show_rows, write
 from thetau.cli.options import with_options
 from thetau.evaluate.options import Backbone, Reading
@@ -22,6 +22,7 @@ def layers(
     method: Methods = None,
     *,
     out: Charts,
+    json: Json,
     backbone: Backbone,
     options: LayerSample,
     reading: Reading,
@@ -33,9 +34,12 @@ def layers(
     from thetau.plots.layers import layers_chart
     from thetau.studies import measures
 
+    json.check()
+    named, methods = measures.named_merges(merged or []), built(method or [])
     session = session_of(models, backbone, options.sample.by_split(), reading)
-    result = measures.layers(session, options, merged=measures.named_merges(merged or []), methods=built(method or []))
+    result = measures.layers(session, options, merged=named, methods=methods)
     write(result, layers_chart, out, "layers")
+    json.save(result)
     _show(result)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from thetau.cli.common import Charts
+from thetau.cli.common import Charts, Json
 from thetau.cli.diagnose.common import Results, show_rows, write
+from thetau.cli.options import with_options
 
 
-def single(results: Results, out: Charts) -> None:
+@with_options
+def single(results: Results, out: Charts, json: Json) -> None:
     """Single-task accuracy by paradigm.
 
     thetau diagnose single runs/arithmetic/paradigms.json -o diagnostics
@@ -15,8 +17,10 @@ def single(results: Results, out: Charts) -> None:
     from thetau.studies.by_paradigm import single_tasks
     from thetau.studies.paradigms import load_paradigm_results
 
+    json.check()
     result = single_tasks(load_paradigm_results(results))
     write(result, single_chart, out, "single")
+    json.save(result)
     rows = [
         [row.name, *(f"{100 * row.accuracy[task]:.1f}" for task in result.n), f"{100 * row.average:.1f}"] for row in result.rows
     ]

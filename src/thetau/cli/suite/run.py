@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from thetau.cli.common import Json
 from thetau.cli.options import with_options
 from thetau.cli.tables import show
 from thetau.evaluate.options import DataFolder
@@ -36,6 +37,8 @@ def run(
         bool, typer.Option("--memory", help="Make each merge in a process of its own too, for its seconds and peak memory.")
     ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="A small run: few steps, few examples, at most two λ.")] = False,
+    *,
+    json: Json,
 ) -> None:
     """Fine-tune every task, merge with every method, choose λ on validation, report on test. Writes results.json, .md and .png.
 
@@ -48,6 +51,7 @@ def run(
     from thetau.studies.suite import run_suite
     from thetau.tasks import load_suite
 
+    json.check()
     suite = load_suite(name)
     suite = replace(suite, backbone=backbone) if backbone else suite
     rows, chosen = _listed(paradigm), _listed(methods)
@@ -59,11 +63,13 @@ def run(
         compared = run_paradigms(
             suite, out, seeds=range(seeds), paradigms=wanted, methods=chosen, data=data, quick=quick, say=typer.echo
         )
+        json.copy(out / "paradigms.json")
         show(paradigm_table(compared))
         typer.echo(f"{out}: paradigms.json")
         return
     results = run_suite(suite, out, data=data, methods=chosen or None, quick=quick, memory=memory)
     suite_bars(results, out / "results.png")
+    json.copy(out / "results.json")
     show(rich_table(results))
     typer.echo(f"{out}: results.json, results.md, results.png ({results.seconds:.0f} s)")
 
