@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, final
 from thetau.checkpoint import Spec, Writer
 from thetau.checkpoint.compressed import FORMAT, part
 from thetau.checkpoint.disk import check_json
-from thetau.compression.encode import Encoder, LowRankEncoder, PrecisionEncoder, Room, SparseEncoder, Windows
+from thetau.compression.encode import Encoder, Loss, LowRankEncoder, PrecisionEncoder, Room, SparseEncoder, Windows
 from thetau.compression.forms import Form, LowRank, Precision, Sparse
 from thetau.engine.executor import Engine
 from thetau.engine.measuring import measured
