@@ -209,7 +209,7 @@ def forgotten(results: Mapping[str, Any]) -> list[str]:
     names, rows = list(results["examples"]), []
     for row in found["rows"]:
         mark = f"**{row['alpha']:g}**" if row["alpha"] == found["alpha"] else f"{row['alpha']:g}"
-        rows.append((mark, *values(row, names), percent(row["validation"])))
+        rows.append((mark, *values(row, names), percent(row["average"]), percent(row["validation"])))
     first, chosen = found["rows"][0], next(row for row in found["rows"] if row["alpha"] == found["alpha"])
     before, after = (row["skills"][found["skill"]]["value"] for row in (first, chosen))
     return [
@@ -219,7 +219,23 @@ def forgotten(results: Mapping[str, Any]) -> list[str]:
         f"questions. α is the largest at which the other skills keep {100 * found['keep']:g} % of their exact match on validation: α = {found['alpha']:g}, "
         f"which leaves {percent(after)} %. The last column is that control, averaged over the other skills; the rest is measured on the test questions.",
         "",
-        *table(("α", *names, "control, validation"), rows),
+        *table(("α", *names, "average", "control, validation"), rows),
+        *steps(found),
+    ]
+
+
+def steps(found: Mapping[str, Any]) -> list[str]:
+    """What else such a row of merges shows: how much an average can hang on one decision."""
+    start, best = found["rows"][0], max(found["rows"], key=lambda row: row["average"])
+    if lower(best, start) <= 0:
+        return []
+    skill = max(start["skills"], key=lambda name: best["skills"][name]["value"] - start["skills"][name]["value"])
+    moved = f"{percent(start['skills'][skill]['value'])} to {percent(best['skills'][skill]['value'])} %"
+    return [
+        f"At α = {best['alpha']:g} the average over all skills, this one included, is {percent(best['average'])} % instead of {percent(start['average'])}: "
+        f"`{skill}` goes from {moved}. Exact match is all or nothing, so that one decision which a merge takes in every answer, such as ending it after a "
+        "number, as another skill does, costs all of a skill. The order of methods that lie on the two sides of such a decision says little.",
+        "",
     ]
 
 

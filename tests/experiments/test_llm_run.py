@@ -75,6 +75,12 @@ def test_the_page(made: tuple[Path, list[str]]) -> None:
     assert "Too few methods were measured in this run" in text
     assert "## Taken out of a model that has it: `karcher` − α τ" in text
     assert f"| **{results['forgotten']['alpha']:g}** |" in text
+    low, high = (
+        {"alpha": alpha, "validation": 1.0, "average": value, "skills": {"a": {"correct": 100 * value, "n": 100, "value": value}}}
+        for alpha, value in ((0.0, 0.2), (0.5, 0.9))
+    )
+    assert "`a` goes from 20.0 to 90.0 %." in drawing.steps({"rows": [low, high]})[0]
+    assert drawing.steps({"rows": [low, low | {"alpha": 0.5}]}) == []
     assert "Taken out of a model" not in drawing.page(results | {"forgotten": None})
     assert "**These figures are from a small run**, not from the whole `make llm`: train 16 in place of 960, " in text
     whole = results | {"settings": asdict(driver.Sizes()), "remarks": ["Of an older rule."]}
