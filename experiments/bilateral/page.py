@@ -79,6 +79,7 @@ right side everywhere; the ablations below have each side everywhere, and both a
   random and moves little: they are no sample of inputs, and adapters of one seed share them, so that the right side takes them for the same task.
   Merge adapters by [`thetau adapter merge`](adapters.md) instead.
 - The roles are those of transformers; a matrix of an MLP with equal sides, or of an unknown block, is weighed on its inputs, as in WUDI.
+@LANGUAGE@
 
 ### What it reduces to
 
@@ -432,6 +433,16 @@ def page(content: Mapping[str, Any]) -> str:
     return led(body(content), leads.bilateral(content)) if content.get("comparisons") else body(content)
 
 
+def language() -> str:
+    """What `make llm` found of it, beside WUDI."""
+    found = json.loads((EXPERIMENTS / "llm" / "results.json").read_text(encoding="utf-8"))
+    ours, theirs = (100 * found["rows"][name]["average"] for name in ("bilateral", "wudi"))
+    return (
+        f"- *Language models* are not among the suites below. On [four small skills in one model of 135 million parameters](llm.md), one seed, defaults, "
+        f"`bilateral` kept {ours:.1f} % exact match and `wudi` {theirs:.1f}."
+    )
+
+
 def body(content: Mapping[str, Any]) -> str:
     """The whole page."""
     lines = [
@@ -451,7 +462,7 @@ def body(content: Mapping[str, Any]) -> str:
         "",
         *(f"    make bilateral ARGS='{DATA} {rest}'" for rest in COMMANDS),
         "",
-        DERIVATION.strip(),
+        DERIVATION.strip().replace("@LANGUAGE@", language()),
         "",
         *choice(content),
         *comparison(content),
