@@ -96,7 +96,8 @@ def verbs(command: Any, name: str = "thetau") -> dict[str, Any]:
     """Every verb by its whole name."""
     if not hasattr(command, "commands"):
         return {name: command}
-    return {word: verb for part, inner in command.commands.items() for word, verb in verbs(inner, f"{name} {part}").items()}
+    parts = ((part, command.get_command(None, part)) for part in command.commands)
+    return {word: verb for part, inner in parts for word, verb in verbs(inner, f"{name} {part}").items()}
 
 
 def test_every_verb_that_prints_a_table_has_json() -> None:
