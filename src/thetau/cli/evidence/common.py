@@ -26,7 +26,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Machine:
+class Workers:
     """What runs a collection that is a sum over examples."""
 
     jobs: Annotated[int, Option("Processes that share the examples, each with a model of its own.", least=1)] = 1

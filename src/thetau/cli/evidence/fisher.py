@@ -9,7 +9,7 @@ from typing import Annotated, Any, final
 import typer
 
 from thetau.cli.common import File, Json, check_folder
-from thetau.cli.evidence.common import BaseName, Machine, Opening, Quiet, TaskName, TunedModel, tell
+from thetau.cli.evidence.common import BaseName, Opening, Quiet, TaskName, TunedModel, Workers, tell
 from thetau.cli.options import with_options
 from thetau.evaluate.options import DataFolder, Kind
 from thetau.options import Option
@@ -48,7 +48,7 @@ def fisher(
     quiet: Quiet = False,
     *,
     options: Collecting,
-    machine: Machine,
+    workers: Workers,
     json: Json,
 ) -> None:
     """Collect the Fisher diagonal of a fine-tuned model: its squared gradients, example by example, averaged.
@@ -76,8 +76,8 @@ def fisher(
             head=opened.head,
             origin=model,
             tick=progress.advance,
-            jobs=Jobs(count=machine.jobs, open=opening),
-            device=machine.device,
+            jobs=Jobs(count=workers.jobs, open=opening),
+            device=workers.device,
         )
         progress.finish(f"fisher {opened.task.name}")
     json.write(result.to_json())

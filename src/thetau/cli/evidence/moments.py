@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, final
 
 from thetau.cli.common import File, Json, check_folder
-from thetau.cli.evidence.common import BaseName, Machine, Opening, Quiet, TaskName, TunedModel, tell
+from thetau.cli.evidence.common import BaseName, Opening, Quiet, TaskName, TunedModel, Workers, tell
 from thetau.cli.options import with_options
 from thetau.errors import RecipeError
 from thetau.evaluate.options import DataFolder, Kind
@@ -56,7 +56,7 @@ def gram(
     quiet: Quiet = False,
     *,
     options: Measuring,
-    machine: Machine,
+    workers: Workers,
     json: Json,
 ) -> None:
     """Collect the Gram matrix of every linear layer's inputs, which RegMean merges with. No label is looked at.
@@ -66,7 +66,7 @@ def gram(
     thetau evidence gram --model models/sst2 -o sst2-gram.safetensors
     """
     opening = Opening(model=model, task=task, base=base, data=data, kind=kind, purpose="second moments are collected")
-    _collect("gram", opening, out, quiet, options, machine, json)
+    _collect("gram", opening, out, quiet, options, workers, json)
 
 
 @with_options
@@ -80,7 +80,7 @@ def gradients(
     quiet: Quiet = False,
     *,
     options: Measuring,
-    machine: Machine,
+    workers: Workers,
     json: Json,
 ) -> None:
     """Collect the second moments of every linear layer's output gradients: beside `gram` the other factor of K-FAC.
@@ -90,10 +90,10 @@ def gradients(
     thetau evidence gradients --model models/sst2 -o sst2-gradients.safetensors
     """
     opening = Opening(model=model, task=task, base=base, data=data, kind=kind, purpose="second moments are collected")
-    _collect("gradients", opening, out, quiet, options, machine, json)
+    _collect("gradients", opening, out, quiet, options, workers, json)
 
 
-def _collect(moment: Moment, opening: Opening, out: Path, quiet: bool, options: Measuring, machine: Machine, json: Json) -> None:
+def _collect(moment: Moment, opening: Opening, out: Path, quiet: bool, options: Measuring, workers: Workers, json: Json) -> None:
     from thetau.evidence import MomentConfig, collect_second_moments
     from thetau.evidence.jobs import Jobs
     from thetau.finetune.progress import bar
@@ -113,8 +113,8 @@ def _collect(moment: Moment, opening: Opening, out: Path, quiet: bool, options: 
             head=opened.head,
             origin=opening.model,
             tick=progress.advance,
-            jobs=Jobs(count=machine.jobs, open=opening),
-            device=machine.device,
+            jobs=Jobs(count=workers.jobs, open=opening),
+            device=workers.device,
         )
         progress.finish(f"{moment} {opened.task.name}")
     json.write(result.to_json())
