@@ -219,7 +219,7 @@ def forgotten(results: Mapping[str, Any]) -> list[str]:
         f"The same vector taken from the merge by `{found['merge']}`, at its defaults, in which `{found['skill']}` is right in {percent(before)} % of the "
         f"questions. α is the largest at which each other skill keeps {100 * found['keep']:g} % of its exact match on {size['validation']} validation "
         f"questions: α = {found['alpha']:g}, which leaves {percent(after)} %. The control is that of {listed(list(first['validation']))}; the rest is "
-        "measured on the test questions.",
+        f"measured on the test questions. One validation question is {100 / size['validation']:.1f} points: a few of them decide what is kept.",
         "",
         *table(("α", *names, "average", "control, validation", "kept"), rows),
         *steps(found),
