@@ -209,7 +209,7 @@ def cost(speed: Mapping[str, Any]) -> list[str]:
         "## What looking costs",
         "",
         f"`{speed['command']}` compares the processor's seconds, the least of {speed['times']} runs on one thread, on {speed['task']} with "
-        f"{speed['backbone']}. The most that each may take was written down before.",
+        f"{speed['backbone']}. The most that each may take is the aim that was set for it.",
         "",
         *table(("", "beside", "times as long", "at most", ""), cells, words=2),
         "A Gram matrix of d inputs takes d²/2 products a row, a layer of d to d' features d d' of them. With the MLPs of this encoder that is nearly one "

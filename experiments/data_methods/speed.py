@@ -40,7 +40,7 @@ from thetau.tasks.suite import load_suite
 OUT = Path(__file__).parent / "speed.json"
 EXAMPLES, TIMES, TASKS = 32, 3, 3
 MANY = MomentConfig().examples
-MOST = {"gram": 2.0, "gradients": 2.0, "fisher": 2.0, "adamerging": 1.5}  # written down before the figures
+MOST = {"gram": 2.0, "gradients": 2.0, "fisher": 2.0, "adamerging": 1.5}  # the aims
 
 
 def least(work: Callable[[], object]) -> float:

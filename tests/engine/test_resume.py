@@ -25,7 +25,7 @@ from thetau.methods import TaskArithmetic, Ties
 
 SHAPES = {f"layers.{i}.mlp.weight": (24, 40) for i in range(12)} | {"norm.weight": (40,), "scale": (), "empty": (0, 3)}
 WAIT = -1.0  # a delay after which nobody kills
-KILLS = 300  # `make kills` tries 1,000
+KILLS, AGAIN = 300, 50  # `make kills` tries 1,000; after so many it is asked again how long a run takes
 
 
 def weights(seed: int) -> dict[str, Tensor]:
@@ -263,10 +263,12 @@ def test_killed_at_any_moment(tmp_path: Path, inputs: list[Path], server: Any) -
     begin = time.monotonic()
     assert server(0.0) == "killed"
     assert not out.exists()
-    took = calibrate(server, out)
-    chance = random.Random(7)
+    chance, took, due = random.Random(7), 0.0, 0
     kills = finished = partly = 0
     while kills < int(os.environ.get("THETAU_KILLS", KILLS)):
+        if kills >= due:  # a machine has more to do at one time than at another
+            clear(tmp_path, out)
+            took, due = calibrate(server, out), due + AGAIN
         outcome = server(chance.uniform(0, took))
         kills += outcome == "killed"
         assert outcome in ("killed", "exit 0")
@@ -278,7 +280,7 @@ def test_killed_at_any_moment(tmp_path: Path, inputs: list[Path], server: Any) -
     for _ in range(2):  # what the last kill left is finished; the second time there is nothing to do
         assert server(WAIT) == "exit 0"
         assert digests(out) == expected
-    assert partly, "no run was stopped in its middle"
+    assert partly > kills // 4
     figures = {"kills": kills, "finished": finished, "begun_left": partly, "seconds": round(time.monotonic() - begin, 1)}
     if "THETAU_KILLS" in os.environ:  # `make kills`
         result = {"command": "make kills", "runs": [figures | {"outputs_with_other_bits": 0}]}
